@@ -1,0 +1,106 @@
+"""Every setting, its type, its limits and its meaning: the one place where a setting is born.
+
+A setting has no default here: the defaults stand in presets/base.yaml, so that each has a file and a line.
+`auto` is resolved once the device, the data and the weights are known, and printed with its reason.
+Limits keep a crafted configuration from asking for absurd amounts of memory.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+
+# Width of the features and number of parameters (without the classifier) of torchvision's backbones, and
+# which published ImageNet weights exist. Known here without importing torch.
+BACKBONES: dict[str, tuple[int, int, tuple[str, ...]]] = {
+    "resnet18": (512, 11_176_512, ("imagenet-v1",)),
+    "resnet34": (512, 21_284_672, ("imagenet-v1",)),
+    "resnet50": (2048, 23_508_032, ("imagenet-v1", "imagenet-v2")),
+    "resnet101": (2048, 42_500_160, ("imagenet-v1", "imagenet-v2")),
+}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    root: Annotated[str, StringConstraints(min_length=1)]  # holds train2017/, val2017/, annotations/
+    train_fraction: Fraction  # of train2017's images; 1 % lies inside 10 %
+    val_fraction: Fraction
+    subset_seed: int = Field(ge=0)  # which images a fraction takes; apart from `seed`, so fetched data stay right
+    image_size: int = Field(ge=32, le=1024)  # pixels, square
+    crop_scale: Annotated[list[Fraction], Field(min_length=2, max_length=2)]  # area of the random crop, from..to
+    flip: bool  # mirror half of the training images; off where captions speak of left and right
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)]  # processes that decode images
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "DataConfig":
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError("crop_scale must be [smaller, larger]")
+        return self
+
+
+class VisionConfig(Section):
+    backbone: Backbone
+    weights: Annotated[str, StringConstraints(min_length=1)]  # imagenet-v1 | imagenet-v2 | none | FILE
+
+    @model_validator(mode="after")
+    def _published(self) -> "VisionConfig":
+        published = BACKBONES[self.backbone][2]
+        if self.weights.startswith("imagenet-") and self.weights not in published:
+            raise ValueError(f"weights of {self.backbone} can be {', '.join(published)}, none or a file")
+        return self
+
+
+class TextConfig(Section):
+    layers: int = Field(ge=1, le=48)
+    width: int = Field(ge=16, le=4096)
+    heads: int = Field(ge=1, le=64)
+    context_length: int = Field(ge=8, le=512)  # tokens, start and end included
+    vocab_size: int = Field(ge=300, le=100_000)  # at most; small training sets yield fewer
+    dropout: float = Field(ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> "TextConfig":
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide width: {self.heads} does not divide {self.width}")
+        return self
+
+
+class ModelConfig(Section):
+    projection_dim: int = Field(ge=2, le=4096)  # of the shared space
+    temperature: float = Field(ge=0.01, le=1)  # divides cosine similarities
+    learn_temperature: bool  # in log space, from `temperature`, clamped at 1/100
+    vision: VisionConfig
+    text: TextConfig
+
+
+class TrainConfig(Section):
+    epochs: int = Field(ge=1, le=100_000)
+    batch_size: int = Field(ge=2, le=65_536)  # sets the negatives of each image: batch_size - 1
+    lr: float = Field(gt=0, le=10)
+    backbone_lr_scale: Literal["auto"] | Annotated[float, Field(ge=0, le=10)]  # auto: 0.1 with weights, 1 from scratch
+    frozen_epochs: Literal["auto"] | Annotated[int, Field(ge=0)]  # epochs with the backbone frozen
+    weight_decay: float = Field(ge=0, le=10)  # not on biases, norms, temperature
+    # a number of steps, or a share of all steps when below 1
+    warmup_steps: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
+    grad_clip: float = Field(gt=0)  # global norm
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
+    early_stop_epochs: int = Field(ge=0)  # stop after so many epochs without a better R@1; 0: never
+    log_every_steps: int = Field(ge=1)
+
+
+class CheckpointConfig(Section):
+    every_steps: int = Field(ge=1)  # and at each epoch's end
+    keep: int = Field(ge=0)  # newest epoch_NNN.pt kept, beside last, previous and best
+
+
+class Config(Section):
+    seed: int = Field(ge=0, lt=2**32)
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
