@@ -5,11 +5,14 @@ A setting has no default here: the defaults stand in presets/base.yaml, so that 
 Limits keep a crafted configuration from asking for absurd amounts of memory.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+# One line, without what a terminal or YAML could not carry: controls, line separators, non-characters.
+Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}\x{FFFE}\x{FFFF}]+$")]
 Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 
 # Width of the features and number of parameters (without the classifier) of torchvision's backbones, and
@@ -23,35 +26,46 @@ BACKBONES: dict[str, tuple[int, int, tuple[str, ...]]] = {
 
 
 class Section(BaseModel):
+    """A validator of several settings starts its message with one of their names: its line tells where."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
-    root: Annotated[str, StringConstraints(min_length=1)]  # holds train2017/, val2017/, annotations/
+    root: Text  # holds train2017/, val2017/, annotations/
     train_fraction: Fraction  # of train2017's images; 1 % lies inside 10 %
     val_fraction: Fraction
-    subset_seed: int = Field(ge=0)  # which images a fraction takes; apart from `seed`, so fetched data stay right
+    subset_seed: int = Field(
+        ge=0
+    )  # which images a fraction takes; apart from `seed`, so fetched data stay right
     image_size: int = Field(ge=32, le=1024)  # pixels, square
-    crop_scale: Annotated[list[Fraction], Field(min_length=2, max_length=2)]  # area of the random crop, from..to
+    crop_scale: Annotated[
+        list[Fraction], Field(min_length=2, max_length=2)
+    ]  # area of the random crop, from..to
     flip: bool  # mirror half of the training images; off where captions speak of left and right
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)]  # processes that decode images
 
     @model_validator(mode="after")
     def _ordered(self) -> "DataConfig":
         if self.crop_scale[0] > self.crop_scale[1]:
-            raise ValueError("crop_scale must be [smaller, larger]")
+            raise ValueError(f"crop_scale must be [smaller, larger], not {self.crop_scale}")
         return self
 
 
 class VisionConfig(Section):
     backbone: Backbone
-    weights: Annotated[str, StringConstraints(min_length=1)]  # imagenet-v1 | imagenet-v2 | none | FILE
+    weights: Text  # imagenet-v1 | imagenet-v2 | none | FILE
 
     @model_validator(mode="after")
     def _published(self) -> "VisionConfig":
         published = BACKBONES[self.backbone][2]
-        if self.weights.startswith("imagenet-") and self.weights not in published:
-            raise ValueError(f"weights of {self.backbone} can be {', '.join(published)}, none or a file")
+        a_name = self.weights.startswith("imagenet-") or not set(self.weights) & set("./\\")
+        if a_name and self.weights not in (*published, "none"):
+            choices = ", ".join(published)
+            raise ValueError(
+                f"weights can be {choices}, none or a file for backbone {self.backbone}, "
+                f"not {self.weights:.60}"
+            )
         return self
 
 
@@ -66,7 +80,7 @@ class TextConfig(Section):
     @model_validator(mode="after")
     def _divides(self) -> "TextConfig":
         if self.width % self.heads:
-            raise ValueError(f"heads must divide width: {self.heads} does not divide {self.width}")
+            raise ValueError(f"heads must divide width: {self.width} is no multiple of {self.heads}")
         return self
 
 
@@ -82,7 +96,9 @@ class TrainConfig(Section):
     epochs: int = Field(ge=1, le=100_000)
     batch_size: int = Field(ge=2, le=65_536)  # sets the negatives of each image: batch_size - 1
     lr: float = Field(gt=0, le=10)
-    backbone_lr_scale: Literal["auto"] | Annotated[float, Field(ge=0, le=10)]  # auto: 0.1 with weights, 1 from scratch
+    backbone_lr_scale: (
+        Literal["auto"] | Annotated[float, Field(ge=0, le=10)]
+    )  # auto: 0.1 with weights, 1 from scratch
     frozen_epochs: Literal["auto"] | Annotated[int, Field(ge=0)]  # epochs with the backbone frozen
     weight_decay: float = Field(ge=0, le=10)  # not on biases, norms, temperature
     # a number of steps, or a share of all steps when below 1
@@ -104,3 +120,18 @@ class Config(Section):
     model: ModelConfig
     train: TrainConfig
     checkpoint: CheckpointConfig
+
+
+def _names(section: type[Section], prefix: str = "") -> Iterator[tuple[str, bool]]:
+    for name, field in section.model_fields.items():
+        kind: object = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield prefix + name, True
+            yield from _names(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, False
+
+
+# Dotted names, in the order of the schema: "train.lr" is a setting, "train" a section.
+SETTINGS = tuple(name for name, is_section in _names(Config) if not is_section)
+SECTIONS = tuple(name for name, is_section in _names(Config) if is_section)

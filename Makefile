@@ -1,0 +1,40 @@
+# Everything happens in .venv, made once; remove it to start over.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+
+help: ## these lines
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/installed ## install into .venv (TORCH=cpu: the small torch without CUDA)
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("clipcoco needs Python 3.11 or newer: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+ifeq ($(TORCH),cpu)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch torchvision --index-url https://download.pytorch.org/whl/cpu
+endif
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup ## from nothing to a recall table: minutes on a laptop, no download of data, no account
+	$(BIN)/clipcoco train --preset demo
+
+test: setup ## the tests
+	$(PYTEST)
+
+test-all: setup ## the long tests too
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
+	$(PYTEST) -m ''
+
+lint: setup ## format, style, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup ## the measurements behind benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/recall.py
+
+.PHONY: help setup demo test test-all lint bench
+.DEFAULT_GOAL := help

@@ -1,0 +1,186 @@
+"""What a run is made of, read and checked in the order of the exit codes before anything is written."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clipcoco import __version__
+from clipcoco.config.derive import Derived, derive
+from clipcoco.config.schema import Config
+from clipcoco.data.captions import CaptionTable, check_files, overlap, read_captions
+from clipcoco.data.loader import TrainingLoader, choose_workers
+from clipcoco.data.tokenizer import Tokenizer
+from clipcoco.engine.device import Device, choose_device
+from clipcoco.engine.evaluate import Split, embed, validation_loss
+from clipcoco.engine.model import DualEncoder
+from clipcoco.engine.optim import build_optimizer
+from clipcoco.engine.recall import RecallTable, recall_table
+from clipcoco.engine.state import TrainState
+from clipcoco.engine.train import Schedule, Stop, Training, temperature
+from clipcoco.errors import EnvironmentProblem
+from clipcoco.events import Report
+from clipcoco.prepare.scenes import draw_scenes, is_drawn
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """Everything that a run needs, read and checked; nothing is written yet."""
+
+    config: Config
+    device: Device
+    train_table: CaptionTable
+    val_table: CaptionTable
+    tokenizer: Tokenizer
+    derived: Derived
+    workers: int
+    warnings: tuple[str, ...]
+    header: tuple[tuple[str, str], ...]
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "source": "originals",
+            "train": self.train_table.fingerprint(),
+            "val": self.val_table.fingerprint(),
+            "train_images": len(self.train_table.files),
+            "val_images": len(self.val_table.files),
+        }
+
+
+def assemble(
+    config: Config, device_name: str | None, precision: str, draw: bool, tokenizer: Tokenizer | None
+) -> Assembled:
+    """Choose the device and read the data, in the order of the exit codes 5 and 3.
+
+    `draw`: the embedded data set is drawn when it is missing. `tokenizer`: None trains one on the captions.
+    """
+    device = choose_device(device_name, precision)
+    root = Path(config.data.root).expanduser()
+    if draw and not is_drawn(root):
+        draw_scenes(root)
+    train_all, val_all = read_captions(root, "train2017"), read_captions(root, "val2017")
+    train_table = train_all.subset(config.data.train_fraction, config.data.subset_seed)
+    val_table = val_all.subset(config.data.val_fraction, config.data.subset_seed)
+    derived = derive(
+        config,
+        train_images=len(train_all.files),
+        train_captions=len(train_all.captions),
+        val_images=len(val_all.files),
+        val_captions=len(val_all.captions),
+        counted_from=str(root),
+    )
+    check_files(train_table, root)
+    check_files(val_table, root)
+    if tokenizer is None:
+        tokenizer = Tokenizer.train(train_table.captions, config.model.text.vocab_size)
+    workers, why = choose_workers(config.data.workers, device.device.type, os.cpu_count() or 1)
+    both = overlap(train_table, val_table)
+    warnings = [*train_table.notes, *val_table.notes]
+    if both:
+        warnings.append(f"{both:,} images are in both splits: recall on them says little")
+    header = (
+        ("", f"clipcoco {__version__} · torch {torch.__version__} · {device.description}"),
+        ("data", _say_data(config, train_table, val_table, workers, why)),
+        ("model", _say_model(config, derived)),
+        ("train", _say_training(config, derived)),
+    )
+    return Assembled(
+        config, device, train_table, val_table, tokenizer, derived, workers, tuple(warnings), header
+    )
+
+
+def build_training(
+    parts: Assembled, model: DualEncoder, state: TrainState, report: Report, stop: Stop
+) -> Training:
+    """Model on its device, optimiser, loader and evaluation; saving comes with the run directory."""
+    config, derived, device = parts.config, parts.derived, parts.device
+    memory_format = torch.channels_last if device.channels_last else torch.contiguous_format
+    model.to(device.device)
+    model.visual.to(memory_format=memory_format)
+    context = config.model.text.context_length
+    val = Split(
+        config.data, parts.val_table, _encode(parts.tokenizer, parts.val_table, context), parts.workers
+    )
+
+    def evaluate() -> tuple[float, RecallTable] | None:
+        embeddings = embed(model, val, device, report, stop)
+        if embeddings is None:
+            return None
+        loss = validation_loss(embeddings, config.train.batch_size, temperature(model))
+        return loss, recall_table(embeddings.images, embeddings.texts, embeddings.owners)
+
+    return Training(
+        model=model,
+        optimizer=build_optimizer(
+            model, config.train.lr, config.train.weight_decay, derived.backbone_lr_scale
+        ),
+        scaler=device.scaler(),
+        device=device,
+        schedule=Schedule(
+            config=config.train,
+            seed=config.seed,
+            total_steps=derived.total_steps,
+            warmup_steps=derived.warmup_steps,
+            frozen_epochs=derived.frozen_epochs,
+            checkpoint_steps=config.checkpoint.every_steps,
+        ),
+        state=state,
+        loader=TrainingLoader(
+            config.data,
+            parts.train_table,
+            _encode(parts.tokenizer, parts.train_table, context),
+            config.train.batch_size,
+            config.seed,
+            parts.workers,
+            pin_memory=device.device.type == "cuda",
+        ),
+        evaluate=evaluate,
+        save=lambda best, epoch: None,
+    )
+
+
+def check_disk(runs_dir: Path, derived: Derived) -> None:
+    """Room for every checkpoint that is kept and for the one being written."""
+    volume = runs_dir.absolute()
+    while not volume.exists():
+        volume = volume.parent
+    needed, free = derived.checkpoint_bytes * (derived.checkpoints_kept + 1), shutil.disk_usage(volume).free
+    if free < needed:
+        raise EnvironmentProblem(
+            f"{derived.checkpoints_kept} checkpoints need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on "
+            f"{volume}. Free space, or --set checkpoint.keep=0, or --runs-dir DIR"
+        )
+
+
+def _encode(tokenizer: Tokenizer, table: CaptionTable, context: int) -> np.ndarray:
+    return tokenizer.encode(table.captions, context)
+
+
+def _say_data(config: Config, train: CaptionTable, val: CaptionTable, workers: int, why: str) -> str:
+    return (
+        f"{config.data.root}: {len(train.files):,} + {len(val.files):,} images, "
+        f"{len(train.captions):,} + {len(val.captions):,} captions; {workers} workers ({why})"
+    )
+
+
+def _say_model(config: Config, derived: Derived) -> str:
+    weights = config.model.vision.weights
+    start_from = "from scratch" if weights == "none" else f"from {weights}"
+    text = config.model.text
+    return (
+        f"{config.model.vision.backbone} at {config.data.image_size} px {start_from} + Transformer "
+        f"{text.layers} x {text.width}: {derived.parameters / 1e6:.1f} M -> {config.model.projection_dim} dimensions"
+    )
+
+
+def _say_training(config: Config, derived: Derived) -> str:
+    frozen = f", backbone frozen for {derived.frozen_epochs} epochs" if derived.frozen_epochs else ""
+    return (
+        f"{config.train.epochs} epochs x {derived.steps_per_epoch:,} steps x {config.train.batch_size} images, "
+        f"lr {config.train.lr:g}, seed {config.seed}{frozen}"
+    )

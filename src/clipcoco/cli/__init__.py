@@ -1,0 +1,98 @@
+"""The command line: parse, call one function, show. Nothing here imports torch before a command needs it."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from clipcoco import __version__
+from clipcoco.cli import data, evaluate, train
+from clipcoco.cli.options import debugging
+from clipcoco.console import error_line
+from clipcoco.errors import ClipcocoError, ExitCode
+
+app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+app.command("train", rich_help_panel="Train and measure")(train.train)
+app.command("resume", rich_help_panel="Train and measure")(train.resume)
+app.command("eval", rich_help_panel="Train and measure")(evaluate.evaluate)
+app.command("prepare-data", rich_help_panel="Data")(data.prepare_data)
+app.command("inspect-config", rich_help_panel="Look")(data.inspect_config)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
+) -> None:
+    """Train a CLIP-style image-text model on COCO captions, and measure its retrieval honestly.
+
+    [bold]clipcoco train --preset demo[/bold]      a model and its recall table in minutes, offline
+
+    [bold]clipcoco inspect-config small[/bold]     every setting, and where it comes from
+    """
+    if version:
+        typer.echo(f"clipcoco {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+class _Terminated(BaseException):
+    """SIGTERM while there is nothing to save."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; gives the exit code. An error is one line, a traceback only with --debug."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(args=list(arguments), standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else ExitCode.OK
+    except ClipcocoError as error:
+        _traceback_if_asked()
+        error_line(str(error))
+        return error.exit_code
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except _Terminated:
+        return ExitCode.TERMINATED
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else ExitCode.BUG
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own, for usage: it vendors click, so no class to name
+            error_line(_one_sentence(error.format_message()))
+            return ExitCode.CONFIG
+        _traceback_if_asked()
+        what = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        error_line(f"this is a bug in clipcoco: {type(error).__name__}: {what}. --debug shows where")
+        return ExitCode.BUG
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _one_sentence(message: str) -> str:
+    return (
+        " ".join(message.split())
+        + ("" if message.rstrip().endswith((".", "?")) else ".")
+        + " See clipcoco --help"
+    )
+
+
+def _traceback_if_asked() -> None:
+    if debugging():
+        traceback.print_exc()

@@ -1,0 +1,171 @@
+"""`clipcoco eval`."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clipcoco import rundir
+from clipcoco.cli.options import RUNS, ConfigFile, Debug, Device, Json, Run, RunsDir, Set, split_words
+from clipcoco.config.load import flatten, load_config, override, to_plain
+from clipcoco.console import RunConsole, open_terminal, recall_table, say_seconds, show
+from clipcoco.errors import CheckpointError, ConfigError, ExitCode
+from clipcoco.rundir import RunDir
+
+if TYPE_CHECKING:
+    from clipcoco.evaluation import Evaluation
+
+
+def evaluate(
+    words: Run = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A checkpoint file instead.", show_default=False)
+    ] = None,
+    from_embeddings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Judge any model's embeddings.", show_default=False),
+    ] = None,
+    config: ConfigFile = None,
+    changes: Set = None,
+    split: Annotated[str, typer.Option(help="val or train.")] = "val",
+    fraction: Annotated[
+        float | None, typer.Option(help="Of the split's images; the run's own otherwise.", show_default=False)
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="own, 1k or all.")] = "all",
+    embeddings: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Write the embeddings here.", show_default=False)
+    ] = None,
+    runs_dir: RunsDir = RUNS,
+    device: Device = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Measure recall of a run's best checkpoint, or of any checkpoint.
+
+    [bold]clipcoco eval[/bold]
+
+    [bold]clipcoco eval --checkpoint best.pt --json[/bold]
+    """
+    if protocol not in ("own", "1k", "all"):
+        raise ConfigError(f"no protocol '{protocol}' (--protocol). Choose own, 1k or all")
+    if split not in ("val", "train"):
+        raise ConfigError(f"no split '{split}' (--split). Choose val or train")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise ConfigError(f"a fraction is above 0 and at most 1, not {fraction:g} (--fraction)")
+    protocols = ("own", "1k") if protocol == "all" else (protocol,)
+    word, bare = split_words(words)
+    if from_embeddings is not None:
+        from clipcoco.evaluation import evaluate_embeddings
+
+        return _show(evaluate_embeddings(from_embeddings, protocols), protocols, json_)
+    if checkpoint is not None:
+        if not checkpoint.is_file():
+            raise CheckpointError(
+                f"no checkpoint at {checkpoint} (--checkpoint). A run keeps its own in RUN/checkpoints"
+            )
+        found = rundir.found_file(checkpoint)
+    else:
+        found = rundir.find(runs_dir, word)
+    evaluation = _measure(found, config, [*(changes or []), *bare], split, fraction, protocols, device)
+    if embeddings is not None:
+        from clipcoco.engine.evaluate import write_embeddings
+
+        write_embeddings(embeddings, evaluation.embeddings)
+    return _show(evaluation, protocols, json_)
+
+
+def _measure(
+    found: rundir.Found,
+    file: Path | None,
+    changes: list[str],
+    split: str,
+    fraction: float | None,
+    protocols: tuple[str, ...],
+    device: str | None,
+) -> "Evaluation":
+    from clipcoco.evaluation import evaluate_checkpoint
+    from clipcoco.model_file import open_model
+
+    path = found.checkpoint or (found.run.checkpoints / "best.pt" if found.run else Path())
+    if found.run and not path.exists():
+        path = found.run.checkpoints / "last.pt"  # stopped before its first evaluation
+    model_file = open_model(path)
+    data = model_file.config.data
+    if file is not None:
+        given = load_config(file=file).config
+        own, other = flatten(to_plain(model_file.config)), flatten(to_plain(given))
+        differing = [key for key in own if key.startswith("model.") and own[key] != other[key]]
+        if differing:
+            raise ConfigError(
+                f"{file} describes another model than {path}: {', '.join(differing[:4])} (--config). "
+                f"The checkpoint knows its own configuration: leave --config out"
+            )
+        data = given.data
+    if changes:
+        wrong = [change for change in changes if not change.startswith("data.")]
+        if wrong:
+            raise ConfigError(
+                f"{wrong[0]} would change the model, not the measurement (--set). Only data.* can be set"
+            )
+        data = override(model_file.config.model_copy(update={"data": data}), changes).data
+    terminal = open_terminal()
+    with RunConsole(terminal) as console:
+        return evaluate_checkpoint(
+            model_file,
+            found.run.name if found.run else None,
+            data,
+            split,
+            fraction,
+            protocols,
+            device,
+            console,
+            os.cpu_count() or 1,
+        )
+
+
+def measure_run(run: RunDir, path: Path, device: str | None, console: RunConsole) -> "Evaluation":
+    """What `eval` would say of the run, and its page of retrievals."""
+    from clipcoco.evaluation import evaluate_checkpoint, show_retrievals
+    from clipcoco.model_file import open_model
+
+    model_file = open_model(path)
+    config = model_file.config
+    evaluation = evaluate_checkpoint(
+        model_file,
+        run.name,
+        config.data,
+        "val",
+        None,
+        ("own", "1k"),
+        device,
+        lambda event: None,
+        os.cpu_count() or 1,
+    )
+    show_retrievals(evaluation, run.retrievals, run.name, config.seed)
+    return evaluation
+
+
+def _show(evaluation: "Evaluation", protocols: tuple[str, ...], json_: bool) -> int:
+    result = evaluation.result
+    if json_:
+        typer.echo(json.dumps(result))
+        return ExitCode.OK
+    terminal = open_terminal()
+    what = result["run"] or result["checkpoint"] or "embeddings"
+    step = f", step {result['step']:,}" if result["step"] is not None else ""
+    which = f", {Path(result['checkpoint']).stem}{step}" if result["checkpoint"] else ""
+    show(
+        terminal.err,
+        f"{what}{which} · {result['split']} · {result['source']} · {result['precision'] or 'float32'}",
+        "",
+    )
+    note = say_seconds(result["seconds"])
+    for key, entry in result["protocols"].items():
+        show(terminal.out, *recall_table(result["split"], key, entry, note), "")
+    if "1k" in protocols and "1k" not in result["protocols"] and "own" not in protocols:
+        raise ConfigError(
+            f"protocol 1k needs 1,000 images, {result['images']:,} are here (--protocol). Use own"
+        )
+    return ExitCode.OK

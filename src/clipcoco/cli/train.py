@@ -1,0 +1,248 @@
+"""`clipcoco train` and `clipcoco resume`."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipcoco import rundir
+from clipcoco.cli.options import (
+    RUNS,
+    Bare,
+    ConfigFile,
+    Debug,
+    Device,
+    Json,
+    Plain,
+    Preset,
+    Run,
+    RunsDir,
+    Set,
+    load_from,
+    split_words,
+)
+from clipcoco.cli.signals import StopSignals, stop_signals
+from clipcoco.config.load import LoadedConfig, config_from_plain, flatten, override, to_plain
+from clipcoco.console import (
+    RunConsole,
+    Terminal,
+    open_terminal,
+    recall_table,
+    say_seconds,
+    show,
+    summary_rows,
+)
+from clipcoco.errors import CheckpointError, ConfigError, ExitCode
+from clipcoco.rundir import RunDir
+
+if TYPE_CHECKING:
+    from clipcoco.events import Report, RunEnded
+
+
+def train(
+    words: Bare = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    changes: Set = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN or FILE",
+            help="Start from these weights, with a fresh optimiser.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name.", show_default=False)] = None,
+    or_resume: Annotated[
+        bool, typer.Option("--or-resume", help="Resume run --name where it exists.")
+    ] = False,
+    runs_dir: RunsDir = RUNS,
+    device: Device = None,
+    plain: Plain = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all, do three steps, write nothing.")
+    ] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Train a model; ends with its recall table.
+
+    [bold]clipcoco train --preset demo[/bold]
+
+    [bold]clipcoco train --preset small --set train.epochs=5 --name first-try[/bold]
+    """
+    loaded = load_from(preset, config, changes, words)
+    terminal = open_terminal(plain)
+    if or_resume:
+        if name is None:
+            raise ConfigError("--or-resume needs the run's name. Give --name NAME")
+        if (run := RunDir(runs_dir / name)).path.exists():
+            return _resume_same(run, loaded, device, terminal, json_)
+    from clipcoco import run as runs
+
+    if dry_run:
+        show(terminal.out, *summary_rows(runs.rehearse(loaded, device, runs_dir)))
+        return ExitCode.OK
+    start_from = None
+    if init is not None:
+        found = rundir.find(runs_dir, init)
+        start_from = found.checkpoint or (found.run.checkpoints / "best.pt" if found.run else None)
+    return _conduct(
+        terminal,
+        lambda report, stop: runs.start(
+            loaded,
+            name=name,
+            runs_dir=runs_dir,
+            device_name=device,
+            init=start_from,
+            report=report,
+            stop=stop,
+        ),
+        device,
+        json_,
+    )
+
+
+def resume(
+    words: Run = None,
+    changes: Set = None,
+    runs_dir: RunsDir = RUNS,
+    device: Device = None,
+    plain: Plain = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Go on with a stopped run, to the same bits as without the stop.
+
+    [bold]clipcoco resume[/bold]
+
+    [bold]clipcoco resume small --set train.epochs=20[/bold]
+    """
+    terminal = open_terminal(plain)
+    word, bare = split_words(words)
+    found = rundir.find(runs_dir, word)
+    if found.run is None:
+        raise CheckpointError(
+            f"{found.checkpoint} lies in no run directory, so there is nothing to go on with. "
+            f"Start from its weights: clipcoco train --preset NAME --init {found.checkpoint}"
+        )
+    return _resume(found.run, found.checkpoint, [*(changes or []), *bare], device, terminal, json_)
+
+
+def _resume_same(
+    run: RunDir, loaded: LoadedConfig, device: str | None, terminal: Terminal, json_: bool
+) -> int:
+    """--or-resume: the run must be of the same configuration."""
+    from clipcoco.engine import checkpoint
+
+    _, content, _ = checkpoint.newest(run.checkpoints)
+    old, new = flatten(content["config"]), flatten(to_plain(loaded.config))
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if differing:
+        raise ConfigError(
+            f"run {run.name} has another configuration: {', '.join(differing[:4])} (--or-resume). Take another --name"
+        )
+    return _resume(run, None, [], device, terminal, json_)
+
+
+def _resume(
+    run: RunDir, path: Path | None, changes: list[str], device: str | None, terminal: Terminal, json_: bool
+) -> int:
+    from clipcoco import run as runs
+    from clipcoco.engine import checkpoint
+
+    damaged: list[str] = []
+    if path is None:
+        path, content, damaged = checkpoint.newest(run.checkpoints)
+    else:
+        content = checkpoint.load(path)
+    before = config_from_plain(content["config"], str(path))
+    config = override(before, changes) if changes else before
+    changed = runs.check_changes(before, config)
+    status = run.status()
+    total = status.get("total_steps", 0)
+    if status.get("state") == "finished" and config.train.epochs == before.train.epochs:
+        show(
+            terminal.err,
+            f"{run.name} is finished ({status.get('step', 0):,} of {total:,} steps). Train on from its weights: "
+            f"clipcoco train --preset NAME --init {run.name}, or longer: --set train.epochs=N",
+        )
+        return ExitCode.OK
+    for line in damaged:
+        show(terminal.err, f"warning: {line}. Taking {path.name}")
+    show(terminal.err, _where_it_stands(run, status, content["state"].get("step", 0), total))
+    show(terminal.err, *changed)
+    if not changed and device is None:
+        show(
+            terminal.err,
+            f"Going on from checkpoints/{path.name}, verified; the result will be the same to the bit as without "
+            f"the stop (same device, threads and versions).",
+        )
+    return _conduct(
+        terminal,
+        lambda report, stop: runs.resume(
+            run, path, content, config, device_name=device, report=report, stop=stop
+        ),
+        device,
+        json_,
+    )
+
+
+def _where_it_stands(run: RunDir, status: dict[str, Any], step: int, total: int) -> str:
+    reason = status.get("reason") or ("it did not end by itself" if status.get("state") == "running" else "")
+    state = "stopped" if status.get("state") == "running" else status.get("state", "stopped")
+    by = (
+        f" by {reason}"
+        if state == "stopped" and status.get("state") == "stopped"
+        else f" ({reason})"
+        if reason
+        else ""
+    )
+    ago = say_seconds(max(0.0, time.time() - (run.path / "status.json").stat().st_mtime))
+    return f"{run.name}: {state}{by} at step {step:,} of {total:,}, {ago} ago."
+
+
+def _conduct(
+    terminal: Terminal,
+    work: Callable[[Callable[[RunDir], "Report"], StopSignals], tuple[RunDir, "RunEnded"]],
+    device: str | None,
+    json_: bool,
+) -> int:
+    """Run `work` with the panel and the signals; after the last step, measure the best checkpoint and show it."""
+    from clipcoco.loggers import LogFile
+
+    console = RunConsole(terminal)
+
+    def report_to(run: RunDir) -> "Report":
+        console.log = LogFile(run.log)
+        return console
+
+    with stop_signals() as stop, console:
+        run, ended = work(report_to, stop)
+    if ended.state == "stopped":
+        return ExitCode.STOPPED
+    from clipcoco.cli.evaluate import measure_run
+
+    evaluation = measure_run(run, run.checkpoints / "best.pt", device, console)
+    result = evaluation.result
+    status = run.status()
+    note = f"epoch {(status.get('best') or {}).get('epoch', '?')} is the best"
+    if json_:
+        typer.echo(json.dumps(result))
+        return ExitCode.OK
+    lines = [
+        line
+        for key, entry in result["protocols"].items()
+        for line in recall_table(result["split"], key, entry, note)
+    ]
+    show(terminal.out, "", *lines, "")
+    rows = [
+        ("pictures", str(run.retrievals)),
+        ("again", f"clipcoco eval {run.name}"),
+        ("curves", f"tensorboard --logdir {run.tensorboard}"),
+    ]
+    show(terminal.out, *summary_rows(rows))
+    return ExitCode.OK

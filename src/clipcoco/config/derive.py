@@ -1,0 +1,129 @@
+"""What follows from a configuration and the size of the data: plain arithmetic, without the data or torch."""
+
+import math
+from dataclasses import dataclass
+
+from clipcoco.config.schema import BACKBONES, Config, ModelConfig, TrainConfig
+from clipcoco.errors import ConfigError, DataError
+
+# Images and captions of COCO 2017, as published.
+OFFICIAL = {"train2017": (118_287, 591_753), "val2017": (5_000, 25_014)}
+_HEAD_STEPS = 2_000  # before the backbone's pretrained features are exposed to the heads' gradients
+_BYTES_A_PARAMETER = 12  # a float32 weight and AdamW's two moments
+_CHECKPOINTS = 3  # last, previous and best
+
+
+@dataclass(frozen=True)
+class Derived:
+    train_images: int  # after the fraction, as are the other counts
+    train_captions: int  # in proportion to the images: exact only for the whole split
+    val_images: int
+    val_captions: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    frozen_epochs: int
+    backbone_lr_scale: float
+    parameters: int  # with a full vocabulary; small training sets yield a smaller one
+    checkpoint_bytes: int
+    checkpoints_kept: int
+    chance_loss: float  # nats, of guessing among one batch
+    counted_from: str  # where the counts of images and captions come from
+
+
+def subset_size(n: int, fraction: float) -> int:
+    return math.floor(n * fraction + 0.5)
+
+
+def count_parameters(model: ModelConfig, vocab_size: int) -> int:
+    """Trainable numbers of the DualEncoder, the temperature among them."""
+    features, backbone, _ = BACKBONES[model.vision.backbone]
+    width = model.text.width
+    norm = 2 * width
+    attention = (3 * width * width + 3 * width) + (width * width + width)
+    mlp = (4 * width * width + 4 * width) + (4 * width * width + width)
+    block = norm + attention + norm + mlp
+    embeddings = (vocab_size + model.text.context_length) * width
+    text = embeddings + model.text.layers * block + norm + width * model.projection_dim
+    return backbone + features * model.projection_dim + text + 1
+
+
+def resolve_warmup(warmup_steps: int | float, total_steps: int) -> int:
+    """Steps of the linear warm-up; raises ConfigError when the run is shorter."""
+    if isinstance(warmup_steps, float):
+        return subset_size(total_steps, warmup_steps)
+    if warmup_steps > total_steps:
+        raise ConfigError(
+            f"train.warmup_steps is {warmup_steps:,}, more than the {total_steps:,} steps of the whole run. "
+            "Give a share, as in --set train.warmup_steps=0.05"
+        )
+    return warmup_steps
+
+
+def resolve_frozen_epochs(train: TrainConfig, weights: str, steps_per_epoch: int) -> tuple[int, str]:
+    """Epochs with a frozen backbone, and why."""
+    if train.frozen_epochs != "auto":
+        return train.frozen_epochs, "as set"
+    if weights == "none":
+        return 0, "no pretrained weights to keep"
+    enough = math.ceil(_HEAD_STEPS / steps_per_epoch)
+    if enough >= train.epochs:
+        return train.epochs, f"the heads need about {_HEAD_STEPS:,} steps, the run has no more"
+    return enough, f"until the heads have had about {_HEAD_STEPS:,} steps"
+
+
+def resolve_backbone_lr_scale(train: TrainConfig, weights: str) -> tuple[float, str]:
+    """Factor on the learning rate for the backbone, and why."""
+    if train.backbone_lr_scale != "auto":
+        return train.backbone_lr_scale, "as set"
+    if weights == "none":
+        return 1.0, "the backbone starts from scratch as the rest does"
+    return 0.1, "pretrained weights want small steps"
+
+
+def derive(
+    config: Config,
+    train_images: int,
+    train_captions: int,
+    val_images: int,
+    val_captions: int,
+    counted_from: str,
+) -> Derived:
+    """From the counts of the whole splits, before the fractions.
+
+    Raises DataError when the images do not fill one batch, or leave no gallery; ConfigError when the warm-up
+    is longer than the run.
+    """
+    train, data = config.train, config.data
+    images = subset_size(train_images, data.train_fraction)
+    gallery = subset_size(val_images, data.val_fraction)
+    steps_per_epoch = images // train.batch_size
+    if steps_per_epoch == 0:
+        raise DataError(
+            f"{images:,} training images do not fill one batch of {train.batch_size:,} ({counted_from}). "
+            "Raise data.train_fraction or lower train.batch_size"
+        )
+    if gallery == 0:
+        raise DataError(
+            f"data.val_fraction {data.val_fraction} of {val_images:,} validation images is none "
+            f"({counted_from}). Raise data.val_fraction"
+        )
+    total_steps = steps_per_epoch * train.epochs
+    parameters = count_parameters(config.model, config.model.text.vocab_size)
+    weights = config.model.vision.weights
+    return Derived(
+        train_images=images,
+        train_captions=subset_size(train_captions, images / train_images),
+        val_images=gallery,
+        val_captions=subset_size(val_captions, gallery / val_images),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        warmup_steps=resolve_warmup(train.warmup_steps, total_steps),
+        frozen_epochs=resolve_frozen_epochs(train, weights, steps_per_epoch)[0],
+        backbone_lr_scale=resolve_backbone_lr_scale(train, weights)[0],
+        parameters=parameters,
+        checkpoint_bytes=_BYTES_A_PARAMETER * parameters,
+        checkpoints_kept=_CHECKPOINTS + config.checkpoint.keep,
+        chance_loss=math.log(train.batch_size),
+        counted_from=counted_from,
+    )

@@ -1,0 +1,88 @@
+"""Configuration as text: a file's characters, and one value from and to YAML 1.2's core schema."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+from clipcoco.errors import ConfigError
+
+_MAX_BYTES = 2**20
+_MAX_DIGITS = 40
+_WORDS = {"": None, "~": None} | {
+    spelling: value
+    for word, value in (("null", None), ("true", True), ("false", False))
+    for spelling in (word, word.capitalize(), word.upper())
+}
+_INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+
+def read_text(path: Path, where: str) -> str:
+    """The content of a configuration file; raises ConfigError where there is none that could be one."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(f"no configuration file at {where}.") from error
+    except OSError as error:
+        raise ConfigError(f"{where} cannot be read as a configuration file ({error.strerror}).") from error
+    if len(data) > _MAX_BYTES:
+        raise ConfigError(f"{where} is larger than 1 MiB, so it is no configuration file.")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ConfigError(f"{where} is UTF-16. Save it as UTF-8.")
+    if b"\0" in data:
+        raise ConfigError(
+            f"{where}:{data[: data.index(0)].count(10) + 1} holds a NUL byte. Save it as UTF-8 text."
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{where}:{line} is not UTF-8. Save the file as UTF-8.") from error
+
+
+def scalar(text: str) -> object:
+    """The value of unquoted `text`; raises OverflowError for an integer of absurd length."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INTEGER.fullmatch(text):
+        if len(text) > _MAX_DIGITS:
+            raise OverflowError
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return float(text.replace(".", "")) if _NOT_FINITE.fullmatch(text) else text
+
+
+def written(value: object) -> str:
+    """A setting's value as YAML on one line."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, str):
+        plain = re.fullmatch(r"(?:\.{0,2}/|[^\W\d])[\w./-]*", value) and value.lower() not in (
+            "true",
+            "false",
+            "null",
+        )
+        return value if plain else json.dumps(value, ensure_ascii=False)
+    return repr(value)
+
+
+def one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def shown(value: object, longest: int = 60) -> str:
+    """A value or a name inside a message: as it would be written, on one line, cut when long."""
+    if isinstance(value, dict):
+        return "a section"
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (list, tuple, dict)) for item in value):
+        return "a nested list"
+    text = one_line(written(value)[: longest + 1])
+    return text if len(text) <= longest else text[: longest - 3] + "..."

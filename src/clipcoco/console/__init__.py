@@ -1,0 +1,27 @@
+"""What a person sees of a command. No torch in here: `--help` must answer at once."""
+
+from clipcoco.console.run import RunConsole
+from clipcoco.console.terminal import (
+    Terminal,
+    error_line,
+    open_terminal,
+    printable,
+    recall_table,
+    say_bytes,
+    say_seconds,
+    show,
+    summary_rows,
+)
+
+__all__ = [
+    "RunConsole",
+    "Terminal",
+    "error_line",
+    "open_terminal",
+    "printable",
+    "recall_table",
+    "say_bytes",
+    "say_seconds",
+    "show",
+    "summary_rows",
+]

@@ -1,0 +1,116 @@
+"""The live panel of a training run, drawn from one frozen view: no clock, no terminal, no state."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.panel import Panel
+from rich.text import Text
+
+WIDTH = 80
+SPARKS = "▁▂▃▄▅▆▇█"
+FRAME_LINES = 12  # all lines but the epochs, and one to spare for the prompt
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class View:
+    title: str
+    subtitle: str
+    done: int  # steps of the run
+    total: int
+    time: str  # how long it will take
+    losses: Sequence[float]  # of the log intervals, the newest last
+    chance_loss: float
+    chance: Row  # {"i2t": {"r1", "r5", "r10"}, "t2i": ...}
+    last: Row  # the newest step row; empty before the first
+    evaluations: Sequence[Row]  # evaluation rows, one an epoch
+
+
+def draw(view: View, width: int, height: int, glyphs: Mapping[int, int]) -> Panel:
+    """The panel for a terminal of `width` columns and `height` lines, at most 80 columns wide.
+
+    `glyphs` is a str.translate table, for terminals that can't show them all.
+    """
+    width = min(WIDTH, width)
+    steps = f"step {view.done:,} of {view.total:,}  {view.done / view.total:4.0%}".replace("%", " %")
+    lines = [
+        bar(view.done / view.total, width - 7 - len(steps)).append(f"   {steps}"),
+        Text(view.time),
+        Text(),
+        *_figures(view, wide=width == WIDTH),
+        Text(),
+        *_epochs(view, wide=width == WIDTH, room=max(1, height - FRAME_LINES)),
+    ]
+    body = Text("\n").join(lines)
+    body.plain = body.plain.translate(glyphs)
+    return Panel(
+        body,
+        title=Text(view.title.translate(glyphs)),
+        title_align="left",
+        subtitle=Text(view.subtitle) if view.subtitle else None,
+        subtitle_align="left",
+        border_style="dim",
+        width=width,
+    )
+
+
+def bar(share: float, width: int) -> Text:
+    halves = round(2 * width * min(share, 1.0))
+    done = "━" * (halves // 2) + "╸" * (halves % 2)
+    return Text.assemble((done, "bold"), ("─" * (width - len(done)), "dim"))
+
+
+def sparkline(values: Sequence[float]) -> str:
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    return "".join(SPARKS[round(7 * (value - low) / (high - low)) if high > low else 3] for value in values)
+
+
+def _figures(view: View, wide: bool) -> list[Text]:
+    last = view.last
+    clock = last.get("clock", {})
+    speed = clock.get("images_per_second", 0.0)
+    loss = (f"{last['loss']:.3f}" if last else "-").rjust(6)
+    images = (f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.1f} images/s") if last else "-"
+    wait = f"{clock.get('data_wait', 0.0):.0%}".replace("%", " %") if last else "-"
+    lr, temperature = (f"{last['lr']:.1e}", f"{last['temperature']:.3f}") if last else ("-", "-")
+    cells = [
+        (
+            f"loss {loss}  {sparkline(view.losses[-10:])}",
+            f"chance {view.chance_loss:>14.3f}",
+            f"lr   {lr:>10}",
+        ),
+        (f"speed  {images}", f"waiting for data {wait:>4}", f"temp {temperature:>10}"),
+    ]
+    if wide:
+        return [Text(f"{left:<32}{middle:<28}{right}") for left, middle, right in cells]
+    (loss, chance, lr), (images, wait, temperature) = cells
+    return [Text(f"{left:<32}{right}") for left, right in ((loss, chance), (images, wait), (lr, temperature))]
+
+
+def _epochs(view: View, wide: bool, room: int) -> list[Text]:
+    """The newest epochs that fit, and always the best, in green and marked."""
+    best = next((row for row in reversed(view.evaluations) if row["best"]), None)
+    shown = list(view.evaluations[-room:])
+    if best is not None and all(row is not best for row in shown):
+        shown[0] = best
+    header = "  epoch val loss     R@1   i2t R@1" + ("     R@5    R@10" if wide else "") + "   t2i R@1"
+    header += "    R@5    R@10" if wide else ""
+    lines = [Text(header, "dim"), Text(_epoch("chance", view.chance_loss, view.chance, wide), "dim")]
+    for row in shown:
+        mark = "*" if row is best else ""
+        lines.append(
+            Text(_epoch(f"{row['epoch']}", row["val_loss"], row, wide) + mark, "green" if mark else "")
+        )
+    return lines
+
+
+def _epoch(label: str, loss: float, row: Row, wide: bool) -> str:
+    i2t, t2i = row["i2t"], row["t2i"]
+    line = f"{label:>7}{loss:>9.3f}{(i2t['r1'] + t2i['r1']) / 2:>8.2f}{i2t['r1']:>10.2f}"
+    if wide:
+        return (
+            line + f"{i2t['r5']:>8.2f}{i2t['r10']:>8.2f}{t2i['r1']:>10.2f}{t2i['r5']:>7.2f}{t2i['r10']:>8.2f}"
+        )
+    return line + f"{t2i['r1']:>10.2f}"

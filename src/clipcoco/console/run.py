@@ -1,0 +1,261 @@
+"""The events of a run on the terminal: one live panel, or plain lines where nothing may be animated."""
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any, Self
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from clipcoco import events
+from clipcoco.console import panel
+from clipcoco.console.terminal import (
+    Terminal,
+    glyphs,
+    printable,
+    say_bytes,
+    say_seconds,
+    short_seconds,
+    show,
+    summary_rows,
+)
+
+LINE_SECONDS = 30.0  # between two plain lines of progress
+
+
+def _evaluation_line(event: events.Evaluated) -> str:
+    i2t, t2i = (
+        "/".join(f"{recalls[key]:.2f}" for key in ("r1", "r5", "r10")) for recalls in (event.i2t, event.t2i)
+    )
+    return f"eval epoch {event.epoch} R@1 {event.r1:.2f} i2t {i2t} t2i {t2i}" + (
+        " best" if event.best else ""
+    )
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+class RunConsole:
+    """Shows the events of a run; call it with each. A context manager, so that the cursor always comes back.
+
+    Every line, and the plain form of what the panel shows, also goes to `log`. Without `RunStarted` (an
+    evaluation on its own) it shows a single bar that vanishes.
+    """
+
+    def __init__(self, terminal: Terminal, log: Callable[[str], None] = lambda line: None) -> None:
+        self.terminal = terminal
+        self.log = log
+        self.run: events.RunStarted | None = None
+        self.phase = events.Progress("train", 0, 1)
+        self.done = 0  # steps of the run
+        self.last: dict[str, Any] = {}  # the newest step row
+        self.losses: list[float] = []
+        self.evaluations: list[dict[str, Any]] = []
+        self.saved: events.CheckpointSaved | None = None
+        self.step_seconds: list[float] = []
+        self._mark: tuple[float, int] | None = None  # when and where undisturbed steps began
+        self._next_line = time.monotonic() + LINE_SECONDS
+        self._began = time.monotonic()
+        self._live: Live | None = None
+        self._subtitle = "Ctrl-C saves and stops"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # the terminal is gone
+            self._stop_panel()
+
+    def show(self, *lines: str | Text) -> None:
+        """Show lines above the panel, and log them."""
+        for line in lines:
+            self.log(line if isinstance(line, str) else line.plain)
+        show(self.terminal.err, *lines)
+
+    def __call__(self, event: events.Event) -> None:
+        match event:
+            case events.RunStarted():
+                self._start(event)
+            case events.Progress():
+                self._progress(event)
+            case events.StepDone():
+                self._step(event)
+            case events.Evaluated():
+                self._mark, self.phase = None, events.Progress("train", self.done, self.phase.total)
+                self.evaluations.append(vars(event))
+                self._line(_evaluation_line(event))
+            case events.CheckpointSaved():
+                self._mark, self.saved = None, event
+                path = event.path.relative_to(self.run.folder) if self.run else event.path
+                self._line(f"saved {path} ({say_bytes(event.size)}, {say_seconds(event.seconds)})")
+            case events.StepSkipped():
+                self._warn(f"step {event.step:,} is skipped, the weights stay as they were: {event.reason}")
+            case events.ImageReplaced():
+                self._warn(f"{event.file} cannot be read; another image takes its place")
+            case events.Warned():
+                self._warn(event.message)
+            case events.Stopping():
+                self._stopping(event)
+            case events.RunEnded():
+                self._end(event)
+
+    def _start(self, event: events.RunStarted) -> None:
+        self.run, self.done = event, event.step
+        self.evaluations = [row for row in event.rows if row["event"] == "evaluation"]
+        self.losses = [row["loss"] for row in event.rows if row["event"] == "step"]
+        self._began = time.monotonic()
+        self.phase = events.Progress("train", event.step, event.total_steps)
+        self.show(*summary_rows(event.header), Text())
+        self._show_panel(transient=False)
+
+    def _progress(self, event: events.Progress) -> None:
+        self.phase = event
+        if event.phase == "train":
+            self.done = event.done
+            self._mark = self._mark or (time.monotonic(), event.done)
+        elif self.run is None:
+            self._show_panel(transient=True)
+        if time.monotonic() >= self._next_line:
+            self._progress_line()
+
+    def _step(self, event: events.StepDone) -> None:
+        first = not self.last
+        self.done, self.last = event.step, vars(event)
+        self.losses.append(event.loss)
+        now = time.monotonic()
+        if self._mark and event.step > self._mark[1]:
+            self.step_seconds.append((now - self._mark[0]) / (event.step - self._mark[1]))
+        self._mark = (now, event.step)
+        if first or now >= self._next_line:
+            self._progress_line()
+
+    def _stopping(self, event: events.Stopping) -> None:
+        signal = "Stopping" if event.signal == "Ctrl-C" else f"{event.signal}: stopping"
+        since = f", from step {self.saved.step:,}" if self.saved else ""
+        self.show(f"{signal} after this step, then saving. Ctrl-C again: stop now{since}.")
+
+    def _end(self, event: events.RunEnded) -> None:
+        self._stop_panel()
+        assert self.run
+        if event.state == "finished":
+            self.show(f"Finished: {event.step:,} steps in {say_seconds(event.seconds)}.")
+            return
+        took = (
+            f" in {say_seconds(self.saved.seconds)}" if self.saved and self.saved.step == event.step else ""
+        )
+        self.show(
+            f"Saved step {event.step:,} of {self.run.total_steps:,}{took}.",
+            f"Go on with: clipcoco resume {self.run.name}",
+        )
+
+    def _warn(self, message: str) -> None:
+        self.show(Text.assemble(("warning: ", "yellow"), printable(message)))
+
+    def _line(self, text: str) -> None:
+        """A line of progress: always logged, shown where no panel shows the same."""
+        self.log(text)
+        if not self._live:
+            show(self.terminal.err, f"{datetime.now():%H:%M:%S} {text}")
+
+    def _progress_line(self) -> None:
+        self._next_line = time.monotonic() + LINE_SECONDS
+        if self.phase.phase == "evaluate":
+            self._line(f"encoding {self.phase.done}/{self.phase.total}")
+            return
+        assert self.run
+        text = f"step {self.done}/{self.run.total_steps} epoch {self._epoch()}/{self.run.epochs}"
+        if self.last:
+            clock = self.last["clock"]
+            text += (
+                f" loss {self.last['loss']:.3f} lr {self.last['lr']:.1e}"
+                f" img/s {clock.get('images_per_second', 0):.0f} wait {clock.get('data_wait', 0):.0%}"
+            )
+        left = self._seconds_left()
+        self._line(text + (f" eta {short_seconds(left)}" if left is not None else ""))
+
+    def _epoch(self) -> int:
+        assert self.run
+        return max(1, -(-self.done // self.run.steps_per_epoch))
+
+    def _evaluation_seconds(self) -> float | None:
+        seconds = [row["clock"]["seconds"] for row in self.evaluations]
+        return _median(seconds) if seconds else None
+
+    def _evaluations_left(self) -> float:
+        assert self.run
+        under_way = self.phase.done / self.phase.total if self.phase.phase == "evaluate" else 0.0
+        return self.run.epochs - len(self.evaluations) - under_way
+
+    def _seconds_left(self) -> float | None:
+        """Of the whole run: the median step and the median evaluation, times what is left of each."""
+        assert self.run
+        steps = self.step_seconds[-20:]
+        if not steps and self._mark and self.done > self._mark[1]:
+            steps = [(time.monotonic() - self._mark[0]) / (self.done - self._mark[1])]
+        if not steps:
+            return None
+        evaluations = (self._evaluation_seconds() or 0.0) * self._evaluations_left()
+        return _median(steps) * (self.run.total_steps - self.done) + evaluations
+
+    def _time(self) -> str:
+        left, phase = self._seconds_left(), self.phase
+        where = (
+            f"evaluating, {phase.done / phase.total:.0%} · ".replace("%", " %")
+            if phase.phase == "evaluate"
+            else ""
+        )
+        if left is None:
+            return where + "measuring the time left"
+        if self._evaluation_seconds() is None:
+            return where + f"about {say_seconds(left)} of steps left, the first evaluation still to be timed"
+        day = "%H:%M:%S" if left < 12 * 3600 else "%A %H:%M"
+        return (
+            where
+            + f"about {say_seconds(left)} left, done at {datetime.now() + timedelta(seconds=left):{day}}"
+        )
+
+    def _show_panel(self, transient: bool) -> None:
+        if self.terminal.live and self._live is None:
+            self._live = Live(
+                get_renderable=self._picture,
+                console=self.terminal.err,
+                refresh_per_second=4,
+                transient=transient,
+                redirect_stdout=sys.stdout.isatty(),
+                vertical_overflow="crop",
+            )
+            self._live.start()
+
+    def _stop_panel(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            self._subtitle = ""
+            live.stop()
+
+    def _picture(self) -> RenderableType:
+        console, run = self.terminal.err, self.run
+        if run is None:
+            share = self.phase.done / self.phase.total
+            text = panel.bar(share, 40).append(f"  encoding {self.phase.done:,} of {self.phase.total:,}")
+            text.plain = text.plain.translate(glyphs(console))
+            return Group(text, Text())
+        elapsed = say_seconds(time.monotonic() - self._began)
+        view = panel.View(
+            title=f"{run.name} · epoch {self._epoch()} of {run.epochs} · {elapsed}",
+            subtitle=self._subtitle,
+            done=self.done,
+            total=run.total_steps,
+            time=self._time(),
+            losses=list(self.losses),
+            chance_loss=run.chance_loss,
+            chance=run.chance,
+            last=self.last,
+            evaluations=list(self.evaluations),
+        )
+        # The terminal echoes ^C into the empty line below; on the frame's own line it would tear the frame.
+        return Group(panel.draw(view, console.width, console.height, glyphs(console)), Text())

@@ -1,0 +1,173 @@
+"""The two streams and what is printed on them as lines: the recall table, the rows of a summary, the error line.
+
+Whether to animate is decided here, from the stream itself: FORCE_COLOR would make rich animate into a pipe,
+and an ASCII locale would end a run at its first table.
+"""
+
+import io
+import os
+import sys
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+# Shown one for one where the stream cannot write the original.
+ASCII = str.maketrans("·±→…━╸─▁▂▃▄▅▆▇█", "-~>.==-_.-~=+*#")
+LIVE_WIDTH = 60  # columns below which nothing is animated
+
+
+def say_seconds(seconds: float) -> str:
+    """A duration as a person says it: "0.4 s", "2 s", "1 min 41 s", "2 h 5 min"."""
+    if 0.05 <= seconds < 0.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, name, small, small_name in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= unit:
+            rest = whole % unit // small
+            return f"{whole // unit} {name}" + (f" {rest} {small_name}" if rest else "")
+    return f"{whole} s"
+
+
+def say_bytes(count: float) -> str:
+    """A size in decimal units, as disks and downloads are sold: "346 MB", "1.3 GB"."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= 0.9995 * unit:
+            return f"{count / unit:.1f} {name}" if count < 9.95 * unit else f"{count / unit:,.0f} {name}"
+    return f"{count:.0f} B"
+
+
+def short_seconds(seconds: float) -> str:
+    """A duration in a column or a log line: "45s", "2m04s", "1h52m"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    return (
+        f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    )
+
+
+def printable(text: str) -> str:
+    """`text` with every control character written out: file names and captions must not steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # The reader has gone (`| head`): rich would end the process, but a run goes on without its audience.
+        self.quiet = True
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, self.file.fileno())
+        os.close(devnull)
+
+
+@dataclass(frozen=True)
+class Terminal:
+    out: Console  # results
+    err: Console  # progress, warnings, errors
+    live: bool  # err may be animated
+
+
+def open_terminal(plain: bool = False) -> Terminal:
+    """The two streams, made unable to fail on a character. `plain` forbids the panel."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    consoles = [
+        _Console(stderr=stderr, highlight=False, markup=False, emoji=False, force_interactive=False)
+        for stderr in (False, True)
+    ]
+    out, err = consoles
+    dumb = os.environ.get("TERM", "dumb").lower() in ("dumb", "unknown")
+    live = (
+        not plain
+        and sys.stderr.isatty()
+        and not dumb
+        and not os.environ.get("CI")
+        and err.width >= LIVE_WIDTH
+    )
+    err.is_interactive = live
+    return Terminal(out, err, live)
+
+
+def glyphs(console: Console) -> dict[int, int]:
+    """The str.translate table for what is shown on `console`."""
+    return {} if console.encoding.startswith("utf") else ASCII
+
+
+def show(console: Console, *lines: str | Text) -> None:
+    """Print each line whole: the terminal wraps it, a file or a pipe gets it as it is."""
+    for line in lines:
+        text = Text(printable(line)) if isinstance(line, str) else line.copy()
+        text.plain = text.plain.translate(glyphs(console))
+        console.print(text, soft_wrap=True)
+
+
+def error_line(message: str) -> None:
+    """`error: ...` on stderr, one line for each line of `message`."""
+    lines = [Text.assemble(("error: ", "bold red"), printable(line)) for line in message.split("\n")]
+    show(open_terminal(plain=True).err, *lines)
+
+
+def summary_rows(rows: Iterable[tuple[str, str]]) -> list[Text]:
+    """`  label     text` lines; one with an empty label stands at the margin and has a blank line below."""
+    lines: list[Text] = []
+    for label, text in rows:
+        if label:
+            lines.append(Text.assemble((f"  {printable(label):<9} ", "dim"), printable(text)))
+        else:
+            lines += [Text(printable(text)), Text()]
+    return lines
+
+
+def recall_table(title: str, protocol: str, recalls: dict[str, Any], note: str = "") -> list[Text]:
+    """The recall table of one protocol, as lines of at most 80 columns for usual titles.
+
+    `protocol` is "own" or "1k"; `recalls` its entry in `eval --json`; `note` goes into the line below the
+    table. The end of a training run and `eval` both print this, hence the same digits.
+    """
+    interval = recalls.get("interval") or {}
+    width = max(13, len(title))
+
+    def row(label: str, r: dict[str, float], spread: dict[str, list[float]] | None, median: str) -> str:
+        cells = ""
+        for key, gap in (("r1", 2), ("r5", 3), ("r10", 3)):
+            half = f" ± {(spread[key][1] - spread[key][0]) / 2:.1f}" if spread else ""
+            cells += f"{r[key]:>{gap + 5}.2f}{half:<6}"
+        return f"  {label:<{width}}{cells}{median:>15}".rstrip()
+
+    i2t, t2i, chance = recalls["i2t"], recalls["t2i"], recalls["chance"]
+    mean = {key: (i2t[key] + t2i[key]) / 2 for key in ("r1", "r5", "r10")}
+    by_chance = {key: (chance["i2t"][key] + chance["t2i"][key]) / 2 for key in ("r1", "r5", "r10")}
+    medians = [f"{r['median_rank']:,.0f}" for r in (chance["i2t"], chance["t2i"]) if "median_rank" in r]
+    lines = [
+        Text(f"  {title:<{width}}{'R@1':>13}{'R@5':>14}{'R@10':>14}{'median rank':>15}", "dim"),
+        Text(row("image -> text", i2t, interval.get("i2t"), f"{i2t['median_rank']:,g}")),
+        Text(row("text -> image", t2i, interval.get("t2i"), f"{t2i['median_rank']:,g}")),
+        Text(row("mean", mean, None, "")),
+        Text(row("chance", by_chance, None, " / ".join(dict.fromkeys(medians))), "dim"),
+        Text(),
+    ]
+    lines[3].stylize("bold", width + 2, width + 9)
+    return lines + [Text(line, "dim") for line in _about_recalls(protocol, recalls, note)]
+
+
+def _about_recalls(protocol: str, recalls: dict[str, Any], note: str) -> list[str]:
+    ties = f" ({recalls['ties']:,})" if recalls.get("ties") else ""
+    parts = [f"{recalls['images']:,} images, {recalls['captions']:,} captions, ties against us{ties}"]
+    if protocol == "1k":
+        parts.insert(
+            0, f"1k: mean of {recalls['folds']} folds of 1,000 images, {recalls['dropped']:,} left out"
+        )
+    if note:
+        parts.append(note)
+    if recalls.get("interval"):
+        parts.append("± 95 % bootstrap, by image")
+    return textwrap.wrap("; ".join(parts), 78, initial_indent="  ", subsequent_indent="  ")

@@ -1,0 +1,147 @@
+"""Checkpoints: self-contained, written atomically, verified before use, plain data only.
+
+In the folder lie `last.pt`, `previous.pt`, `best.pt` and `epoch_NNN.pt`. Before a new `last` takes its name the
+old one becomes `previous`, so at every instant a whole file is there; the newest valid step wins.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipcoco.errors import CheckpointError, EnvironmentProblem
+from clipcoco.files import sync_folder, write_temporary
+
+FORMAT = 1
+
+
+def save(
+    folder: Path, content: dict[str, Any], *, best: bool, epoch: int | None, keep: int
+) -> tuple[int, float]:
+    """Write `last.pt`, and as `best.pt` and `epoch_NNN.pt` too where asked; gives bytes and seconds.
+
+    `keep` is how many of the newest epoch files stay. Raises EnvironmentProblem when the disk refuses; what
+    was there before stays whole.
+    """
+    start = time.monotonic()
+    last = folder / "last.pt"
+    try:
+        temporary = write_temporary(last, lambda file: torch.save({"format": FORMAT, **content}, file))
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        free = shutil.disk_usage(folder).free / 2**20
+        raise EnvironmentProblem(
+            f"the checkpoint can't be written to {folder}, {free:,.0f} MiB are free there: "
+            f"{str(error).splitlines()[0]}. Free space, then go on with clipcoco resume"
+        ) from error
+    _check_sums(temporary)
+    size = temporary.stat().st_size
+    if best:
+        _link(temporary, folder / "best.pt")
+    if epoch is not None and keep:
+        _link(temporary, folder / f"epoch_{epoch:03d}.pt")
+    if last.exists():
+        os.replace(last, folder / "previous.pt")
+    os.replace(temporary, last)
+    sync_folder(folder)
+    for old in sorted(folder.glob("epoch_*.pt"), key=_epoch_number)[: -keep or None]:
+        old.unlink()
+    return size, time.monotonic() - start
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU. Raises CheckpointError for all that is not a whole one."""
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}. See what is there: ls {path.parent}")
+    try:
+        _check_sums(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except (
+        Exception
+    ) as error:  # a damaged file makes torch.load raise nearly anything; none of it is let past
+        raise CheckpointError(
+            f"{path} is not a clipcoco checkpoint, or damaged: {type(error).__name__}. Use another one"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise CheckpointError(f"{path} is not a clipcoco checkpoint: it names no format. Use another file")
+    if content["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} was made by a newer clipcoco (format {content['format']}). Upgrade clipcoco"
+        )
+    missing = {"model", "config", "tokenizer", "state"} - content.keys()
+    if missing:
+        raise CheckpointError(f"{path} is not a clipcoco checkpoint: it lacks {', '.join(sorted(missing))}")
+    return content
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """The valid checkpoint with the most steps, its content, and a line on each damaged one."""
+    found: list[tuple[int, Path, dict[str, Any]]] = []
+    damaged: list[str] = []
+    for path in [folder / "last.pt", folder / "previous.pt", *folder.glob("epoch_*.pt"), folder / "best.pt"]:
+        if not path.exists() or (found and path.stem not in ("last", "previous")):
+            continue
+        try:
+            content = load(path)
+        except CheckpointError as error:
+            damaged.append(str(error))
+        else:
+            found.append((content["state"].get("step", 0), path, content))
+    if not found:
+        raise CheckpointError(
+            damaged[0] if damaged else f"no checkpoint in {folder}. Start anew: clipcoco train"
+        )
+    _, path, content = max(found, key=lambda entry: entry[0])
+    return path, content, damaged
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what an interrupted save left; the caller holds the run's lock."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink()
+
+
+def weights_sha256(state_dict: dict[str, torch.Tensor]) -> str:
+    """The hash of all parameters and buffers in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        digest.update(name.encode())
+        digest.update(state_dict[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_sums(path: Path) -> None:
+    """torch.load checks no sums, and one flipped bit in four would pass it unseen; the file has them, so use them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{path} is not a clipcoco checkpoint, or damaged or cut off: {error}. Use another one"
+        ) from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: the sum of {damaged} is wrong. Use another one")
+
+
+def _link(source: Path, target: Path) -> None:
+    """`target` becomes the same file, or a copy where the file system has no hard links, in one step."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        beside.unlink()
+    try:
+        os.link(source, beside)
+    except OSError:
+        shutil.copyfile(source, beside)
+    os.replace(beside, target)
+
+
+def _epoch_number(path: Path) -> int:
+    number = path.stem.removeprefix("epoch_")
+    return int(number) if number.isdigit() else -1

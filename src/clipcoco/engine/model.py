@@ -1,0 +1,237 @@
+"""Both encoders with their projections into the shared space, and the temperature.
+
+Letters: B images or captions, L tokens, W width of the text tower, D dimensions of the shared space.
+Parameter names are those of open_clip's CustomTextCLIP around a timm ResNet, so that an export is a copy.
+"""
+
+import math
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from clipcoco.config.schema import BACKBONES, ModelConfig, TextConfig, VisionConfig
+from clipcoco.data.tokenizer import END
+from clipcoco.errors import CheckpointError, EnvironmentProblem
+
+# Statistics of ImageNet's pixels (0..255), which torchvision's weights expect; kept from scratch too.
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+MAX_SCALE = math.log(100)  # the clamp of Radford et al., 2021: a temperature of 1/100
+
+
+class ImageEncoder(nn.Module):
+    """A torchvision ResNet (He et al., 2015) and a linear projection: uint8 (B,3,H,W) -> float32 (B,D)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: VisionConfig, projection_dim: int) -> None:
+        super().__init__()
+        self.trunk = torchvision.models.get_model(config.backbone, weights=None)
+        self.trunk.fc = nn.Identity()
+        features = BACKBONES[config.backbone][0]
+        self.head = nn.Sequential(OrderedDict(proj=nn.Linear(features, projection_dim, bias=False)))
+        self.pretrained = config.weights != "none"
+        # Not in the state dict: they are a constant of the trunk's weights, not something learnt.
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> "ImageEncoder":
+        """Training mode; BatchNorm of a pretrained trunk stays in eval, as in VSE++ and its heirs."""
+        super().train(mode)
+        if self.pretrained:
+            self.trunk.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = (images.float() - self.mean) / self.std
+        if self.trunk.conv1.weight.is_contiguous(memory_format=torch.channels_last):
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        features = self.trunk(pixels)
+        # In float32 even under autocast: its cost is nil, and rounding here would make ties.
+        with torch.autocast(images.device.type, enabled=False):
+            embeddings: Tensor = self.head(features.float())
+            return embeddings
+
+
+class Attention(nn.Module):
+    """Causal self-attention with one product for queries, keys and values: (B,L,W) -> (B,L,W)."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        mixed = mixed.transpose(1, 2).reshape(batch, length, width)
+        return F.linear(mixed, self.out_proj.weight, self.out_proj.bias)
+
+
+class Block(nn.Module):
+    """A pre-norm residual block: (B,L,W) -> (B,L,W)."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads, dropout)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            OrderedDict(c_fc=nn.Linear(width, 4 * width), gelu=nn.GELU(), c_proj=nn.Linear(4 * width, width))
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attn(self.ln_1(x)))
+        x = x + self.dropout(self.mlp(self.ln_2(x)))
+        return x
+
+
+class TextEncoder(nn.Module):
+    """A causal Transformer (Vaswani et al., 2017), read out at the end token: int (B,L) -> float32 (B,D).
+
+    Whatever stands behind the end token is never seen by it, so a batch may be cut to its longest caption.
+    """
+
+    def __init__(self, config: TextConfig, vocab_size: int, projection_dim: int) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab_size, config.width)
+        self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
+        blocks = [Block(config.width, config.heads, config.dropout) for _ in range(config.layers)]
+        self.transformer = nn.ModuleDict({"resblocks": nn.Sequential(*blocks)})
+        self.ln_final = nn.LayerNorm(config.width)
+        self.text_projection = nn.Parameter(torch.empty(config.width, projection_dim))
+        self.dropout = nn.Dropout(config.dropout)
+        self._initialise(config, blocks)
+
+    def _initialise(self, config: TextConfig, blocks: list[Block]) -> None:
+        """The scheme of Radford et al. (2021): residual branches shrink with depth."""
+        width, layers = config.width, config.layers
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        for block in blocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=(2 * width * layers) ** -0.5)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=(2 * width * layers) ** -0.5)
+        nn.init.normal_(self.text_projection, std=width**-0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens.long()
+        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        x = self.dropout(x)
+        x = self.transformer["resblocks"](x)
+        ends = (tokens == END).int().argmax(dim=1)
+        x = x[torch.arange(len(x), device=x.device), ends]
+        with torch.autocast(tokens.device.type, enabled=False):
+            embeddings: Tensor = self.ln_final(x.float()) @ self.text_projection
+            return embeddings
+
+
+class DualEncoder(nn.Module):
+    """Images and captions -> unit vectors in one space (Radford et al., 2021)."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.visual = ImageEncoder(config.vision, config.projection_dim)
+        self.text = TextEncoder(config.text, vocab_size, config.projection_dim)
+        # log(1 / temperature), so that steps of the optimiser are relative ones
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
+        self.logit_scale.requires_grad = config.learn_temperature
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """uint8 (B,3,H,W) -> float32 unit vectors (B,D)."""
+        return F.normalize(self.visual(images), dim=1)
+
+    def encode_texts(self, tokens: Tensor) -> Tensor:
+        """int (B,L), each row with an end token -> float32 unit vectors (B,D)."""
+        return F.normalize(self.text(tokens), dim=1)
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit vectors (B,D) of images and of captions, and the temperature, a scalar."""
+        return self.encode_images(images), self.encode_texts(tokens), (-self.logit_scale).exp()
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        self.logit_scale.clamp_(max=MAX_SCALE)
+
+
+def build(config: ModelConfig, vocab_size: int) -> DualEncoder:
+    """The one constructor of models: random weights from torch's global generator."""
+    return DualEncoder(config, vocab_size)
+
+
+def pretrained_backbone(config: VisionConfig) -> dict[str, Tensor] | None:
+    """The trunk's weights that the configuration asks for, without the classifier; None for `none`.
+
+    Raises EnvironmentProblem when published weights are neither in TORCH_HOME nor to be fetched, and
+    CheckpointError when a file holds no weights of this backbone.
+    """
+    if config.weights == "none":
+        return None
+    if config.weights.startswith("imagenet-"):
+        state = _published_weights(config)
+    else:
+        state = _weights_from_file(Path(config.weights).expanduser())
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    with torch.device("meta"):
+        expected = torchvision.models.get_model(config.backbone, weights=None).state_dict()
+    shapes = {name: value.shape for name, value in expected.items() if not name.startswith("fc.")}
+    wrong = [name for name in shapes if name not in state or state[name].shape != shapes[name]]
+    if wrong or len(state) != len(shapes):
+        first = (wrong or [name for name in state if name not in shapes])[0]
+        raise CheckpointError(
+            f"{config.weights} holds no {config.backbone} weights, first difference: {first} "
+            f"(model.vision.weights). Give a torchvision state dict of that backbone"
+        )
+    return state
+
+
+def _published_weights(config: VisionConfig) -> dict[str, Tensor]:
+    variant = "IMAGENET1K_" + config.weights.removeprefix("imagenet-").upper()
+    weights = torchvision.models.get_model_weights(config.backbone)[variant]
+    target = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(
+            progress=False, check_hash=True, weights_only=True
+        )
+        return state
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+    ) as error:  # URLError is an OSError, a bad hash a RuntimeError
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EnvironmentProblem(
+            f"{config.weights} weights of {config.backbone} can't be had: {reason} "
+            f"(model.vision.weights). Either put {weights.url} at {target}, "
+            f"or train from scratch: --set model.vision.weights=none"
+        ) from error
+
+
+def _weights_from_file(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"no weights at {path} (model.vision.weights). Give imagenet-v1, imagenet-v2, none or a file"
+        ) from None
+    except Exception as error:  # torch.load has no error of its own for a file that is none
+        raise CheckpointError(
+            f"{path} is no file of weights (model.vision.weights): {type(error).__name__}. "
+            f"Give a torchvision state dict, saved by torch.save"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} holds no state dict (model.vision.weights). Give a torchvision one")
+    return state

@@ -1,0 +1,250 @@
+"""Recall@K between images and captions from embeddings alone: pure tensors, exact, ties against us.
+
+A matrix product may give equal embeddings scores that differ in the last bit, because the kernels for
+the edges of a matrix add in another order; a collapsed model then looks better than it is. So the
+product runs over distinct embeddings, and whoever shares an embedding shares its score. It runs in tiles
+of one fixed shape, padded with zeros: memory is bounded and no result depends on a chunk size. Own scores
+come from the same tiles: a dot product computed apart differs in the last bit from its rivals.
+"""
+
+import math
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from itertools import pairwise, product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipcoco.errors import NumericError
+
+CUTOFFS = (1, 5, 10)
+RESAMPLES = 1000
+TILE = (1024, 2560)  # images, captions: 1,000 images with five captions each fill two
+Block = tuple[Tensor, Tensor | slice]  # some embeddings, and where a tile holds them
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks, 1 is best: `i2t` int64 (N,) of each image's best own caption, `t2i` int64 (M,) of each
+    caption's image. `ties` counts queries, of both directions, whose own score equals a foreign one."""
+
+    i2t: Tensor
+    t2i: Tensor
+    ties: int
+
+
+@dataclass(frozen=True)
+class Direction:
+    r1: float  # percent, as r5 and r10
+    r5: float
+    r10: float
+    median_rank: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """95 % bootstrap intervals, [low, high] in percent: by "r1", "r5", "r10", and of the mean R@1."""
+
+    i2t: dict[str, list[float]]
+    t2i: dict[str, list[float]]
+    r1: list[float]
+
+
+@dataclass(frozen=True)
+class RecallTable:
+    i2t: Direction
+    t2i: Direction
+    r1: float  # mean of both directions, percent
+    rsum: float  # sum of the six recalls, at most 600
+    chance: dict[str, Direction]  # "i2t", "t2i": what a random order gives in expectation
+    interval: Interval
+    ties: int  # as in Ranks, over all folds
+    images: int  # ranked, over all folds
+    captions: int
+    folds: int  # the figures are means over so many galleries
+    dropped: int  # images behind the last whole fold
+
+    def to_plain(self) -> dict[str, Any]:
+        """Dictionaries, lists and numbers: a protocol of `eval --json`."""
+        return asdict(self)
+
+
+def recall_table(image_embeddings: Tensor, text_embeddings: Tensor, owners: Tensor) -> RecallTable:
+    """Protocol `own`: all images and all captions form one gallery.
+
+    `image_embeddings` float32 (N, D), `text_embeddings` float32 (M, D), `owners` int64 (M,): the index of
+    each caption's image, ascending; every image has a caption. One device. Similarity is the dot product,
+    so unit vectors give the cosine. Raises NumericError when embeddings are not finite.
+
+    Two images with two captions each:
+
+    >>> images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> captions = torch.tensor([[0.8, 0.6], [0.6, 0.8], [0.0, 1.0], [1.0, 0.0]])
+    >>> owners = torch.tensor([0, 0, 1, 1])
+    >>> images @ captions.T
+    tensor([[0.8000, 0.6000, 0.0000, 1.0000],
+            [0.6000, 0.8000, 1.0000, 0.0000]])
+
+    Image 0 finds the last caption (1.0), a foreign one, before its best own one (0.8): rank 2. Image 1
+    finds an own one first. Captions 0 and 2 prefer their own image, captions 1 and 3 the other one.
+
+    >>> ranks(images, captions, owners)
+    Ranks(i2t=tensor([2, 1]), t2i=tensor([1, 2, 1, 2]), ties=0)
+    >>> table = recall_table(images, captions, owners)
+    >>> table.i2t.r1, table.t2i.r1, table.r1, table.rsum
+    (50.0, 50.0, 50.0, 500.0)
+    """
+    return _table([(ranks(image_embeddings, text_embeddings, owners), owners)], dropped=0)
+
+
+def folds_table(
+    image_embeddings: Tensor, text_embeddings: Tensor, owners: Tensor, fold: int = 1000
+) -> RecallTable | None:
+    """Protocol `1k`: means over consecutive folds of `fold` images, each a gallery of its own.
+
+    Arguments and errors as for `recall_table`. Images behind the last whole fold are dropped, and counted.
+    None when no fold is whole.
+    """
+    _refuse_non_finite(image_embeddings, text_embeddings)
+    count, dropped = divmod(len(image_embeddings), fold)
+    starts = fold * torch.arange(count + 1, device=owners.device)
+    folds = []
+    for number, (first, last) in enumerate(pairwise(torch.searchsorted(owners, starts).tolist())):
+        images = image_embeddings[number * fold : (number + 1) * fold]
+        own = owners[first:last] - number * fold
+        folds.append((ranks(images, text_embeddings[first:last], own), own))
+    return _table(folds, dropped) if folds else None
+
+
+def ranks(image_embeddings: Tensor, text_embeddings: Tensor, owners: Tensor) -> Ranks:
+    """The rank of each image's best own caption, and of each caption's image; see `recall_table`.
+
+    i2t: 1 + captions of other images that score no lower than the best own one. t2i: 1 + other images that
+    score no lower than the own one. In float32, whatever autocast and TF32 settings are in force.
+    """
+    captions_per_image = torch.bincount(owners, minlength=len(image_embeddings))
+    assert image_embeddings.dtype == text_embeddings.dtype == torch.float32, "embeddings must be float32"
+    assert len(owners) == len(text_embeddings), "one owner per caption"
+    assert len(captions_per_image) == len(image_embeddings), "an owner outside the images"
+    assert captions_per_image.min() > 0, "an image without captions"
+    _refuse_non_finite(image_embeddings, text_embeddings)
+    with _true_float32(image_embeddings.device.type):
+        images, captions = _Distinct(image_embeddings, TILE[0]), _Distinct(text_embeddings, TILE[1])
+        own = _own_scores(images, captions, owners)
+        best = own.new_full((len(image_embeddings),), -torch.inf).scatter_reduce(0, owners, own, "amax")
+        (image_above, image_ties), (caption_above, caption_ties) = _count(images, captions, best, own)
+    image_ties -= torch.bincount(owners[own == best[owners]], minlength=len(best))  # own captions
+    caption_ties -= 1  # the own image
+    assert min(image_ties.min(), caption_ties.min()) >= 0, "the product did not repeat an own score"
+    ties = int((image_ties > 0).sum() + (caption_ties > 0).sum())
+    return Ranks(1 + image_above + image_ties, 1 + caption_above + caption_ties, ties)
+
+
+def _refuse_non_finite(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
+    found, bound = [], float(image_embeddings.shape[1])
+    for kind, embeddings in (("image", image_embeddings), ("text", text_embeddings)):
+        nan, infinite = embeddings.isnan().any(1), embeddings.isinf().any(1)
+        for what, rows in (("NaN", nan), ("infinity", infinite & ~nan)):
+            if rows.any():
+                found.append(f"{int(rows.sum()):,} of {len(rows):,} {kind} embeddings hold {what}")
+        bound *= float(embeddings.abs().max())
+    if not found and bound > torch.finfo(torch.float32).max:
+        found.append("products of embeddings overflow float32")
+    if found:
+        raise NumericError(f"No recall: {', '.join(found)}. Evaluate an earlier checkpoint")
+
+
+@contextmanager
+def _true_float32(device_type: str) -> Iterator[None]:
+    """No autocast, no TF32 on CUDA, no bfloat16 within oneDNN; the settings return afterwards."""
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    saved = cuda.fp32_precision, cpu.fp32_precision
+    cuda.fp32_precision = cpu.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device_type, enabled=False), torch.no_grad():
+            yield
+    finally:
+        cuda.fp32_precision, cpu.fp32_precision = saved
+
+
+class _Distinct:
+    """One side of the product: `rows` has each of n embeddings once, padded with zeros to whole tiles.
+
+    Embedding e is in row `row_of[e]`. `blocks[t]` lists the embeddings of tile t: first one for each row,
+    then repeats, a tile's worth at a time, so that a thousand equal embeddings need no more memory.
+    """
+
+    def __init__(self, embeddings: Tensor, tile: int) -> None:
+        _, value = torch.unique(embeddings, dim=0, return_inverse=True)
+        index = torch.arange(len(embeddings), device=embeddings.device)
+        first = torch.full_like(index, len(index)).scatter_reduce(0, value, index, "amin")[value]
+        firsts, repeats = index[first == index], index[first != index]
+        self.tile, self.blocks = tile, list[list[Block]]()
+        self.row_of = torch.searchsorted(firsts, first)  # in given order, so that few tiles hold own pairs
+        for start in range(0, len(firsts), tile):
+            members = firsts[start : start + tile]
+            inside = repeats[self.row_of[repeats] // tile == start // tile]
+            parts = [inside[i : i + tile] for i in range(0, len(inside), tile)]
+            self.blocks.append([(members, slice(len(members)))])
+            self.blocks[-1] += [(part, self.row_of[part] - start) for part in parts]
+        self.rows = embeddings.new_zeros(len(self.blocks) * tile, embeddings.shape[1])
+        self.rows[: len(firsts)] = embeddings[firsts]
+
+
+def _multiply(images: _Distinct, captions: _Distinct, tile: tuple[int, int], out: Tensor) -> None:
+    left, right = (
+        side.rows[i * side.tile : (i + 1) * side.tile] for side, i in zip((images, captions), tile, strict=True)
+    )
+    torch.mm(left, right.T, out=out)
+
+
+def _own_scores(images: _Distinct, captions: _Distinct, owners: Tensor) -> Tensor:
+    """(M,) the score of each caption with its own image."""
+    rows, columns = images.row_of[owners], captions.row_of
+    own, scores = images.rows.new_empty(len(owners)), images.rows.new_empty(images.tile, captions.tile)
+    tiles = rows // images.tile * len(captions.blocks) + columns // captions.tile
+    for tile in set(tiles.tolist()):
+        _multiply(images, captions, divmod(tile, len(captions.blocks)), scores)
+        here = (tiles == tile).nonzero()[:, 0]
+        own[here] = scores[rows[here] % images.tile, columns[here] % captions.tile]
+    return own
+
+
+def _count(images: _Distinct, captions: _Distinct, best: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of all scores lie above and how many equal a query's own: (2, N) for `best`, (2, M) for `own`."""
+    scores = images.rows.new_empty(images.tile, captions.tile)
+    room = torch.empty_like(scores).flatten()
+    by_image, by_caption = best.new_zeros(2, len(best)).long(), own.new_zeros(2, len(own)).long()
+    for i, j in product(range(len(images.blocks)), range(len(captions.blocks))):
+        _multiply(images, captions, (i, j), scores)
+        for (image, rows), (caption, columns) in product(images.blocks[i], captions.blocks[j]):
+            block = scores[rows][:, columns]
+            # Comparing into float32 and adding that up is three times as fast as through booleans.
+            mask = room[: block.numel()].view(block.shape)
+            for which, compare in enumerate((torch.gt, torch.eq)):
+                by_image[which, image] += compare(block, best[image, None], out=mask).sum(1).long()
+                by_caption[which, caption] += compare(block, own[caption], out=mask).sum(0).long()
+    return by_image, by_caption
+
+
+def _table(folds: list[tuple[Ranks, Tensor]], dropped: int) -> RecallTable:
+    """From the ranks and the owners of each fold."""
+    i2t, t2i, i2t_chance, t2i_chance = (_mean(directions) for directions in zip(*map(_directions, folds), strict=True))
+    return RecallTable(
+        i2t=i2t,
+        t2i=t2i,
+        r1=(i2t.r1 + t2i.r1) / 2,
+        rsum=i2t.r1 + i2t.r5 + i2t.r10 + t2i.r1 + t2i.r5 + t2i.r10,
+        chance={"i2t": i2t_chance, "t2i": t2i_chance},
+        interval=_interval(folds),
+        ties=sum(found.ties for found, _ in folds),
+        images=sum(len(found.i2t) for found, _ in folds),
+        captions=sum(len(found.t2i) for found, _ in folds),
+        folds=len(folds),
+        dropped=dropped,
+    )

@@ -1,0 +1,194 @@
+"""A run directory: its file names, its lock, its status, and how a run is named on the command line."""
+
+import difflib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from clipcoco.errors import CheckpointError, ConfigError, EnvironmentProblem
+from clipcoco.files import write_json
+
+
+@dataclass(frozen=True)
+class RunDir:
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def retrievals(self) -> Path:
+        return self.path / "retrievals.html"
+
+    def status(self) -> dict[str, Any]:
+        """What status.json says; empty when there is none or it can't be read."""
+        try:
+            status = json.loads((self.path / "status.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return status if isinstance(status, dict) else {}
+
+    def write_status(self, **changes: Any) -> None:
+        """Set entries of status.json; a reader sees it before or after, never between."""
+        write_json(self.path / "status.json", {**self.status(), **changes})
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One process at a time; the system takes the lock back when its holder dies."""
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise EnvironmentProblem(
+                f"run {self.name} is at work in another process (.lock). Wait for it, or stop it with Ctrl-C there"
+            ) from None
+        with lock:
+            yield
+
+
+def create(runs_dir: Path, preset: str, name: str | None) -> RunDir:
+    """A new run directory, never an existing one."""
+    chosen = name or f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    check_name(chosen)
+    path = runs_dir / chosen
+    if path.exists():
+        free = free_name(runs_dir, chosen)
+        if name:
+            raise ConfigError(f"run {name} exists in {runs_dir} (--name). Resume it, or take --name {free}")
+        path = runs_dir / free
+    try:
+        (path / "checkpoints").mkdir(parents=True)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"the run directory {path} can't be made: {error.strerror}. Give another --runs-dir"
+        ) from error
+    run = RunDir(path)
+    run.write_status(started=time.time())
+    return run
+
+
+def check_name(name: str) -> None:
+    if (
+        name in ("", ".", "..")
+        or "/" in name
+        or "\0" in name
+        or name.startswith(("-", "."))
+        or len(name) > 200
+    ):
+        raise ConfigError(f"'{name}' can't name a run (--name). Use letters, digits and dashes")
+
+
+def free_name(runs_dir: Path, name: str) -> str:
+    number = 2
+    while (runs_dir / f"{name}-{number}").exists():
+        number += 1
+    return f"{name}-{number}"
+
+
+def all_runs(runs_dir: Path) -> list[RunDir]:
+    """Every run in `runs_dir`, the newest first."""
+    if not runs_dir.is_dir():
+        return []
+    found = [RunDir(path) for path in runs_dir.iterdir() if (path / "config.yaml").is_file()]
+    return sorted(found, key=lambda run: (run.status().get("started", 0.0), run.name), reverse=True)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the words on the command line mean: a run, a checkpoint of it, or a file of no run."""
+
+    run: RunDir | None
+    checkpoint: Path | None  # None: the caller's choice
+
+
+def find(runs_dir: Path, words: str | None) -> Found:
+    """A run by name, unique prefix, preset (its newest), path, RUN/best; a checkpoint file; None: the newest.
+
+    Raises CheckpointError when there is none.
+    """
+    if words is None:
+        runs = all_runs(runs_dir)
+        if not runs:
+            raise CheckpointError(f"there is no run in {runs_dir}. Start one: clipcoco train --preset demo")
+        return Found(runs[0], None)
+    path = Path(words).expanduser()
+    if path.is_file():
+        return found_file(path)
+    if (path / "config.yaml").is_file():
+        return Found(RunDir(path), None)
+    name, _, part = words.rstrip("/").partition("/")
+    run = _by_name(runs_dir, name)
+    if run is None and path.parent != path and (path.parent / "config.yaml").is_file():
+        run, part = RunDir(path.parent), path.name
+    if run is None:
+        raise CheckpointError(_no_run(runs_dir, words))
+    if not part:
+        return Found(run, None)
+    checkpoint = run.checkpoints / (part if part.endswith(".pt") else f"{part}.pt")
+    if not checkpoint.is_file():
+        there = ", ".join(sorted(path.stem for path in run.checkpoints.glob("*.pt"))) or "none"
+        raise CheckpointError(f"run {run.name} has no checkpoint '{part}'. It has: {there}")
+    return Found(run, checkpoint)
+
+
+def found_file(path: Path) -> Found:
+    """A checkpoint file, and the run it lies in, if any."""
+    folder = path.resolve().parent
+    inside = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
+    return Found(RunDir(folder.parent) if inside else None, path)
+
+
+def _by_name(runs_dir: Path, name: str) -> RunDir | None:
+    runs = all_runs(runs_dir)
+    for run in runs:
+        if run.name == name:
+            return run
+    # `small` is the newest of small-20261123-190211 and its like; other prefixes must be unique
+    dated = [
+        run for run in runs if run.name.startswith(f"{name}-") and run.name[len(name) + 1 :][:8].isdigit()
+    ]
+    if dated:
+        return dated[0]
+    matching = [run for run in runs if run.name.startswith(name)]
+    if len(matching) > 1:
+        names = ", ".join(run.name for run in matching[:4])
+        raise CheckpointError(
+            f"'{name}' could be any of {len(matching)} runs: {names}. Give more of the name"
+        )
+    return matching[0] if matching else None
+
+
+def _no_run(runs_dir: Path, words: str) -> str:
+    names = [run.name for run in all_runs(runs_dir)]
+    if not names:
+        return f"no run '{words}': there is none in {runs_dir}. Start one: clipcoco train --preset demo"
+    near = difflib.get_close_matches(words, names, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"The newest is {names[0]}"
+    return f"no run '{words}' in {runs_dir}. {hint}"
