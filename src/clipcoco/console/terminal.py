@@ -1,4 +1,4 @@
-"""The two streams and what is printed on them as lines: the recall table, the rows of a summary, the error line.
+"""The two streams and what is printed on them as lines: recall table, rows of a summary, error line.
 
 Whether to animate is decided here, from the stream itself: FORCE_COLOR would make rich animate into a pipe,
 and an ASCII locale would end a run at its first table.
@@ -7,7 +7,6 @@ and an ASCII locale would end a run at its first table.
 import io
 import os
 import sys
-import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +39,7 @@ def say_bytes(count: float) -> str:
     """A size in decimal units, as disks and downloads are sold: "346 MB", "1.3 GB"."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= 0.9995 * unit:
-            return f"{count / unit:.1f} {name}" if count < 9.95 * unit else f"{count / unit:,.0f} {name}"
+            return f"{count / unit:,.{1 if name == 'GB' or count < 9.95 * unit else 0}f} {name}"
     return f"{count:.0f} B"
 
 
@@ -118,10 +117,12 @@ def error_line(message: str) -> None:
 
 def summary_rows(rows: Iterable[tuple[str, str]]) -> list[Text]:
     """`  label     text` lines; one with an empty label stands at the margin and has a blank line below."""
+    rows = list(rows)
+    width = max(6, *(len(label) for label, _ in rows)) + 2
     lines: list[Text] = []
     for label, text in rows:
         if label:
-            lines.append(Text.assemble((f"  {printable(label):<9} ", "dim"), printable(text)))
+            lines.append(Text.assemble((f"  {printable(label):<{width}}", "dim"), printable(text)))
         else:
             lines += [Text(printable(text)), Text()]
     return lines
@@ -139,14 +140,14 @@ def recall_table(title: str, protocol: str, recalls: dict[str, Any], note: str =
     def row(label: str, r: dict[str, float], spread: dict[str, list[float]] | None, median: str) -> str:
         cells = ""
         for key, gap in (("r1", 2), ("r5", 3), ("r10", 3)):
-            half = f" ± {(spread[key][1] - spread[key][0]) / 2:.1f}" if spread else ""
+            half = f" ±{(spread[key][1] - spread[key][0]) / 2:>4.1f}" if spread else ""
             cells += f"{r[key]:>{gap + 5}.2f}{half:<6}"
         return f"  {label:<{width}}{cells}{median:>15}".rstrip()
 
     i2t, t2i, chance = recalls["i2t"], recalls["t2i"], recalls["chance"]
     mean = {key: (i2t[key] + t2i[key]) / 2 for key in ("r1", "r5", "r10")}
     by_chance = {key: (chance["i2t"][key] + chance["t2i"][key]) / 2 for key in ("r1", "r5", "r10")}
-    medians = [f"{r['median_rank']:,.0f}" for r in (chance["i2t"], chance["t2i"]) if "median_rank" in r]
+    medians = [f"{r['median_rank']:,g}" for r in (chance["i2t"], chance["t2i"]) if "median_rank" in r]
     lines = [
         Text(f"  {title:<{width}}{'R@1':>13}{'R@5':>14}{'R@10':>14}{'median rank':>15}", "dim"),
         Text(row("image -> text", i2t, interval.get("i2t"), f"{i2t['median_rank']:,g}")),
@@ -170,4 +171,10 @@ def _about_recalls(protocol: str, recalls: dict[str, Any], note: str) -> list[st
         parts.append(note)
     if recalls.get("interval"):
         parts.append("± 95 % bootstrap, by image")
-    return textwrap.wrap("; ".join(parts), 78, initial_indent="  ", subsequent_indent="  ")
+    lines = [f"  {parts[0]}"]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) + 2 <= 80:
+            lines[-1] += f"; {part}"
+        else:
+            lines.append(f"  {part}")
+    return lines

@@ -34,9 +34,9 @@ def save(
     try:
         temporary = write_temporary(last, lambda file: torch.save({"format": FORMAT, **content}, file))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        free = shutil.disk_usage(folder).free / 2**20
+        free = f", {shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free there" if folder.is_dir() else ""
         raise EnvironmentProblem(
-            f"the checkpoint can't be written to {folder}, {free:,.0f} MiB are free there: "
+            f"the checkpoint can't be written to {folder}{free}: "
             f"{str(error).splitlines()[0]}. Free space, then go on with clipcoco resume"
         ) from error
     _check_sums(temporary)

@@ -122,8 +122,8 @@ class TextEncoder(nn.Module):
         for block in blocks:
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
             nn.init.normal_(block.attn.out_proj.weight, std=(2 * width * layers) ** -0.5)
-            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp.c_proj.weight, std=(2 * width * layers) ** -0.5)
+            nn.init.normal_(block.mlp.get_parameter("c_fc.weight"), std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.get_parameter("c_proj.weight"), std=(2 * width * layers) ** -0.5)
         nn.init.normal_(self.text_projection, std=width**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -206,12 +206,8 @@ def _published_weights(config: VisionConfig) -> dict[str, Tensor]:
             progress=False, check_hash=True, weights_only=True
         )
         return state
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-    ) as error:  # URLError is an OSError, a bad hash a RuntimeError
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        # URLError is an OSError, a wrong hash a RuntimeError, a damaged file any of them.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EnvironmentProblem(
             f"{config.weights} weights of {config.backbone} can't be had: {reason} "

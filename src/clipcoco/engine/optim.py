@@ -4,11 +4,9 @@ import math
 
 import torch
 
-from clipcoco.engine.model import DualEncoder
-
 
 def build_optimizer(
-    model: DualEncoder, lr: float, weight_decay: float, backbone_lr_scale: float
+    model: torch.nn.Module, lr: float, weight_decay: float, backbone_lr_scale: float
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter, 2019), fused, in four groups: backbone and rest, each with and without decay.
 

@@ -1,16 +1,16 @@
 """Recall@K between images and captions from embeddings alone: pure tensors, exact, ties against us.
 
-A matrix product may give equal embeddings scores that differ in the last bit, because the kernels for
-the edges of a matrix add in another order; a collapsed model then looks better than it is. So the
-product runs over distinct embeddings, and whoever shares an embedding shares its score. It runs in tiles
-of one fixed shape, padded with zeros: memory is bounded and no result depends on a chunk size. Own scores
-come from the same tiles: a dot product computed apart differs in the last bit from its rivals.
+A matrix product may give equal embeddings scores that differ in the last bit, as kernels for the edges of a
+matrix add in another order; a collapsed model then looks better than it is. So the product runs over distinct
+embeddings: who shares an embedding shares its score. It runs in tiles of one shape, padded with zeros:
+memory is bounded and no score depends on where its pair stands. Own scores come from the same tiles: a dot
+product computed apart differs in the last bit from its rivals.
 """
 
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -25,6 +25,7 @@ from clipcoco.errors import NumericError
 CUTOFFS = (1, 5, 10)
 RESAMPLES = 1000
 TILE = (1024, 2560)  # images, captions: 1,000 images with five captions each fill two
+Tiles = Iterable[tuple[int, int]]
 Block = tuple[Tensor, Tensor | slice]  # some embeddings, and where a tile holds them
 
 
@@ -79,9 +80,7 @@ def recall_table(image_embeddings: Tensor, text_embeddings: Tensor, owners: Tens
 
     `image_embeddings` float32 (N, D), `text_embeddings` float32 (M, D), `owners` int64 (M,): the index of
     each caption's image, ascending; every image has a caption. One device. Similarity is the dot product,
-    so unit vectors give the cosine. Raises NumericError when embeddings are not finite.
-
-    Two images with two captions each:
+    so unit vectors give the cosine. Raises NumericError when embeddings are not finite. By an example:
 
     >>> images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> captions = torch.tensor([[0.8, 0.6], [0.6, 0.8], [0.0, 1.0], [1.0, 0.0]])
@@ -95,9 +94,8 @@ def recall_table(image_embeddings: Tensor, text_embeddings: Tensor, owners: Tens
 
     >>> ranks(images, captions, owners)
     Ranks(i2t=tensor([2, 1]), t2i=tensor([1, 2, 1, 2]), ties=0)
-    >>> table = recall_table(images, captions, owners)
-    >>> table.i2t.r1, table.t2i.r1, table.r1, table.rsum
-    (50.0, 50.0, 50.0, 500.0)
+    >>> recall_table(images, captions, owners).i2t
+    Direction(r1=50.0, r5=100.0, r10=100.0, median_rank=1.5)
     """
     return _table([(ranks(image_embeddings, text_embeddings, owners), owners)], dropped=0)
 
@@ -107,7 +105,7 @@ def folds_table(
 ) -> RecallTable | None:
     """Protocol `1k`: means over consecutive folds of `fold` images, each a gallery of its own.
 
-    Arguments and errors as for `recall_table`. Images behind the last whole fold are dropped, and counted.
+    Arguments and errors as for `recall_table`. Images behind the last whole fold are dropped and counted;
     None when no fold is whole.
     """
     _refuse_non_finite(image_embeddings, text_embeddings)
@@ -127,11 +125,9 @@ def ranks(image_embeddings: Tensor, text_embeddings: Tensor, owners: Tensor) -> 
     i2t: 1 + captions of other images that score no lower than the best own one. t2i: 1 + other images that
     score no lower than the own one. In float32, whatever autocast and TF32 settings are in force.
     """
-    captions_per_image = torch.bincount(owners, minlength=len(image_embeddings))
     assert image_embeddings.dtype == text_embeddings.dtype == torch.float32, "embeddings must be float32"
     assert len(owners) == len(text_embeddings), "one owner per caption"
-    assert len(captions_per_image) == len(image_embeddings), "an owner outside the images"
-    assert captions_per_image.min() > 0, "an image without captions"
+    assert set(owners.tolist()) == set(range(len(image_embeddings))), "every image has captions, and no other"
     _refuse_non_finite(image_embeddings, text_embeddings)
     with _true_float32(image_embeddings.device.type):
         images, captions = _Distinct(image_embeddings, TILE[0]), _Distinct(text_embeddings, TILE[1])
@@ -145,6 +141,12 @@ def ranks(image_embeddings: Tensor, text_embeddings: Tensor, owners: Tensor) -> 
     return Ranks(1 + image_above + image_ties, 1 + caption_above + caption_ties, ties)
 
 
+def chance_levels(owners: Tensor) -> dict[str, Direction]:
+    """What a random order gives in expectation, by direction, for `owners` as in `recall_table`."""
+    own_captions = torch.bincount(owners).tolist()
+    return {"i2t": _chance(len(owners), own_captions), "t2i": _chance(len(own_captions), [1])}
+
+
 def _refuse_non_finite(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
     found, bound = [], float(image_embeddings.shape[1])
     for kind, embeddings in (("image", image_embeddings), ("text", text_embeddings)):
@@ -152,7 +154,7 @@ def _refuse_non_finite(image_embeddings: Tensor, text_embeddings: Tensor) -> Non
         for what, rows in (("NaN", nan), ("infinity", infinite & ~nan)):
             if rows.any():
                 found.append(f"{int(rows.sum()):,} of {len(rows):,} {kind} embeddings hold {what}")
-        bound *= float(embeddings.abs().max())
+        bound *= float(embeddings.detach().abs().max())
     if not found and bound > torch.finfo(torch.float32).max:
         found.append("products of embeddings overflow float32")
     if found:
@@ -176,7 +178,7 @@ class _Distinct:
     """One side of the product: `rows` has each of n embeddings once, padded with zeros to whole tiles.
 
     Embedding e is in row `row_of[e]`. `blocks[t]` lists the embeddings of tile t: first one for each row,
-    then repeats, a tile's worth at a time, so that a thousand equal embeddings need no more memory.
+    then repeats, a tile's worth at a time, so that thousands of equal embeddings need no more memory.
     """
 
     def __init__(self, embeddings: Tensor, tile: int) -> None:
@@ -184,44 +186,44 @@ class _Distinct:
         index = torch.arange(len(embeddings), device=embeddings.device)
         first = torch.full_like(index, len(index)).scatter_reduce(0, value, index, "amin")[value]
         firsts, repeats = index[first == index], index[first != index]
+        tile = min(tile, -(-len(firsts) // 64) * 64)  # a small gallery is one small tile, free of edges
         self.tile, self.blocks = tile, list[list[Block]]()
         self.row_of = torch.searchsorted(firsts, first)  # in given order, so that few tiles hold own pairs
         for start in range(0, len(firsts), tile):
             members = firsts[start : start + tile]
             inside = repeats[self.row_of[repeats] // tile == start // tile]
-            parts = [inside[i : i + tile] for i in range(0, len(inside), tile)]
-            self.blocks.append([(members, slice(len(members)))])
-            self.blocks[-1] += [(part, self.row_of[part] - start) for part in parts]
+            parts = (inside[i : i + tile] for i in range(0, len(inside), tile))
+            again = ((part, self.row_of[part] - start) for part in parts)
+            self.blocks.append([(members, slice(len(members))), *again])
         self.rows = embeddings.new_zeros(len(self.blocks) * tile, embeddings.shape[1])
         self.rows[: len(firsts)] = embeddings[firsts]
 
 
-def _multiply(images: _Distinct, captions: _Distinct, tile: tuple[int, int], out: Tensor) -> None:
-    left, right = (
-        side.rows[i * side.tile : (i + 1) * side.tile] for side, i in zip((images, captions), tile, strict=True)
-    )
-    torch.mm(left, right.T, out=out)
+def _multiply(images: _Distinct, captions: _Distinct, tiles: Tiles) -> Iterator[tuple[int, int, Tensor]]:
+    """(row i, column j, scores) of tiles of the product; the next tile overwrites the scores."""
+    scores = images.rows.new_empty(images.tile, captions.tile)
+    for i, j in tiles:
+        left, right = images.rows[i * images.tile :], captions.rows[j * captions.tile :]
+        yield i, j, torch.mm(left[: images.tile], right[: captions.tile].T, out=scores)
 
 
 def _own_scores(images: _Distinct, captions: _Distinct, owners: Tensor) -> Tensor:
     """(M,) the score of each caption with its own image."""
-    rows, columns = images.row_of[owners], captions.row_of
-    own, scores = images.rows.new_empty(len(owners)), images.rows.new_empty(images.tile, captions.tile)
-    tiles = rows // images.tile * len(captions.blocks) + columns // captions.tile
-    for tile in set(tiles.tolist()):
-        _multiply(images, captions, divmod(tile, len(captions.blocks)), scores)
-        here = (tiles == tile).nonzero()[:, 0]
+    own, rows, columns = images.rows.new_empty(len(owners)), images.row_of[owners], captions.row_of
+    row_tiles, column_tiles = rows // images.tile, columns // captions.tile
+    holding = set(zip(row_tiles.tolist(), column_tiles.tolist(), strict=True))
+    for i, j, scores in _multiply(images, captions, holding):
+        here = ((row_tiles == i) & (column_tiles == j)).nonzero()[:, 0]
         own[here] = scores[rows[here] % images.tile, columns[here] % captions.tile]
     return own
 
 
 def _count(images: _Distinct, captions: _Distinct, best: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """How many of all scores lie above and how many equal a query's own: (2, N) for `best`, (2, M) for `own`."""
-    scores = images.rows.new_empty(images.tile, captions.tile)
-    room = torch.empty_like(scores).flatten()
+    """How many scores lie above and how many equal the own one: (2, N) for `best`, (2, M) for `own`."""
+    room = images.rows.new_empty(images.tile * captions.tile)
     by_image, by_caption = best.new_zeros(2, len(best)).long(), own.new_zeros(2, len(own)).long()
-    for i, j in product(range(len(images.blocks)), range(len(captions.blocks))):
-        _multiply(images, captions, (i, j), scores)
+    tiles = product(range(len(images.blocks)), range(len(captions.blocks)))
+    for i, j, scores in _multiply(images, captions, tiles):
         for (image, rows), (caption, columns) in product(images.blocks[i], captions.blocks[j]):
             block = scores[rows][:, columns]
             # Comparing into float32 and adding that up is three times as fast as through booleans.
@@ -234,13 +236,15 @@ def _count(images: _Distinct, captions: _Distinct, best: Tensor, own: Tensor) ->
 
 def _table(folds: list[tuple[Ranks, Tensor]], dropped: int) -> RecallTable:
     """From the ranks and the owners of each fold."""
-    i2t, t2i, i2t_chance, t2i_chance = (_mean(directions) for directions in zip(*map(_directions, folds), strict=True))
+    i2t = _mean([_direction(found.i2t) for found, _ in folds])
+    t2i = _mean([_direction(found.t2i) for found, _ in folds])
+    chances = [chance_levels(owners) for _, owners in folds]
     return RecallTable(
         i2t=i2t,
         t2i=t2i,
         r1=(i2t.r1 + t2i.r1) / 2,
         rsum=i2t.r1 + i2t.r5 + i2t.r10 + t2i.r1 + t2i.r5 + t2i.r10,
-        chance={"i2t": i2t_chance, "t2i": t2i_chance},
+        chance={name: _mean([chance[name] for chance in chances]) for name in ("i2t", "t2i")},
         interval=_interval(folds),
         ties=sum(found.ties for found, _ in folds),
         images=sum(len(found.i2t) for found, _ in folds),
@@ -248,3 +252,48 @@ def _table(folds: list[tuple[Ranks, Tensor]], dropped: int) -> RecallTable:
         folds=len(folds),
         dropped=dropped,
     )
+
+
+def _direction(found: Tensor) -> Direction:
+    r1, r5, r10 = (100 * int((found <= k).sum()) / len(found) for k in CUTOFFS)
+    return Direction(r1, r5, r10, float(found.double().quantile(0.5)))
+
+
+def _mean(directions: list[Direction]) -> Direction:
+    columns = zip(*(asdict(direction).values() for direction in directions), strict=True)
+    return Direction(*(math.fsum(column) / len(directions) for column in columns))
+
+
+def _chance(gallery: int, positives: list[int]) -> Direction:
+    """In a random order, exact; query q has `positives[q]` own candidates."""
+    queries, half = Counter(positives), Fraction(1, 2)
+
+    def reached(k: int) -> Fraction:
+        # C(gallery - K, c) / C(gallery, c) is the probability that none of c is among the first K.
+        left = max(gallery - k, 0)
+        missed = (n * Fraction(math.comb(left, c), math.comb(gallery, c)) for c, n in queries.items())
+        return 1 - sum(missed, Fraction()) / queries.total()
+
+    low, high = (1 + find(range(1, gallery + 1), half, key=reached) for find in (bisect_left, bisect_right))
+    r1, r5, r10 = (float(100 * reached(k)) for k in CUTOFFS)
+    return Direction(r1, r5, r10, (low + high) / 2)
+
+
+def _interval(folds: list[tuple[Ranks, Tensor]]) -> Interval:
+    """Percentile bootstrap: images are drawn, within their fold, with their captions; galleries stay."""
+    generator = torch.Generator().manual_seed(0)  # of its own: nobody's random state moves
+    cutoffs, recalls = torch.tensor(CUTOFFS), torch.zeros(RESAMPLES, 6, dtype=torch.float64)
+    for found, owners in folds:
+        n = len(found.i2t)
+        hits = torch.zeros(n, 7, dtype=torch.float64)  # i2t, t2i, number of captions
+        hits[:, :3] = found.i2t.cpu()[:, None] <= cutoffs
+        hits[:, 3:6].index_add_(0, owners.cpu(), (found.t2i.cpu()[:, None] <= cutoffs).double())
+        hits[:, 6] = torch.bincount(owners.cpu())
+        for some in torch.arange(RESAMPLES).tensor_split(-(-RESAMPLES * n // 2**20)):
+            drawn = torch.randint(n, (len(some), n), generator=generator)
+            sums = torch.zeros(drawn.shape, dtype=hits.dtype).scatter_(1, drawn, 1.0, reduce="add") @ hits
+            recalls[some] += torch.cat([sums[:, :3] / n, sums[:, 3:6] / sums[:, 6:]], 1) * (100 / len(folds))
+    recalls = torch.cat([recalls, (recalls[:, :1] + recalls[:, 3:4]) / 2], 1)
+    *ranges, mean_r1 = recalls.quantile(recalls.new_tensor([0.025, 0.975]), dim=0).T.tolist()
+    i2t, t2i = (dict(zip(("r1", "r5", "r10"), part, strict=True)) for part in (ranges[:3], ranges[3:]))
+    return Interval(i2t, t2i, mean_r1)

@@ -56,12 +56,12 @@ def _heart() -> list[Point]:
     ]
 
 
-ARM = 0.36  # half the width of the cross's arms
+ARM = 0.3  # half the width of the cross's arms
 OUTLINES: dict[str, list[Point]] = {
-    "circle": _circle(0.96),
+    "circle": _circle(0.92),
     "square": [(-0.87, -0.87), (0.87, -0.87), (0.87, 0.87), (-0.87, 0.87)],
     "triangle": [(0.0, -0.98), (1.03, 0.82), (-1.03, 0.82)],
-    "star": _star(5, 0.46),
+    "star": _star(5, 0.42),
     "heart": _heart(),
     "ring": _circle(1.0),
     "cross": [
@@ -70,7 +70,7 @@ OUTLINES: dict[str, list[Point]] = {
     ],
     "moon": _circle(1.0, x=0.1),
 }
-HOLES: dict[str, list[Point]] = {"ring": _circle(0.52), "moon": _circle(0.84, x=0.62, y=-0.22)}
+HOLES: dict[str, list[Point]] = {"ring": _circle(0.58), "moon": _circle(0.84, x=0.56, y=-0.2)}
 
 
 SHAPES = tuple(OUTLINES)

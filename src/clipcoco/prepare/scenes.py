@@ -23,7 +23,7 @@ from clipcoco.prepare.drawing import COLOURS, SHAPES, Piece, draw
 Split = Literal["train", "val"]
 
 SIZES = {"large": ("big", "large"), "small": ("small", "little", "tiny")}  # and the words for them
-RADIUS = {"large": 0.208, "small": 0.125}  # of the picture's side
+RADIUS = {"large": 0.215, "small": 0.15}  # of the picture's side
 RELATIONS = {
     "left": ("to the left of", "left of", "on the left of"),
     "right": ("to the right of", "right of", "on the right of"),
@@ -250,12 +250,12 @@ def _pieces(scene: Scene, rng: Random) -> list[Piece]:
     pieces = []
     for row, y in zip(scene.rows, (0.5,) if len(scene.rows) == 1 else (0.26, 0.74), strict=True):
         for thing, x in zip(row, (0.26, 0.74) if len(row) == 2 else (0.5,), strict=True):
-            along, across = rng.uniform(-0.015, 0.015), rng.uniform(-0.08, 0.08)
+            along, across = rng.uniform(-0.015, 0.015), rng.uniform(-0.06, 0.06)
             if len(scene.things) == 3:
-                across /= 3
+                across /= 2
             dx, dy = (along, across) if len(row) == 2 else (across, along)
-            radius = RADIUS[thing.size] * rng.uniform(0.95, 1.05)
-            pieces.append(Piece(thing.shape, thing.colour, (x + dx, y + dy), radius, rng.uniform(-10, 10)))
+            radius = RADIUS[thing.size] * rng.uniform(0.96, 1.04)
+            pieces.append(Piece(thing.shape, thing.colour, (x + dx, y + dy), radius, rng.uniform(-8, 8)))
     return pieces
 
 

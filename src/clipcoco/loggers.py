@@ -1,0 +1,167 @@
+"""The records of a run: metrics.jsonl, log.txt and TensorBoard, and how the events reach them all."""
+
+import errno
+import io
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from clipcoco import files
+from clipcoco.events import RECORDED, Evaluated, Event, Progress, Report, RunStarted, StepDone, Warned
+
+
+def fan_out(*sinks: Report) -> Report:
+    """One `report` that passes each event to every sink, in order.
+
+    A sink that fails with OSError (disk full, folder not writable, terminal gone) must not end a run of
+    hours: the others are warned, once a sink.
+    """
+    failed: set[int] = set()
+    step, epoch = 0, 1
+
+    def report(event: Event) -> None:
+        nonlocal step, epoch
+        if not isinstance(event, Progress):
+            step, epoch = event.step, event.epoch
+        for number, sink in enumerate(sinks):
+            try:
+                sink(event)
+            except OSError as error:
+                if number not in failed:
+                    failed.add(number)
+                    report(Warned(step, epoch, f"a record of this run is incomplete from here on: {error}"))
+
+    return report
+
+
+def plain_row(event: Event) -> dict[str, Any]:
+    """The event as a row of metrics.jsonl. A number that is not finite becomes None: JSON has no other."""
+    return asdict(event, dict_factory=lambda pairs: {name: _finite(value) for name, value in pairs})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class MetricsFile:
+    """metrics.jsonl: `rows`, those of the checkpoint a run goes on from, then one row a recorded event.
+
+    At RunStarted the file begins anew with `rows`: what a stopped run wrote after its checkpoint is gone, and
+    a resumed run reads as one. `rows` stays complete when the disk refuses some; the next event tries again.
+    """
+
+    def __init__(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
+        self.path = path
+        self.rows = list(rows)
+        self._whole = False  # the file holds exactly `rows`
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RECORDED):
+            self.rows.append(plain_row(event))
+        elif not isinstance(event, RunStarted):
+            return
+        whole, self._whole = self._whole, False
+        if whole:
+            with open(self.path, "ab", buffering=0) as file:
+                _write(file, _line(self.rows[-1]))
+        else:
+            files.write_atomically(self.path, b"".join(map(_line, self.rows)))
+        self._whole = True
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+def _write(file: Any, data: bytes) -> None:
+    if file.write(data) != len(data):  # unbuffered: a nearly full disk takes a part
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+
+
+class LogFile:
+    """log.txt: every line that was shown, with its time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, line: str) -> None:
+        with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}".rstrip() + "\n")
+
+
+class TensorBoard:
+    """Scalars for TensorBoard, written without torch's writer, whose import costs 2 seconds more.
+
+    `step` is that of the checkpoint a resumed run goes on from: readers then drop what an earlier file
+    holds of later steps. The file is opened with the first scalar.
+    """
+
+    def __init__(self, folder: Path, step: int | None) -> None:
+        self.folder = folder
+        self.step = step
+        self._file: BinaryIO | None = None
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepDone):
+            self._write(event.step, _step_scalars(event))
+        elif isinstance(event, Evaluated):
+            self._write(event.step, _evaluation_scalars(event))
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+    def _write(self, step: int, scalars: dict[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event as Record
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        if self._file is None:
+            self._file = self._open()
+            self._append(Record(wall_time=time.time(), file_version="brain.Event:2"))
+            if self.step is not None:
+                start = SessionLog(status=SessionLog.START)
+                self._append(Record(wall_time=time.time(), step=self.step + 1, session_log=start))
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._append(Record(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _open(self) -> BinaryIO:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Readers take files in the order of their names: with microseconds a quick resume comes second.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        return open(self.folder / name, "ab", buffering=0)
+
+    def _append(self, record: Any) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        buffer = io.BytesIO()
+        RecordWriter(buffer).write(record.SerializeToString())
+        _write(self._file, buffer.getvalue())
+
+
+def _step_scalars(event: StepDone) -> dict[str, float]:
+    return {
+        "train/loss": event.loss,
+        "train/lr": event.lr,
+        "train/temperature": event.temperature,
+        "train/grad_norm": event.grad_norm,
+        "train/images_per_second": event.clock["images_per_second"],
+        "train/data_wait": event.clock["data_wait"],
+    }
+
+
+def _evaluation_scalars(event: Evaluated) -> dict[str, float]:
+    recalls = {
+        f"val/{direction}/{key}": value
+        for direction, row in (("i2t", event.i2t), ("t2i", event.t2i))
+        for key, value in row.items()
+    }
+    return {"val/loss": event.val_loss, "val/r1": event.r1, **recalls}

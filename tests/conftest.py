@@ -1,0 +1,60 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fork_server import ForkServer
+
+# A toy of which a step takes milliseconds: 48 images of 32 pixels, 3 epochs of 6 steps.
+TOY = (
+    "data.image_size=32",
+    "model.text.layers=1",
+    "model.text.width=32",
+    "model.text.heads=2",
+    "model.text.context_length=16",
+    "model.text.vocab_size=400",
+    "model.text.dropout=0.1",
+    "model.projection_dim=16",
+    "train.batch_size=8",
+    "train.epochs=3",
+    "train.log_every_steps=1",
+    "train.precision=float32",
+    "data.crop_scale=[0.8, 1.0]",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    """Bit-equality is promised at one thread count; one is the cheapest for a toy."""
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small embedded data set: 48 training and 24 validation scenes."""
+    from clipcoco.prepare.scenes import draw_scenes
+
+    root = tmp_path_factory.mktemp("scenes") / "data"
+    draw_scenes(root, train=48, val=24, size=48)
+    return root
+
+
+@pytest.fixture(scope="session")
+def clipcoco(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """The command line, in real processes."""
+    server = ForkServer(tmp_path_factory.mktemp("processes"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data beside the checkout; a user's clone has none."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("the real data are not beside this checkout")
+    return folder

@@ -1,0 +1,142 @@
+"""Runs clipcoco commands in forks of one process that has torch imported: real processes, exit codes and signals.
+
+Importing torch and torchvision costs seconds; hundreds of command lines would pay it hundreds of times.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.stdout)
+
+
+class Process:
+    def __init__(self, server: "ForkServer", pid: int, stdout: Path, stderr: Path) -> None:
+        self.server, self.pid, self._stdout, self._stderr = server, pid, stdout, stderr
+
+    @property
+    def stderr(self) -> str:
+        return self._stderr.read_text(errors="replace")
+
+    def poll(self) -> int | None:
+        return self.server.ask({"poll": self.pid})
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def signal_group(self, number: int) -> None:
+        os.killpg(self.pid, number)
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        """Until stderr holds `text`."""
+        end = time.monotonic() + seconds
+        while text not in self.stderr:
+            assert self.poll() is None, f"ended before {text!r}:\n{self.stderr}"
+            assert time.monotonic() < end, f"no {text!r} in {seconds} s:\n{self.stderr}"
+            time.sleep(0.005)
+
+    def wait(self, seconds: float = 240) -> Finished:
+        end = time.monotonic() + seconds
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                self.signal_group(signal.SIGKILL)
+                raise AssertionError(f"still running after {seconds} s:\n{self.stderr}")
+            time.sleep(0.01)
+        return Finished(code, self._stdout.read_text(errors="replace"), self.stderr)
+
+
+class ForkServer:
+    """`server("eval", "--json", cwd=...)` runs a command to its end; `server.start(...)` lets it run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+        environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8", "COLUMNS": "80"}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def ask(self, request: dict) -> int | None:
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(self, *arguments: object, cwd: Path, env: dict[str, str] | None = None) -> Process:
+        self.count += 1
+        stdout, stderr = (self.folder / f"{self.count}.{name}" for name in ("out", "err"))
+        stdout.touch()
+        stderr.touch()
+        pid = self.ask(
+            {
+                "arguments": [str(argument) for argument in arguments],
+                "cwd": str(cwd),
+                "env": env or {},
+                "stdout": str(stdout),
+                "stderr": str(stderr),
+            }
+        )
+        return Process(self, pid, stdout, stderr)
+
+    def __call__(self, *arguments: object, cwd: Path, env: dict[str, str] | None = None) -> Finished:
+        return self.start(*arguments, cwd=cwd, env=env).wait()
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(10)
+        self._process.stdout.close()
+
+
+def _serve() -> None:
+    import clipcoco.evaluation
+    import clipcoco.run  # noqa: F401  what every command needs
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "poll" in request:
+            pid, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        else:
+            answer = os.fork()
+            if answer == 0:
+                _become(request)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _become(request: dict) -> None:
+    from clipcoco.cli import run
+
+    os.setsid()
+    os.chdir(request["cwd"])
+    os.environ.update(request["env"])
+    for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
+        file = os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    sys.argv = ["clipcoco", *request["arguments"]]
+    code = run(request["arguments"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()

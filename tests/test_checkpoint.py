@@ -1,0 +1,191 @@
+import os
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from clipcoco.engine import checkpoint
+from clipcoco.errors import CheckpointError, EnvironmentProblem
+
+
+def content(step=1, size=2000):
+    return {
+        "model": {"w": torch.arange(size, dtype=torch.float32) + step},
+        "config": {},
+        "tokenizer": {},
+        "state": {"step": step},
+    }
+
+
+def save(folder, step, best=False, epoch=None, keep=1):
+    return checkpoint.save(folder, content(step), best=best, epoch=epoch, keep=keep)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_old_last_becomes_previous_and_the_best_stays(tmp_path):
+    save(tmp_path, 1, best=True, epoch=1)
+    save(tmp_path, 2)
+    save(tmp_path, 3)
+    steps = {name: checkpoint.load(tmp_path / name)["state"]["step"] for name in names(tmp_path)}
+    assert steps == {"best.pt": 1, "epoch_001.pt": 1, "last.pt": 3, "previous.pt": 2}
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, []), (1, [12]), (3, [10, 11, 12])])
+def test_the_newest_epochs_are_kept(tmp_path, keep, left):
+    for epoch in range(1, 13):
+        save(tmp_path, epoch, epoch=epoch, keep=keep)
+    assert [name for name in names(tmp_path) if name.startswith("epoch")] == [f"epoch_{n:03d}.pt" for n in left]
+
+
+def test_the_newest_valid_step_wins(tmp_path):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:-100])
+    path, found, damaged = checkpoint.newest(tmp_path)
+    assert (path.name, found["state"]["step"], len(damaged)) == ("previous.pt", 1, 1)
+    (tmp_path / "previous.pt").unlink()
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.newest(tmp_path)
+
+
+def test_between_the_two_renames_previous_is_found(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "last.pt").rename(tmp_path / "previous.pt")
+    assert checkpoint.newest(tmp_path)[1]["state"]["step"] == 1
+
+
+def test_every_truncation_is_refused(tmp_path):
+    save(tmp_path, 1)
+    whole = (tmp_path / "last.pt").read_bytes()
+    for length in [*range(0, len(whole), 97), len(whole) - 1]:
+        (tmp_path / "cut.pt").write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            checkpoint.load(tmp_path / "cut.pt")
+
+
+def test_a_flipped_bit_never_changes_a_weight_unseen(tmp_path):
+    save(tmp_path, 1)
+    whole = (tmp_path / "last.pt").read_bytes()
+    rng, refused = random.Random(0), 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        (tmp_path / "bit.pt").write_bytes(damaged)
+        try:
+            read = checkpoint.load(tmp_path / "bit.pt")
+        except CheckpointError:
+            refused += 1
+        else:
+            assert torch.equal(read["model"]["w"], content(1)["model"]["w"])
+            assert read["state"] == {"step": 1}
+    assert refused > 250
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"x", b"\xff\xd8\xff\xe0 a picture", b'{"json": 1}', b"PK\x05\x06" + bytes(18)]
+)
+def test_other_files_are_no_checkpoints(tmp_path, data):
+    (tmp_path / "file.pt").write_bytes(data)
+    with pytest.raises(CheckpointError, match="not a clipcoco checkpoint"):
+        checkpoint.load(tmp_path / "file.pt")
+
+
+def test_a_foreign_torch_file_and_a_newer_format_are_named(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
+    with pytest.raises(CheckpointError, match="names no format"):
+        checkpoint.load(tmp_path / "foreign.pt")
+    torch.save({"format": 99}, tmp_path / "newer.pt")
+    with pytest.raises(CheckpointError, match="Upgrade clipcoco"):
+        checkpoint.load(tmp_path / "newer.pt")
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_no_code_in_a_checkpoint_is_run(tmp_path):
+    torch.save({"format": 1, "model": Evil(tmp_path / "sentinel")}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError):
+        checkpoint.load(tmp_path / "evil.pt")
+    assert not (tmp_path / "sentinel").exists()
+
+
+SAVER = """
+import sys, torch
+from pathlib import Path
+from clipcoco.engine import checkpoint
+folder, step = Path(sys.argv[1]), 0
+while True:
+    step += 1
+    weights = {"w": torch.full((300_000,), float(step))}
+    content = {"model": weights, "config": {}, "tokenizer": {}, "state": {"step": step}}
+    checkpoint.save(folder, content, best=step % 3 == 0, epoch=step, keep=2)
+    print(step, flush=True)
+"""
+
+
+def test_kill_9_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
+    rng = random.Random(0)
+    for attempt in range(6):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        process = subprocess.Popen([sys.executable, "-c", SAVER, str(folder)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "1\n"
+        time.sleep(rng.uniform(0, 0.15))
+        process.kill()
+        told = [1, *map(int, process.stdout.read().split())]
+        process.wait()
+        process.stdout.close()
+        _, found, damaged = checkpoint.newest(folder)
+        assert not damaged
+        step = found["state"]["step"]
+        assert step >= told[-1]
+        assert torch.equal(found["model"]["w"], torch.full((300_000,), float(step)))
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from clipcoco.engine import checkpoint
+from clipcoco.errors import EnvironmentProblem
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+content = {"model": {"w": torch.zeros(300_000)}, "config": {}, "tokenizer": {}, "state": {"step": 2}}
+try:
+    checkpoint.save(Path(sys.argv[1]), content, best=True, epoch=1, keep=1)
+except EnvironmentProblem as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_refuses_harms_nothing(tmp_path):
+    save(tmp_path, 1, best=True)
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True)
+    assert "can't be written" in done.stdout, done.stderr
+    assert names(tmp_path) == ["best.pt", "last.pt"]
+    assert checkpoint.load(tmp_path / "last.pt")["state"]["step"] == 1
+
+
+def test_a_folder_that_is_gone_is_one_line(tmp_path):
+    with pytest.raises(EnvironmentProblem, match="can't be written"):
+        save(tmp_path / "gone", 1)
+
+
+def test_the_hash_of_weights_sees_names_values_and_buffers():
+    state = {"a": torch.ones(2), "b": torch.zeros((), dtype=torch.int64)}
+    same = {"b": torch.zeros((), dtype=torch.int64), "a": torch.ones(2)}
+    assert checkpoint.weights_sha256(state) == checkpoint.weights_sha256(same)
+    assert checkpoint.weights_sha256(state) != checkpoint.weights_sha256({**state, "b": torch.ones((), dtype=torch.int64)})
+    assert checkpoint.weights_sha256(state) != checkpoint.weights_sha256({"c": state["a"], "b": state["b"]})

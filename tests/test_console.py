@@ -1,0 +1,410 @@
+"""What a person sees: in a real pseudo-terminal read by a terminal emulator, in a pipe, and in the log."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pyte
+import pytest
+
+from clipcoco.console import printable, recall_table, say_bytes, say_seconds, summary_rows
+
+# Feeds a run to the console. `pause` waits for the test, which looks at the screen meanwhile.
+STORY = r"""
+import math, os, sys
+from pathlib import Path
+from clipcoco.console import RunConsole, open_terminal
+from clipcoco.events import *
+from clipcoco.loggers import LogFile
+
+def pause():
+    if "GATE" in os.environ:
+        os.read(int(os.environ["GATE"]), 1)
+
+def step(number, loss):
+    show(Progress("train", number, 310))
+    clock = {"seconds": 1.0, "images_per_second": 65.2, "data_wait": 0.03}
+    show(StepDone(number, 1 + (number - 1) // 62, loss, 3.1e-4, 0.069, 1.5, clock))
+
+def evaluation(epoch, r1, best):
+    i2t = {"r1": r1, "r5": 3 * r1, "r10": 4 * r1, "median_rank": 30.0}
+    t2i = {"r1": r1 / 2, "r5": r1, "r10": 2 * r1, "median_rank": 40.0}
+    return Evaluated(62 * epoch, epoch, 3.0, i2t, t2i, 0.75 * r1, 9.0, "00", best, {"seconds": 2.0})
+
+story, folder = sys.argv[1:]
+chance = {"r1": 0.2, "r5": 1.0, "r10": 2.0, "median_rank": 250.0}
+header = (("", "clipcoco 0.1.0 · cpu, 2 threads"), ("data", "shapes: 2,000 + 500 images"), ("run", "runs/demo-1"))
+rows = ()
+if story == "resumed":
+    rows = ({"event": "step", "loss": 3.0}, {"event": "step", "loss": 2.0}, vars(evaluation(1, 4.1, True)))
+run = RunStarted(62 * bool(rows), 1, "demo-1", Path(folder), 310, 62, 5, 32, header,
+                 {"i2t": chance, "t2i": chance}, math.log(32), rows)
+log = LogFile(Path(folder) / "log.txt")
+with RunConsole(open_terminal(plain=story == "plain"), log) as show:
+    if story == "eval":
+        show(Progress("evaluate", 100, 500))
+        pause()
+        raise SystemExit
+    show(run)
+    if story == "resumed":
+        pause()
+        raise SystemExit
+    for number in range(10, 70, 10):
+        step(number, 3.4 - number / 100)
+    show(evaluation(1, 4.1, True))
+    show(evaluation(2, 3.3, False))
+    show(CheckpointSaved(124, 2, Path(folder) / "checkpoints/last.pt", 346_000_000, 0.4))
+    show(ImageReplaced(125, 3, "a\x1b[2Jb.jpg"))
+    show(StepSkipped(126, 3, "the loss is not finite"))
+    step(190, 1.842)
+    pause()
+    if story == "crash":
+        raise RuntimeError("a bug")
+    show(Stopping(190, 4, "Ctrl-C"))
+    show(CheckpointSaved(190, 4, Path(folder) / "checkpoints/last.pt", 346_000_000, 0.9))
+    show(RunEnded(190, 4, "stopped", "Ctrl-C", 101.0))
+"""
+ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+SURROUNDINGS = ("CI", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES")
+
+
+def surroundings(**changes: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key not in SURROUNDINGS}
+    return {**kept, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **changes}
+
+
+class OnTerminal:
+    """A story in a pseudo-terminal, halted at its first pause. `text()` is the screen as a person sees it."""
+
+    def __init__(self, story: str, folder: Path, columns: int = 80, lines: int = 40, **changes: str) -> None:
+        self.screen = pyte.Screen(columns, lines)
+        self.stream = pyte.ByteStream(self.screen)
+        self.written = b""
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        gate, self.gate = os.pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", STORY, story, str(folder)],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=surroundings(GATE=str(gate), **changes),
+            pass_fds=[gate],
+            start_new_session=True,
+        )
+        os.close(slave)
+        os.close(gate)
+
+    def text(self) -> str:
+        return "\n".join(line.rstrip() for line in self.screen.display).rstrip()
+
+    def _read(self) -> bool:
+        if not select.select([self.master], [], [], 0.05)[0]:
+            return True
+        try:
+            data = os.read(self.master, 65536)
+        except OSError:  # Linux reports the other end's close so
+            return False
+        self.written += data
+        self.stream.feed(data)
+        return bool(data)
+
+    def wait_for(self, text: str) -> str:
+        until = time.monotonic() + 60
+        while text not in self.text():
+            assert self._read(), f"ended without '{text}':\n{self.text()}"
+            assert time.monotonic() < until, f"no '{text}' in:\n{self.text()}"
+        return self.text()
+
+    def go_on(self) -> str:
+        """Lift the pause and read to the end."""
+        os.close(self.gate)
+        while self._read():
+            pass
+        self.process.wait()
+        os.close(self.master)
+        return self.text()
+
+
+def in_pipe(story: str, folder: Path, **changes: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-c", STORY, story, str(folder)], capture_output=True, env=surroundings(**changes)
+    )
+
+
+def test_the_panel_at_80_columns(tmp_path: Path) -> None:
+    terminal = OnTerminal("run", tmp_path)
+    lines = terminal.wait_for("step 190 of 310").splitlines()
+    assert lines[:4] == [
+        "clipcoco 0.1.0 · cpu, 2 threads",
+        "",
+        "  data    shapes: 2,000 + 500 images",
+        "  run     runs/demo-1",
+    ]
+    assert "warning: step 126 is skipped, the weights stay as they were: the loss is not finite" in lines
+    top = next(number for number, line in enumerate(lines) if line.startswith("╭"))
+    panel = lines[top:]
+    assert all(len(line) == 80 for line in panel), "the frame is torn"
+    assert re.match(r"╭─ demo-1 · epoch 4 of 5 · \d+ s ─+╮", panel[0])
+    assert re.match(r"│ ━+╸?─+   step 190 of 310   61 % │", panel[1])
+    assert re.match(r"│ about .* left, done at \d\d:\d\d:\d\d +│", panel[2])
+    assert "loss   1.842  █▇▆▆▅▅▁" in panel[4]
+    assert "chance          3.466" in panel[4]
+    assert "lr      3.1e-04" in panel[4]
+    assert "65 images/s" in panel[5]
+    assert "waiting for data  3 %" in panel[5]
+    assert "temp      0.069" in panel[5]
+    assert panel[8] == "│  chance    3.466    0.20      0.20    1.00    2.00      0.20   1.00    2.00  │"
+    assert panel[9] == "│       1    3.000    3.08      4.10   12.30   16.40      2.05   4.10    8.20* │"
+    assert panel[10].startswith("│       2    3.000    2.48      3.30")
+    assert "Ctrl-C saves and stops" in panel[11]
+    end = terminal.go_on()
+    assert "Stopping after this step, then saving. Ctrl-C again: stop now, from step 124." in end
+    assert end.endswith("Saved step 190 of 310 in 0.9 s.\nGo on with: clipcoco resume demo-1")
+    assert end.count("╭") == 1, "a frame is left behind"
+    assert "Ctrl-C saves" not in end
+    assert not terminal.screen.cursor.hidden
+
+
+def test_best_epoch_is_green_and_marked(tmp_path: Path) -> None:
+    terminal = OnTerminal("run", tmp_path)
+    terminal.wait_for("step 190 of 310")
+    marked = [line for line, text in enumerate(terminal.screen.display) if "*" in text]
+    assert [terminal.screen.buffer[line][30].fg for line in marked] == ["green"]
+    terminal.go_on()
+
+
+def test_the_panel_fits_a_narrow_and_low_terminal(tmp_path: Path) -> None:
+    terminal = OnTerminal("run", tmp_path, columns=62, lines=14)
+    panel = terminal.wait_for("step 190 of 310")
+    rows = panel[panel.index("╭") :].splitlines()
+    assert all(len(line) == 62 for line in rows)
+    assert any("chance    3.466    0.20      0.20      0.20" in line for line in rows)
+    assert "Go on with: clipcoco resume demo-1" in terminal.go_on()
+
+
+def test_below_60_columns_lines_not_a_panel(tmp_path: Path) -> None:
+    terminal = OnTerminal("run", tmp_path, columns=50)
+    end = terminal.go_on()
+    assert "step 10/310 epoch 1/5 loss 3.300" in end
+    assert "╭" not in end
+    assert b"\x1b[?25l" not in terminal.written
+
+
+def test_ascii_locale(tmp_path: Path) -> None:
+    terminal = OnTerminal("run", tmp_path, **ASCII_LOCALE)
+    panel = terminal.wait_for("step 190 of 310")
+    assert "clipcoco 0.1.0 - cpu, 2 threads" in panel
+    assert "+- demo-1 - epoch 4 of 5" in panel
+    assert "loss   1.842  #*++==_" in panel
+    terminal.go_on()
+    assert terminal.written.isascii()
+    assert b"?" not in re.sub(rb"\x1b\[\?", b"", terminal.written)
+    assert terminal.process.returncode == 0
+
+
+def test_resumed_panel_starts_with_what_was(tmp_path: Path) -> None:
+    terminal = OnTerminal("resumed", tmp_path)
+    panel = terminal.wait_for("step 62 of 310")
+    assert "█▁" in panel
+    assert "      1    3.000    3.08      4.10" in panel
+    terminal.go_on()
+
+
+def test_evaluation_alone_shows_a_bar_that_vanishes(tmp_path: Path) -> None:
+    terminal = OnTerminal("eval", tmp_path)
+    terminal.wait_for("encoding 100 of 500")
+    assert terminal.go_on() == ""
+
+
+def test_cursor_comes_back_after_a_crash(tmp_path: Path) -> None:
+    terminal = OnTerminal("crash", tmp_path)
+    terminal.wait_for("step 190 of 310")
+    assert terminal.screen.cursor.hidden
+    assert "RuntimeError: a bug" in terminal.go_on()
+    assert not terminal.screen.cursor.hidden
+
+
+def test_typed_ctrl_c_does_not_tear_the_frame(tmp_path: Path) -> None:
+    terminal = OnTerminal("run", tmp_path)
+    terminal.wait_for("step 190 of 310")
+    terminal.screen.draw("^C")  # as the terminal echoes it, where the cursor stands
+    end = terminal.go_on()
+    assert end.count("╭") == end.count("╰") == 1
+    assert "^C" not in end
+
+
+@pytest.mark.parametrize("changes", [{"TERM": "dumb"}, {"CI": "true"}])
+def test_terminals_that_must_not_be_animated(tmp_path: Path, changes: dict[str, str]) -> None:
+    terminal = OnTerminal("run", tmp_path, **changes)
+    assert "Go on with: clipcoco resume demo-1" in terminal.go_on()
+    assert b"\x1b[?25l" not in terminal.written
+    if changes == {"TERM": "dumb"}:
+        assert b"\x1b" not in terminal.written
+
+
+def test_no_color_still_animates(tmp_path: Path) -> None:
+    terminal = OnTerminal("run", tmp_path, NO_COLOR="1")
+    terminal.wait_for("step 190 of 310")
+    terminal.go_on()
+    assert b"\x1b[?25l" in terminal.written
+    colours = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])(?:;\d+)*m")
+    assert not colours.search(terminal.written)
+
+
+def test_plain_lines_in_a_pipe(tmp_path: Path) -> None:
+    done = in_pipe("run", tmp_path)
+    assert done.stdout == b""
+    text = done.stderr.decode()
+    assert "\x1b" not in text
+    assert "\r" not in text
+    clock = r"\d\d:\d\d:\d\d "
+    expected = [
+        "clipcoco 0.1.0 · cpu, 2 threads",
+        "",
+        "  data    shapes: 2,000 \\+ 500 images",
+        "  run     runs/demo-1",
+        "",
+        clock + r"step 10/310 epoch 1/5 loss 3.300 lr 3.1e-04 img/s 65 wait 3%",
+        clock + r"eval epoch 1 R@1 3.08 i2t 4.10/12.30/16.40 t2i 2.05/4.10/8.20 best",
+        clock + r"eval epoch 2 R@1 2.48 i2t 3.30/9.90/13.20 t2i 1.65/3.30/6.60",
+        clock + r"saved checkpoints/last.pt \(346 MB, 0.4 s\)",
+        r"warning: a\\x1b\[2Jb.jpg cannot be read; another image takes its place",
+        r"warning: step 126 is skipped, the weights stay as they were: the loss is not finite",
+        r"Stopping after this step, then saving. Ctrl-C again: stop now, from step 124.",
+        clock + r"saved checkpoints/last.pt \(346 MB, 0.9 s\)",
+        r"Saved step 190 of 310 in 0.9 s.",
+        r"Go on with: clipcoco resume demo-1",
+    ]
+    lines = text.splitlines()
+    assert len(lines) == len(expected), text
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.fullmatch(pattern, line), line
+
+
+def test_log_holds_the_same_lines_with_panel_and_without(tmp_path: Path) -> None:
+    logs = []
+    for name in ("pipe", "terminal"):
+        folder = tmp_path / name
+        folder.mkdir()
+        if name == "pipe":
+            in_pipe("run", folder)
+        else:
+            OnTerminal("run", folder).go_on()
+        lines = (folder / "log.txt").read_text().splitlines()
+        assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", line) for line in lines)
+        logs.append([line[20:] for line in lines])
+    assert logs[0] == logs[1]
+    assert "saved checkpoints/last.pt (346 MB, 0.9 s)" in logs[0]
+
+
+def test_force_color_colours_a_pipe_but_never_moves_its_cursor(tmp_path: Path) -> None:
+    text = in_pipe("run", tmp_path, FORCE_COLOR="1").stderr
+    assert b"\x1b[33mwarning: " in text
+    assert set(re.findall(rb"\x1b\[[0-9;?]*([A-Za-z])", text)) == {b"m"}
+
+
+def test_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STORY, "run", str(tmp_path)], stderr=subprocess.PIPE, env=surroundings()
+    )
+    assert process.stderr
+    process.stderr.close()
+    assert process.wait(60) == 0
+    assert "Go on with: clipcoco resume demo-1" in (tmp_path / "log.txt").read_text()
+
+
+def test_error_line_is_one_line_a_mistake(tmp_path: Path) -> None:
+    code = r"from clipcoco.console import error_line; error_line('no \x1b[2J setting\nno · file' + ' x' * 99)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=surroundings(**ASCII_LOCALE))
+    assert done.stderr.decode() == f"error: no \\x1b[2J setting\nerror: no - file{' x' * 99}\n"
+    assert done.stdout == b""
+
+
+def test_console_imports_no_torch() -> None:
+    code = (
+        "import sys, clipcoco.console, clipcoco.loggers; print({'torch', 'tensorboard'} & set(sys.modules))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+def test_recall_table_at_80_columns() -> None:
+    half = {"r1": [27.3, 35.5], "r5": [64.1, 72.3], "r10": [79.3, 85.9]}
+    recalls = {
+        "i2t": {"r1": 31.4, "r5": 68.2, "r10": 82.6, "median_rank": 3.0},
+        "t2i": {"r1": 100.0, "r5": 100.0, "r10": 100.0, "median_rank": 1.5},
+        "chance": {
+            direction: {"r1": 0.2, "r5": 1.0, "r10": 2.0, "median_rank": rank}
+            for direction, rank in (("i2t", 324.0), ("t2i", 250.5))
+        },
+        "interval": {"i2t": half, "t2i": {**half, "r1": [60.0, 90.0]}},
+        "images": 5014,
+        "captions": 25082,
+        "ties": 0,
+        "folds": 1,
+        "dropped": 0,
+    }
+    table = [line.plain for line in recall_table("shapes val", "own", recalls, "epoch 5 is the best")]
+    assert table == [
+        "  shapes val             R@1           R@5          R@10    median rank",
+        "  image -> text  31.40 ± 4.1   68.20 ± 4.1   82.60 ± 3.3              3",
+        "  text -> image 100.00 ±15.0  100.00 ± 4.1  100.00 ± 3.3            1.5",
+        "  mean           65.70         84.10         91.30",
+        "  chance          0.20          1.00          2.00          324 / 250.5",
+        "",
+        "  5,014 images, 25,082 captions, ties against us; epoch 5 is the best",
+        "  ± 95 % bootstrap, by image",
+    ]
+    folds = [
+        line.plain
+        for line in recall_table("val2017", "1k", {**recalls, "folds": 5, "dropped": 14, "ties": 3})
+    ]
+    assert folds[6:8] == [
+        "  1k: mean of 5 folds of 1,000 images, 14 left out",
+        "  5,014 images, 25,082 captions, ties against us (3); ± 95 % bootstrap, by image",
+    ]
+    assert max(map(len, folds)) <= 80
+
+
+def test_summary_rows_align() -> None:
+    rows = summary_rows([("retrievals", "runs/a/retrievals.html"), ("next", "clipcoco eval a")])
+    assert [row.plain for row in rows] == [
+        "  retrievals  runs/a/retrievals.html",
+        "  next        clipcoco eval a",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (0.4, "0.4 s"),
+        (2.0, "2 s"),
+        (59.6, "1 min"),
+        (101, "1 min 41 s"),
+        (7500, "2 h 5 min"),
+        (90000, "1 d 1 h"),
+    ],
+)
+def test_durations_as_a_person_says_them(seconds: float, said: str) -> None:
+    assert say_seconds(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(12, "12 B"), (346e6, "346 MB"), (999.9e6, "1.0 GB"), (19.3e9, "19.3 GB"), (1500, "1.5 kB")],
+)
+def test_sizes(count: float, said: str) -> None:
+    assert say_bytes(count) == said
+
+
+def test_printable_writes_out_what_would_steer_a_terminal() -> None:
+    assert printable("a\x1b]0;x\x07\n\u202e\udcff é日") == "a\\x1b]0;x\\x07\\n\\u202e\\udcff é日"

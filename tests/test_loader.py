@@ -1,0 +1,122 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from clipcoco.config.load import load_config
+from clipcoco.data.captions import read_captions
+from clipcoco.data.loader import TrainingLoader, choose_workers, epoch_order, evaluation_images
+from clipcoco.data.tokenizer import END, PAD, Tokenizer
+from clipcoco.errors import DataError
+from conftest import TOY
+
+
+def loader(root, workers=0, batch=8, seed=3, flip="true"):
+    config = load_config("demo", overrides=[*TOY, f"data.root={root}", f"data.flip={flip}"]).config.data
+    table = read_captions(root, "train2017")
+    tokens = Tokenizer.train(table.captions, 400).encode(table.captions, 32)
+    return TrainingLoader(config, table, tokens, batch, seed, workers, pin_memory=False)
+
+
+def everything(batches):
+    return [(batch.images, batch.tokens, batch.image_ids, batch.replaced) for batch in batches]
+
+
+def assert_equal(ours, theirs):
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine[:3], other[:3], strict=True))
+        assert mine[3] == other[3]
+
+
+def test_an_epoch_shows_each_image_once_and_leaves_another_tail_each_time():
+    orders = [epoch_order(0, epoch, 50) for epoch in range(3)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order[48:]) for order in orders}) == 3
+    assert np.array_equal(epoch_order(0, 1, 50), orders[1])
+    assert not np.array_equal(epoch_order(1, 1, 50), orders[1])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # 8 are more than most laptops have
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_batches_are_the_same_for_every_number_of_workers(scenes, workers):
+    assert_equal(everything(loader(scenes).epoch(1)), everything(loader(scenes, workers).epoch(1)))
+
+
+def test_an_epoch_goes_on_from_any_batch_and_the_same_loader_serves_the_next(scenes):
+    calm, interrupted = loader(scenes), loader(scenes, workers=2)
+    whole = everything(calm.epoch(0))
+    half = interrupted.epoch(0)
+    first = [next(half) for _ in range(2)]
+    assert_equal(whole[:2], everything(first))
+    assert_equal(whole[2:], everything(interrupted.epoch(0, start=2)))
+    assert_equal(everything(calm.epoch(1)), everything(interrupted.epoch(1)))
+
+
+def test_views_and_captions_change_from_epoch_to_epoch(scenes):
+    whole = loader(scenes)
+    first, second = ({int(i): b for b in whole.epoch(e) for i in b.image_ids} for e in (0, 1))
+    assert first.keys() == second.keys()
+    texts = [{}, {}]
+    for epoch in (0, 1):
+        for batch in whole.epoch(epoch):
+            texts[epoch] |= {int(i): t.tolist() for i, t in zip(batch.image_ids, batch.tokens, strict=True)}
+    changed = sum(texts[0][i][:16] != texts[1][i][:16] for i in texts[0])
+    assert changed > len(texts[0]) / 2  # four of five captions are others
+
+
+def test_tokens_are_cut_to_the_longest_caption_of_the_batch_and_belong_to_the_image(scenes):
+    whole = loader(scenes)
+    table, seen = whole.table, 0
+    for batch in whole.epoch(0):
+        lengths = (batch.tokens != PAD).sum(dim=1)
+        assert batch.tokens.shape[1] % 8 == 0
+        assert batch.tokens.shape[1] >= max(16, int(lengths.max()))
+        assert batch.tokens.shape[1] - max(16, int(lengths.max())) < 8
+        for image_id, row in zip(batch.image_ids.tolist(), batch.tokens, strict=True):
+            place = int(np.searchsorted(table.image_ids, image_id))
+            own = whole.tokens[table.offsets[place] : table.offsets[place + 1], : batch.tokens.shape[1]]
+            assert (own == row).all(dim=1).any()
+            assert int(row[int((row != PAD).sum()) - 1]) == END
+            seen += 1
+    assert seen == 48
+
+
+def test_an_unreadable_image_is_replaced_by_the_same_other_one_whatever_the_workers(scenes, tmp_path):
+    root = tmp_path / "broken"
+    shutil.copytree(scenes, root)
+    victim = sorted((root / "train2017").iterdir())[5]
+    victim.write_bytes(victim.read_bytes()[:200])
+    calm, busy = everything(loader(root).epoch(0)), everything(loader(root, workers=2).epoch(0))
+    assert_equal(calm, busy)
+    assert [row for batch in calm for row in batch[3]] == [5]
+    victim_id = int(victim.stem)
+    assert all(victim_id not in batch[2].tolist() for batch in calm)
+
+
+def test_a_folder_of_rubbish_is_an_error(scenes, tmp_path):
+    root = tmp_path / "rubbish"
+    shutil.copytree(scenes, root)
+    for path in (root / "train2017").iterdir():
+        path.write_bytes(b"<html>not found</html>")
+    with pytest.raises(DataError, match="can be read"):
+        next(loader(root).epoch(0))
+
+
+def test_evaluation_refuses_an_unreadable_image(scenes, tmp_path):
+    root = tmp_path / "broken"
+    shutil.copytree(scenes, root)
+    victim = sorted((root / "val2017").iterdir())[3]
+    victim.write_bytes(b"")
+    config = load_config("demo", overrides=[*TOY, f"data.root={root}"]).config.data
+    table = read_captions(root, "val2017")
+    with pytest.raises(DataError, match=victim.name):
+        list(evaluation_images(config, table, workers=0, pin_memory=False))
+
+
+def test_workers_are_chosen_with_a_reason():
+    assert choose_workers(3, "cpu", 8)[0] == 3
+    assert choose_workers("auto", "cpu", 8)[0] == 0
+    assert choose_workers("auto", "cuda", 4)[0] == 3
+    assert choose_workers("auto", "cuda", 64)[0] == 8

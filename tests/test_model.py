@@ -1,0 +1,134 @@
+import math
+
+import pytest
+import torch
+import torchvision
+
+from clipcoco.config.derive import count_parameters
+from clipcoco.config.load import load_config
+from clipcoco.config.schema import ModelConfig
+from clipcoco.engine.model import build, pretrained_backbone
+from clipcoco.errors import CheckpointError, EnvironmentProblem
+from conftest import TOY
+
+
+def toy(*changes: str) -> ModelConfig:
+    return load_config("demo", overrides=[*TOY, *changes]).config.model
+
+
+def random_images(count: int, size: int = 32) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+
+
+def captions(*rows: list[int], length: int = 16) -> torch.Tensor:
+    return torch.tensor([row + [0] * (length - len(row)) for row in rows], dtype=torch.int32)
+
+
+def test_embeddings_are_float32_unit_vectors_of_the_shared_space():
+    model = build(toy(), 300).eval()
+    images, texts, temperature = model(random_images(3), captions([1, 7, 2], [1, 9, 8, 2], [1, 2]))
+    assert images.shape == texts.shape == (3, 16)
+    assert images.dtype == texts.dtype == torch.float32
+    torch.testing.assert_close(images.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(texts.norm(dim=1), torch.ones(3))
+    assert temperature.item() == pytest.approx(0.07)
+
+
+def test_bfloat16_autocast_still_gives_float32_embeddings():
+    model = build(toy(), 300).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        images, texts, _ = model(random_images(2), captions([1, 7, 2], [1, 9, 8, 2]))
+    assert images.dtype == texts.dtype == torch.float32
+
+
+def test_what_stands_behind_the_end_token_changes_nothing():
+    model = build(toy(), 300).eval()
+    short = captions([1, 7, 8, 2], length=8)
+    padded = captions([1, 7, 8, 2], length=16)
+    rubbish = captions([1, 7, 8, 2, 55, 66, 77], length=16)
+    embeddings = [model.encode_texts(tokens) for tokens in (short, padded, rubbish)]
+    torch.testing.assert_close(embeddings[0], embeddings[1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(embeddings[1], embeddings[2], atol=1e-6, rtol=0)
+
+
+def test_every_token_before_the_end_token_matters():
+    model = build(toy(), 300).eval()
+    before, after = model.encode_texts(captions([1, 7, 8, 9, 2], [1, 5, 8, 9, 2]))
+    assert (before - after).abs().max() > 1e-3
+
+
+def test_the_temperature_is_clamped_at_a_hundredth():
+    model = build(toy(), 300)
+    with torch.no_grad():
+        model.logit_scale.fill_(9.0)
+    model.clamp_temperature()
+    assert model.logit_scale.item() == pytest.approx(math.log(100))
+
+
+def test_a_fixed_temperature_is_not_trained():
+    model = build(toy("model.learn_temperature=false"), 300)
+    assert not model.logit_scale.requires_grad
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_the_parameter_count_of_inspect_config_is_the_models(backbone):
+    config = toy(f"model.vision.backbone={backbone}")
+    with torch.device("meta"):
+        model = build(config, 300)
+    assert sum(p.numel() for p in model.parameters()) == count_parameters(config, 300)
+
+
+def test_a_pretrained_backbone_keeps_its_batchnorm_still():
+    still, moving = build(toy("model.vision.weights=imagenet-v1"), 300), build(toy(), 300)
+    for model in (still, moving):
+        model.train()
+        model(random_images(4), captions(*[[1, 7, 2]] * 4))
+    assert still.visual.trunk.bn1.running_mean.abs().max() == 0
+    assert moving.visual.trunk.bn1.running_mean.abs().max() > 0
+
+
+class TestWeights:
+    def save(self, tmp_path, state):
+        path = tmp_path / "weights.pt"
+        torch.save(state, path)
+        return toy(f"model.vision.weights={path}").vision
+
+    def test_none_gives_none(self):
+        assert pretrained_backbone(toy().vision) is None
+
+    def test_a_torchvision_file_is_taken_without_its_classifier(self, tmp_path):
+        donor = torchvision.models.resnet18().state_dict()
+        state = pretrained_backbone(self.save(tmp_path, donor))
+        assert "fc.weight" not in state
+        model = build(toy(), 300)
+        model.visual.trunk.load_state_dict(state)
+        torch.testing.assert_close(model.visual.trunk.layer4[1].conv2.weight, donor["layer4.1.conv2.weight"])
+
+    def test_another_backbone_is_refused(self, tmp_path):
+        vision = self.save(tmp_path, torchvision.models.resnet34().state_dict())
+        with pytest.raises(CheckpointError, match="holds no resnet18 weights"):
+            pretrained_backbone(vision)
+
+    @pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut off"])
+    def test_other_files_are_refused(self, tmp_path, content):
+        path = tmp_path / "weights.pt"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="weights"):
+            pretrained_backbone(toy(f"model.vision.weights={path}").vision)
+
+    def test_published_weights_are_read_from_torch_home(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        name = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1]
+        (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+        donor = torchvision.models.resnet18().state_dict()
+        torch.save(donor, tmp_path / "hub" / "checkpoints" / name)
+        state = pretrained_backbone(toy("model.vision.weights=imagenet-v1").vision)
+        torch.testing.assert_close(state["conv1.weight"], donor["conv1.weight"])
+
+    def test_without_network_the_error_names_both_ways_out(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+        with pytest.raises(EnvironmentProblem) as error:
+            pretrained_backbone(toy("model.vision.weights=imagenet-v1").vision)
+        assert str(tmp_path / "hub" / "checkpoints" / "resnet18-") in str(error.value)
+        assert "--set model.vision.weights=none" in str(error.value)
