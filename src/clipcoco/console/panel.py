@@ -97,7 +97,8 @@ def _epochs(view: View, wide: bool, room: int) -> list[Text]:
         shown[0] = best
     header = "  epoch val loss     R@1   i2t R@1" + ("     R@5    R@10" if wide else "") + "   t2i R@1"
     header += "    R@5    R@10" if wide else ""
-    lines = [Text(header, "dim"), Text(_epoch("chance", view.chance_loss, view.chance, wide), "dim")]
+    by_chance = {**view.chance, "r1": (view.chance["i2t"]["r1"] + view.chance["t2i"]["r1"]) / 2}
+    lines = [Text(header, "dim"), Text(_epoch("chance", view.chance_loss, by_chance, wide), "dim")]
     for row in shown:
         mark = "*" if row is best else ""
         lines.append(
@@ -108,7 +109,7 @@ def _epochs(view: View, wide: bool, room: int) -> list[Text]:
 
 def _epoch(label: str, loss: float, row: Row, wide: bool) -> str:
     i2t, t2i = row["i2t"], row["t2i"]
-    line = f"{label:>7}{loss:>9.3f}{(i2t['r1'] + t2i['r1']) / 2:>8.2f}{i2t['r1']:>10.2f}"
+    line = f"{label:>7}{loss:>9.3f}{row['r1']:>8.2f}{i2t['r1']:>10.2f}"
     if wide:
         return (
             line + f"{i2t['r5']:>8.2f}{i2t['r10']:>8.2f}{t2i['r1']:>10.2f}{t2i['r5']:>7.2f}{t2i['r10']:>8.2f}"

@@ -105,7 +105,7 @@ class RunConsole:
                 path = event.path.relative_to(self.run.folder) if self.run else event.path
                 self._line(f"saved {path} ({say_bytes(event.size)}, {say_seconds(event.seconds)})")
             case events.StepSkipped():
-                self._warn(f"step {event.step:,} is skipped, the weights stay as they were: {event.reason}")
+                self._warn(f"step {event.step:,} is skipped, the weights stay: {event.reason}")
             case events.ImageReplaced():
                 self._warn(f"{event.file} cannot be read; another image takes its place")
             case events.Warned():
@@ -230,12 +230,10 @@ class RunConsole:
         if left is None:
             return where + "measuring the time left"
         if self._evaluation_seconds() is None:
-            return where + f"about {say_seconds(left)} of steps left, the first evaluation still to be timed"
+            return where + f"about {say_seconds(round(left))} left, evaluations not counted yet"
+        end = datetime.now() + timedelta(seconds=left)
         day = "%H:%M:%S" if left < 12 * 3600 else "%A %H:%M"
-        return (
-            where
-            + f"about {say_seconds(left)} left, done at {datetime.now() + timedelta(seconds=left):{day}}"
-        )
+        return where + f"about {say_seconds(round(left))} left, done at {end:{day}}"
 
     def _show_panel(self, transient: bool) -> None:
         if self.terminal.live and self._live is None:
@@ -262,7 +260,7 @@ class RunConsole:
             text = panel.bar(share, 40).append(f"  encoding {self.phase.done:,} of {self.phase.total:,}")
             text.plain = text.plain.translate(glyphs(console))
             return Group(text, Text())
-        elapsed = say_seconds(time.monotonic() - self._began)
+        elapsed = say_seconds(round(time.monotonic() - self._began))
         view = panel.View(
             title=f"{run.name} · epoch {self._epoch()} of {run.epochs} · {elapsed}",
             subtitle=self._subtitle,

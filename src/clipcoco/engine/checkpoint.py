@@ -34,6 +34,8 @@ def save(
     try:
         temporary = write_temporary(last, lambda file: torch.save({"format": FORMAT, **content}, file))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if isinstance(error.__context__, KeyboardInterrupt):  # and a second Ctrl-C too
+            raise KeyboardInterrupt from error
         free = f", {shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free there" if folder.is_dir() else ""
         raise EnvironmentProblem(
             f"the checkpoint can't be written to {folder}{free}: "

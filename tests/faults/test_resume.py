@@ -1,0 +1,223 @@
+"""A run that was stopped anywhere, by real signals, ends in the bits of the run that was not."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import TOY
+from fork_server import ForkServer, Process
+
+CHECKPOINTS = ("checkpoint.every_steps=4", "checkpoint.keep=0")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Few images to train on, more to evaluate: an evaluation long enough for a signal to fall into."""
+    from clipcoco.prepare.scenes import draw_scenes
+
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    draw_scenes(root, train=48, val=640, size=40)
+    return root
+
+
+def arguments(data: Path, workers: int) -> list[str]:
+    return ["train", "--preset", "demo", f"data.root={data}", "--name", "run", *TOY, *CHECKPOINTS, f"data.workers={workers}"]
+
+
+@pytest.fixture(scope="module")
+def calm(clipcoco: ForkServer, data: Path, tmp_path_factory) -> Path:
+    """The run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("calm")
+    done = clipcoco(*arguments(data, 0), cwd=folder)
+    assert done.code == 0, done.stderr
+    return folder / "runs" / "run"
+
+
+def rows(run: Path) -> list[dict]:
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:  # being written
+            break
+        row.pop("clock", None)
+        found.append(row)
+    return found
+
+
+def assert_same(run: Path, calm: Path) -> None:
+    assert rows(run) == rows(calm)
+    ours, theirs = (
+        torch.load(folder / "checkpoints" / "last.pt", weights_only=True) for folder in (run, calm)
+    )
+    for key in ("model", "optimizer"):
+        assert_equal(ours[key], theirs[key])
+
+
+def assert_equal(ours, theirs) -> None:
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs)
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert_equal(ours[key], theirs[key])
+    elif isinstance(ours, list):
+        for mine, other in zip(ours, theirs, strict=True):
+            assert_equal(mine, other)
+    else:
+        assert ours == theirs
+
+
+def until(process: Process, there) -> None:
+    end = time.monotonic() + 120
+    while not there():
+        assert process.poll() is None, f"ended too early:\n{process.stderr}"
+        assert time.monotonic() < end, process.stderr
+        time.sleep(0.001)
+
+
+def saving(run: Path) -> bool:
+    return any((run / "checkpoints").glob(".last.pt.*.tmp"))
+
+
+PLACES = {
+    "in the middle of an epoch": lambda run: len(rows(run)) >= 3,
+    "in an evaluation": lambda run: any(row["step"] == 6 for row in rows(run)),
+    "at an epoch's end": lambda run: any(row["event"] == "evaluation" for row in rows(run)),
+    "in a save": saving,
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "group", "workers"),
+    [
+        ("in the middle of an epoch", signal.SIGINT, False, 0),
+        ("in the middle of an epoch", signal.SIGTERM, True, 2),
+        ("in an evaluation", signal.SIGTERM, False, 0),
+        ("in an evaluation", signal.SIGUSR1, True, 2),
+        ("at an epoch's end", signal.SIGINT, True, 2),
+        ("in a save", signal.SIGUSR1, False, 0),
+        ("in a save", signal.SIGHUP, True, 2),
+    ],
+)
+def test_a_stopped_run_goes_on_to_the_same_bits(clipcoco, data, calm, tmp_path, place, number, group, workers):
+    run = tmp_path / "runs" / "run"
+    process = clipcoco.start(*arguments(data, workers), cwd=tmp_path)
+    until(process, lambda: PLACES[place](run))
+    (process.signal_group if group else process.signal)(number)
+    stopped = process.wait()
+    assert stopped.code == 75, stopped.stderr
+    assert "Go on with: clipcoco resume run" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    assert 0 < status["step"] < 18
+    if place == "in an evaluation":
+        assert not any(row["event"] == "evaluation" for row in rows(run))
+    resumed = clipcoco("resume", cwd=tmp_path)
+    assert resumed.code == 0, resumed.stderr
+    assert f"at step {status['step']} of 18" in resumed.stderr
+    assert_same(run, calm)
+
+
+def test_kill_9_and_many_stops_end_in_the_same_bits(clipcoco, data, calm, tmp_path):
+    run = tmp_path / "runs" / "run"
+    process = clipcoco.start(*arguments(data, 0), cwd=tmp_path)
+    for seen, number in ((6, signal.SIGKILL), (9, signal.SIGTERM), (11, signal.SIGKILL), (15, signal.SIGINT)):
+        until(process, lambda seen=seen: len(rows(run)) >= seen)
+        process.signal(number)
+        assert process.wait().code in (-signal.SIGKILL, 75)
+        process = clipcoco.start("resume", "--set", f"data.workers={2 if seen == 9 else 0}", cwd=tmp_path)
+        until(process, lambda: "step " in process.stderr)
+    assert process.wait().code == 0
+    assert_same(run, calm)
+    assert not list((run / "checkpoints").glob(".*"))  # what the kills left is cleared away
+
+
+def test_workers_change_nothing(clipcoco, data, calm, tmp_path):
+    done = clipcoco(*arguments(data, 2), cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    assert_same(tmp_path / "runs" / "run", calm)
+
+
+def test_a_damaged_last_checkpoint_falls_back_with_a_warning(clipcoco, data, calm, tmp_path):
+    run = tmp_path / "runs" / "run"
+    process = clipcoco.start(*arguments(data, 0), cwd=tmp_path)
+    until(process, lambda: len(rows(run)) >= 8)
+    process.signal(signal.SIGTERM)
+    assert process.wait().code == 75
+    last = run / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    resumed = clipcoco("resume", cwd=tmp_path)
+    assert resumed.code == 0, resumed.stderr
+    assert "warning: " in resumed.stderr
+    assert "Taking previous.pt" in resumed.stderr
+    assert_same(run, calm)
+
+
+def test_tensorboard_reads_one_unbroken_curve_after_stops(clipcoco, data, calm, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "runs" / "run"
+    process = clipcoco.start(*arguments(data, 0), cwd=tmp_path)
+    until(process, lambda: len(rows(run)) >= 7)
+    process.signal(signal.SIGKILL)  # steps after the last checkpoint are on the disk, and will come again
+    process.wait()
+    assert clipcoco("resume", cwd=tmp_path).code == 0
+    curves = []
+    for folder in (run, calm):
+        events = EventAccumulator(str(folder / "tensorboard")).Reload()
+        curves.append([(event.step, event.value) for event in events.Scalars("train/loss")])
+    assert curves[0] == curves[1]
+
+
+def test_a_finished_run_says_so_and_can_be_prolonged(clipcoco, data, calm, tmp_path):
+    folder = calm.parents[1]
+    again = clipcoco("resume", "run", cwd=folder)
+    assert again.code == 0
+    assert "run is finished (18 of 18 steps)" in again.stderr
+    assert "--init run" in again.stderr
+
+
+def test_a_run_at_work_is_locked(clipcoco, data, tmp_path):
+    run = tmp_path / "runs" / "run"
+    process = clipcoco.start(*arguments(data, 0), "train.epochs=50", cwd=tmp_path)
+    until(process, lambda: (run / "checkpoints" / "last.pt").exists())
+    second = clipcoco("resume", "run", cwd=tmp_path)
+    process.signal(signal.SIGTERM)
+    assert second.code == 5
+    assert second.stderr.strip().splitlines()[-1].startswith("error: run run is at work in another process")
+    assert process.wait().code == 75
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(clipcoco, data, tmp_path):
+    run = tmp_path / "runs" / "run"
+    process = clipcoco.start(*arguments(data, 0), "train.epochs=50", "train.batch_size=48", cwd=tmp_path)
+    until(process, lambda: (run / "checkpoints" / "previous.pt").exists())
+    until(process, lambda: saving(run))
+    process.signal(signal.SIGINT)
+    time.sleep(0.02)
+    process.signal(signal.SIGINT)
+    done = process.wait()
+    assert done.code in (75, 130), done.stderr  # 75 when the save was quicker than the second signal
+    assert "Traceback" not in done.stderr
+    assert clipcoco("eval", "--checkpoint", run / "checkpoints" / "previous.pt", cwd=tmp_path).code == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_before_there_is_anything_to_save_a_signal_ends_the_command(clipcoco, data, tmp_path, number):
+    process = clipcoco.start(*arguments(data, 0), cwd=tmp_path)
+    time.sleep(0.02)  # reading the data
+    process.signal(number)
+    done = process.wait()
+    expected = {signal.SIGINT: (130, -2), signal.SIGTERM: (143, -15)}[number]
+    assert done.code in (*expected, 75), done.stderr
+    assert "Traceback" not in done.stderr

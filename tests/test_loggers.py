@@ -1,0 +1,182 @@
+"""The records of a run, before and after a resume, and when the disk refuses them."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from clipcoco.events import (
+    CheckpointSaved,
+    Evaluated,
+    Event,
+    ImageReplaced,
+    Progress,
+    RunStarted,
+    StepDone,
+    StepSkipped,
+    Warned,
+)
+from clipcoco.loggers import LogFile, MetricsFile, TensorBoard, fan_out
+
+
+def step(number: int, loss: float = 3.0) -> StepDone:
+    clock = {"seconds": 1.0, "images_per_second": 65.0, "data_wait": 0.03}
+    return StepDone(number, 1, loss, 3e-4, 0.069, 1.5, clock)
+
+
+def evaluation(number: int, r1: float = 4.0) -> Evaluated:
+    recalls = {"r1": r1, "r5": 10.0, "r10": 20.0, "median_rank": 30.0}
+    return Evaluated(number, 1, 2.5, recalls, recalls, r1, 60.0, "00ff", True, {"seconds": 2.0})
+
+
+def started(folder: Path, number: int = 0) -> RunStarted:
+    return RunStarted(number, 1, "a", folder, 9, 3, 3, 4, (), {}, math.log(4), ())
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_metrics_hold_the_recorded_events_as_they_come(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", [])
+    metrics(started(tmp_path))
+    for event in (Progress("train", 1, 9), step(1), StepSkipped(2, 1, "loss"), ImageReplaced(2, 1, "a.jpg")):
+        metrics(event)
+    assert [row["event"] for row in read(metrics.path)] == ["step", "skipped", "replaced"], "flushed each row"
+    metrics(evaluation(3))
+    metrics(CheckpointSaved(3, 1, tmp_path / "last.pt", 5, 0.1))
+    rows = read(metrics.path)
+    assert rows == metrics.rows
+    assert rows[0] == {
+        "step": 1,
+        "epoch": 1,
+        "loss": 3.0,
+        "lr": 3e-4,
+        "temperature": 0.069,
+        "grad_norm": 1.5,
+        "clock": {"seconds": 1.0, "images_per_second": 65.0, "data_wait": 0.03},
+        "event": "step",
+    }
+    assert rows[-1]["i2t"]["median_rank"] == 30.0
+
+
+def test_metrics_of_a_resumed_run_read_as_one(tmp_path: Path) -> None:
+    before = MetricsFile(tmp_path / "metrics.jsonl", [])
+    before(started(tmp_path))
+    before(step(1))
+    saved = list(before.rows)
+    before(step(2, loss=99.0))  # after the checkpoint: lost with the process
+    with open(before.path, "a") as file:
+        file.write('{"event": "st')
+    after = MetricsFile(before.path, saved)
+    after(started(tmp_path, 1))
+    assert read(after.path) == saved
+    after(step(2))
+    assert [(row["step"], row["loss"]) for row in read(after.path)] == [(1, 3.0), (2, 3.0)]
+
+
+def test_metrics_are_strict_json(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", [])
+    metrics(evaluation(1, r1=math.nan))
+    assert "NaN" not in metrics.path.read_text()
+    assert read(metrics.path)[0]["i2t"]["r1"] is None
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_loggers import *
+folder = Path(sys.argv[2])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+seen, metrics = [], MetricsFile(folder / "metrics.jsonl", [])
+report = fan_out(metrics, TensorBoard(folder / "tensorboard", None), seen.append)
+report(started(folder))
+report(step(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (250, hard))
+report(step(2))
+report(step(3))
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+report(step(4))
+print(json.dumps([event.message for event in seen if isinstance(event, Warned)]))
+"""
+
+
+def test_full_disk_costs_a_warning_and_no_row_once_there_is_room(tmp_path: Path) -> None:
+    # A limit on the size of files fails a write in the same way, with another errno.
+    arguments = [sys.executable, "-c", FULL_DISK, str(Path(__file__).parent), str(tmp_path)]
+    messages = json.loads(subprocess.check_output(arguments, text=True))
+    assert len(messages) == 2, "one a sink"
+    steps = [row["step"] for row in read(tmp_path / "metrics.jsonl") if row["event"] == "step"]
+    assert steps == [1, 2, 3, 4]
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return {
+        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)]
+        for tag in accumulator.Tags()["scalars"]
+    }
+
+
+def test_tensorboard_reads_one_unbroken_curve_after_a_resume(tmp_path: Path) -> None:
+    before = TensorBoard(tmp_path, None)
+    for number in (1, 2, 3, 4):
+        before(step(number, loss=float(number)))
+    before(evaluation(4))
+    before.close()
+    found = scalars(tmp_path)
+    assert found["train/loss"] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+    train = {"loss", "lr", "temperature", "grad_norm", "images_per_second", "data_wait"}
+    recalls = {f"{way}/{key}" for way in ("i2t", "t2i") for key in ("r1", "r5", "r10", "median_rank")}
+    assert found.keys() == {f"train/{tag}" for tag in train} | {
+        f"val/{tag}" for tag in recalls | {"r1", "loss"}
+    }
+    after = TensorBoard(tmp_path, 2)
+    for number in (3, 4, 5):
+        after(step(number, loss=10.0 * number))
+    after.close()
+    found = scalars(tmp_path)
+    assert found["train/loss"] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0), (5, 50.0)]
+    assert found.get("val/r1", []) == [], "the evaluation after the checkpoint is taken back"
+
+
+def test_unwritable_tensorboard_folder_is_one_warning(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("a file where a folder should be")
+    seen: list[Event] = []
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", [])
+    report = fan_out(TensorBoard(tmp_path / "tensorboard", None), metrics, seen.append)
+    for number in (1, 2, 3):
+        report(step(number))
+    warned = [event for event in seen if isinstance(event, Warned)]
+    assert len(warned) == 1
+    assert "tensorboard" in warned[0].message
+    assert [row["step"] for row in metrics.rows if row["event"] == "step"] == [1, 2, 3]
+    assert [event.step for event in seen if isinstance(event, StepDone)] == [1, 2, 3]
+
+
+def test_log_keeps_names_that_are_no_unicode(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log.txt")
+    log(f"warning: {os.fsdecode(b'caf' + bytes([0xE9]))}.jpg ±")
+    log("")
+    first, second = log.path.read_text(encoding="utf-8").splitlines()
+    assert first.endswith(" warning: caf\\udce9.jpg ±")
+    assert len(second) == len("2026-11-24 08:12:41")
+
+
+def test_tensorboard_writes_without_torch(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_loggers import *
+TensorBoard(Path({str(tmp_path)!r}), None)(step(1))
+print({{"torch", "tensorflow"}} & set(sys.modules))
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
