@@ -272,9 +272,7 @@ def test_a_file_name_that_could_lead_elsewhere_is_refused_and_not_opened(tmp_pat
     path = write(root, content)
     opened: list[str] = []
     watching = True
-    sys.addaudithook(
-        lambda event, args: opened.append(str(args[0])) if watching and event == "open" else None
-    )
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if watching and event == "open" else None)
     message = refusal(root)
     watching = False
     assert "is not a plain .jpg or .png name" in message

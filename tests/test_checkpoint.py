@@ -87,9 +87,7 @@ def test_a_flipped_bit_never_changes_a_weight_unseen(tmp_path):
     assert refused > 250
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"x", b"\xff\xd8\xff\xe0 a picture", b'{"json": 1}', b"PK\x05\x06" + bytes(18)]
-)
+@pytest.mark.parametrize("data", [b"", b"x", b"\xff\xd8\xff\xe0 a picture", b'{"json": 1}', b"PK\x05\x06" + bytes(18)])
 def test_other_files_are_no_checkpoints(tmp_path, data):
     (tmp_path / "file.pt").write_bytes(data)
     with pytest.raises(CheckpointError, match="not a clipcoco checkpoint"):
@@ -187,5 +185,7 @@ def test_the_hash_of_weights_sees_names_values_and_buffers():
     state = {"a": torch.ones(2), "b": torch.zeros((), dtype=torch.int64)}
     same = {"b": torch.zeros((), dtype=torch.int64), "a": torch.ones(2)}
     assert checkpoint.weights_sha256(state) == checkpoint.weights_sha256(same)
-    assert checkpoint.weights_sha256(state) != checkpoint.weights_sha256({**state, "b": torch.ones((), dtype=torch.int64)})
+    assert checkpoint.weights_sha256(state) != checkpoint.weights_sha256(
+        {**state, "b": torch.ones((), dtype=torch.int64)}
+    )
     assert checkpoint.weights_sha256(state) != checkpoint.weights_sha256({"c": state["a"], "b": state["b"]})

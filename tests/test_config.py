@@ -155,8 +155,7 @@ def set_mistakes(*overrides: str) -> tuple[str, ...]:
         ),
         (
             "model:\n  text:\n    heads: 7\n",
-            "model.text.heads must divide width: 512 is no multiple of 7 "
-            "(my.yaml:3, presets/base.yaml:LINE).",
+            "model.text.heads must divide width: 512 is no multiple of 7 (my.yaml:3, presets/base.yaml:LINE).",
         ),
         (
             "model:\n  vision:\n    backbone: resnet18\n    weights: imagenet-v2\n",
@@ -202,8 +201,7 @@ def test_refused(content: str | bytes, said: str) -> None:
 
 def test_all_mistakes_at_once() -> None:
     found = mistakes(
-        "train:\n  epochs: 0\n  learning_rate: 1\n  lr: 1\n  lr: ten\n"
-        "data: &d\n  flip: no\nmodel:\n  tau: 1\n"
+        "train:\n  epochs: 0\n  learning_rate: 1\n  lr: 1\n  lr: ten\ndata: &d\n  flip: no\nmodel:\n  tau: 1\n"
     )
     assert len(found) == 6
     for part in (
@@ -308,9 +306,7 @@ def test_accepted(content: str | bytes, name: str, value: object) -> None:
     "content",
     [
         "a: &a [x, x, x, x, x, x, x, x, x]\n"
-        + "".join(
-            f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefghi", "bcdefghij", strict=True)
-        ),
+        + "".join(f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefghi", "bcdefghij", strict=True)),
         "seed: &x [*x]\n",
         "seed: " + "[" * 3_000 + "]" * 3_000,
         "seed: " + "[" * 3_000,
@@ -457,18 +453,14 @@ AWKWARD = [
 @pytest.mark.parametrize("diff", [False, True])
 @pytest.mark.parametrize("root", AWKWARD)
 def test_dump_comes_back_equal(root: str, diff: bool) -> None:
-    plain = to_plain(
-        load_config("small", overrides=["train.lr=1e-7", "seed=5", "train.warmup_steps=3"]).config
-    )
+    plain = to_plain(load_config("small", overrides=["train.lr=1e-7", "seed=5", "train.warmup_steps=3"]).config)
     plain["data"]["root"] = root
     wanted = config_from_plain(plain, "here")
     loaded = load_config("small")
     text = dump(replace(loaded, config=wanted), ["a line"], diff=diff)
     again = accepted(text)
     assert again == wanted
-    assert [type(value) for value in flatten(again).values()] == [
-        type(value) for value in flatten(wanted).values()
-    ]
+    assert [type(value) for value in flatten(again).values()] == [type(value) for value in flatten(wanted).values()]
 
 
 def test_dump_of_a_dump_keeps_the_preset_behind_it() -> None:
@@ -502,9 +494,7 @@ def test_plain_values_come_back() -> None:
     assert config_from_plain(to_plain(config), "run.pt") == config
 
 
-@pytest.mark.parametrize(
-    "values", [None, [], {}, {1: {2: 3}}, {"train": {"epochs": "x" * 10_000}}, {"seed": [[1]]}]
-)
+@pytest.mark.parametrize("values", [None, [], {}, {1: {2: 3}}, {"train": {"epochs": "x" * 10_000}}, {"seed": [[1]]}])
 def test_crafted_plain_values_are_refused(values: object) -> None:
     with pytest.raises(ConfigError) as caught:
         config_from_plain(values, "run.pt")
@@ -536,9 +526,7 @@ def test_the_presets_are_the_files() -> None:
         ("full", 118_287, 5_000, 924, 46_200, 3),
     ],
 )
-def test_steps_of_the_presets(
-    name: str, images: int, gallery: int, per_epoch: int, total: int, frozen: int
-) -> None:
+def test_steps_of_the_presets(name: str, images: int, gallery: int, per_epoch: int, total: int, frozen: int) -> None:
     config = load_config(name).config
     derived = derive(config, *OFFICIAL["train2017"], *OFFICIAL["val2017"], "the official table")
     assert (derived.train_images, derived.val_images) == (images, gallery)
@@ -582,9 +570,7 @@ def test_subsets_round_half_up() -> None:
 def test_warmup_in_steps_and_as_a_share() -> None:
     assert resolve_warmup(0.05, 3_690) == 185
     assert resolve_warmup(500, 500) == 500
-    with pytest.raises(
-        ConfigError, match=r"train.warmup_steps is 501, more than the 500 steps of the whole run"
-    ):
+    with pytest.raises(ConfigError, match=r"train.warmup_steps is 501, more than the 500 steps of the whole run"):
         resolve_warmup(501, 500)
 
 
@@ -596,9 +582,7 @@ def test_auto_settings_say_why() -> None:
     )
     assert resolve_frozen_epochs(auto, "none", 924)[0] == 0
     assert resolve_backbone_lr_scale(auto, "my.pt")[0] == 0.1
-    fixed = load_config(
-        "full", overrides=["train.frozen_epochs=1", "train.backbone_lr_scale=0.5"]
-    ).config.train
+    fixed = load_config("full", overrides=["train.frozen_epochs=1", "train.backbone_lr_scale=0.5"]).config.train
     assert resolve_frozen_epochs(fixed, "none", 924) == (1, "as set")
     assert resolve_backbone_lr_scale(fixed, "none") == (0.5, "as set")
 

@@ -17,9 +17,7 @@ from torch import Tensor
 from clipcoco.data import images
 from clipcoco.data.images import UnreadableImage, decode, evaluation_view, read, sample_rng, training_view
 
-GRADIENT = np.stack(np.broadcast_arrays(np.arange(64)[None] * 4, np.arange(48)[:, None] * 5, 90), -1).astype(
-    np.uint8
-)
+GRADIENT = np.stack(np.broadcast_arrays(np.arange(64)[None] * 4, np.arange(48)[:, None] * 5, 90), -1).astype(np.uint8)
 
 
 def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
@@ -137,9 +135,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), d
 
 
 @pytest.mark.usefixtures("decoder")
-@pytest.mark.parametrize(
-    "data", [JPEG, KINDS["jpeg CMYK"][0], KINDS["jpeg progressive"][0], encoded(NOISE, "PNG")]
-)
+@pytest.mark.parametrize("data", [JPEG, KINDS["jpeg CMYK"][0], KINDS["jpeg progressive"][0], encoded(NOISE, "PNG")])
 def test_every_truncation_is_refused(data: bytes) -> None:
     for length in range(0, len(data) - 24, 7):  # a PNG's last 16 bytes hold no pixels
         with pytest.raises(UnreadableImage):
@@ -177,12 +173,7 @@ def picture(height: int, width: int) -> Tensor:
     """Red tells the column, green the row: a view shows where it was taken."""
     columns = torch.linspace(0, 255, width).expand(height, width)
     rows = torch.linspace(0, 255, height)[:, None].expand(height, width)
-    return (
-        torch.stack([columns, rows, torch.full((height, width), 7.0)], -1)
-        .round()
-        .to(torch.uint8)
-        .permute(2, 0, 1)
-    )
+    return torch.stack([columns, rows, torch.full((height, width), 7.0)], -1).round().to(torch.uint8).permute(2, 0, 1)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (2, 3), (32, 32), (480, 640)])

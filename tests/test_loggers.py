@@ -121,8 +121,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     accumulator = EventAccumulator(str(folder))
     accumulator.Reload()
     return {
-        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)]
-        for tag in accumulator.Tags()["scalars"]
+        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]
     }
 
 
@@ -136,9 +135,7 @@ def test_tensorboard_reads_one_unbroken_curve_after_a_resume(tmp_path: Path) -> 
     assert found["train/loss"] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
     train = {"loss", "lr", "temperature", "grad_norm", "images_per_second", "data_wait"}
     recalls = {f"{way}/{key}" for way in ("i2t", "t2i") for key in ("r1", "r5", "r10", "median_rank")}
-    assert found.keys() == {f"train/{tag}" for tag in train} | {
-        f"val/{tag}" for tag in recalls | {"r1", "loss"}
-    }
+    assert found.keys() == {f"train/{tag}" for tag in train} | {f"val/{tag}" for tag in recalls | {"r1", "loss"}}
     after = TensorBoard(tmp_path, 2)
     for number in (3, 4, 5):
         after(step(number, loss=10.0 * number))

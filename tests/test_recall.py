@@ -24,9 +24,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def random_case(
-    seed: int, images: int, sizes: tuple[int, ...], dim: int = 16
-) -> tuple[Tensor, Tensor, Tensor]:
+def random_case(seed: int, images: int, sizes: tuple[int, ...], dim: int = 16) -> tuple[Tensor, Tensor, Tensor]:
     """Unit vectors; captions lie near their image; image i has one of `sizes` captions."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.tensor(sizes)[torch.randint(len(sizes), (images,), generator=generator)]

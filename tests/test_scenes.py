@@ -59,9 +59,7 @@ def read(caption: str) -> tuple[dict[Kind, str | None], set[Fact]]:
     facts: set[Fact] = set()
     for first, relation, second in re.findall(r"(\d) (?=([LRN]) (\d))", text):
         one, other = kinds[int(first)], kinds[int(second)]
-        facts.add(
-            {"L": (one, "left", other), "R": (other, "left", one), "N": (one, "beside", other)}[relation]
-        )
+        facts.add({"L": (one, "left", other), "R": (other, "left", one), "N": (one, "beside", other)}[relation])
     if vertical := re.fullmatch(r"(.+) ([AB]) (.+)", text):
         before, after = (re.findall(r"\d", vertical[side]) for side in (1, 3))
         upper, lower = (before, after) if vertical[2] == "A" else (after, before)
@@ -79,14 +77,9 @@ def known(scene: Scene) -> tuple[dict[Kind, str], frozenset[Fact]]:
     return sizes, frozenset(facts)
 
 
-def is_true(
-    caption: tuple[dict[Kind, str | None], set[Fact]], scene: tuple[dict[Kind, str], frozenset[Fact]]
-) -> bool:
+def is_true(caption: tuple[dict[Kind, str | None], set[Fact]], scene: tuple[dict[Kind, str], frozenset[Fact]]) -> bool:
     (said, said_facts), (sizes, facts) = caption, scene
-    return (
-        all(kind in sizes and size in (None, sizes[kind]) for kind, size in said.items())
-        and said_facts <= facts
-    )
+    return all(kind in sizes and size in (None, sizes[kind]) for kind, size in said.items()) and said_facts <= facts
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +115,8 @@ def test_layout_is_the_official_one(root: Path) -> None:
 
 
 def test_another_process_draws_the_same_bytes(root: Path, tmp_path: Path) -> None:
-    code = (
-        f"import pathlib, clipcoco.prepare.scenes as s; s.draw_scenes(pathlib.Path('again'), {TRAIN}, {VAL})"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": "7"}, check=True
-    )
+    code = f"import pathlib, clipcoco.prepare.scenes as s; s.draw_scenes(pathlib.Path('again'), {TRAIN}, {VAL})"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": "7"}, check=True)
     assert contents(tmp_path / "again") == contents(root)
 
 
@@ -174,9 +163,7 @@ def test_other_data_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_no_composition_of_validation_occurs_in_training() -> None:
-    train, val = (
-        [known(scene) for scene in scenes(count, split)] for count, split in ((6000, "train"), (500, "val"))
-    )
+    train, val = ([known(scene) for scene in scenes(count, split)] for count, split in ((6000, "train"), (500, "val")))
     compositions = [{(frozenset(sizes.items()), facts) for sizes, facts in split} for split in (train, val)]
     assert [len(split) for split in compositions] == [6000, 500]
     assert compositions[0].isdisjoint(compositions[1])
@@ -225,9 +212,7 @@ def test_the_picture_shows_what_its_captions_say(root: Path) -> None:
         with Image.open(root / "val2017" / image["file_name"]) as picture:
             distances = np.linalg.norm(np.asarray(picture)[:, :, None] - palette.astype(float), axis=-1)
         nearest = np.where(distances.min(-1) < 40, distances.argmin(-1), -1)
-        inside = np.logical_and.reduce(
-            [nearest == np.roll(nearest, d, axis) for d in (-1, 1) for axis in (0, 1)]
-        )
+        inside = np.logical_and.reduce([nearest == np.roll(nearest, d, axis) for d in (-1, 1) for axis in (0, 1)])
         nearest = np.where(inside, nearest, -1)  # an edge blends into other colours
         spots = {name: np.argwhere(nearest == index) for index, name in enumerate(names)}
         spots = {name: spot for name, spot in spots.items() if len(spot) > 20}

@@ -89,23 +89,17 @@ def assemble(
         ("model", _say_model(config, derived)),
         ("train", _say_training(config, derived)),
     )
-    return Assembled(
-        config, device, train_table, val_table, tokenizer, derived, workers, tuple(warnings), header
-    )
+    return Assembled(config, device, train_table, val_table, tokenizer, derived, workers, tuple(warnings), header)
 
 
-def build_training(
-    parts: Assembled, model: DualEncoder, state: TrainState, report: Report, stop: Stop
-) -> Training:
+def build_training(parts: Assembled, model: DualEncoder, state: TrainState, report: Report, stop: Stop) -> Training:
     """Model on its device, optimiser, loader and evaluation; saving comes with the run directory."""
     config, derived, device = parts.config, parts.derived, parts.device
     memory_format = torch.channels_last if device.channels_last else torch.contiguous_format
     model.to(device.device)
     model.visual.to(memory_format=memory_format)
     context = config.model.text.context_length
-    val = Split(
-        config.data, parts.val_table, _encode(parts.tokenizer, parts.val_table, context), parts.workers
-    )
+    val = Split(config.data, parts.val_table, _encode(parts.tokenizer, parts.val_table, context), parts.workers)
 
     def evaluate() -> tuple[float, RecallTable] | None:
         embeddings = embed(model, val, device, report, stop)
@@ -116,9 +110,7 @@ def build_training(
 
     return Training(
         model=model,
-        optimizer=build_optimizer(
-            model, config.train.lr, config.train.weight_decay, derived.backbone_lr_scale
-        ),
+        optimizer=build_optimizer(model, config.train.lr, config.train.weight_decay, derived.backbone_lr_scale),
         scaler=device.scaler(),
         device=device,
         schedule=Schedule(

@@ -9,14 +9,8 @@ from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable, check_files, read_captions
 from clipcoco.data.loader import choose_workers
 from clipcoco.engine.device import choose_device
-from clipcoco.engine.evaluate import (
-    Embeddings,
-    Retrieval,
-    Split,
-    embed,
-    read_embeddings,
-    retrievals_worth_showing,
-)
+from clipcoco.engine.embeddings import Embeddings, read_embeddings
+from clipcoco.engine.evaluate import Retrieval, Split, embed, retrievals_worth_showing
 from clipcoco.engine.recall import folds_table, ranks, recall_table
 from clipcoco.events import Report
 from clipcoco.model_file import ModelFile

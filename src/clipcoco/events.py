@@ -106,15 +106,6 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True)
-class Stopping:
-    """A signal was seen: the step under way ends, then all is saved."""
-
-    step: int
-    epoch: int
-    signal: str  # "Ctrl-C", "SIGTERM", ...
-
-
-@dataclass(frozen=True)
 class RunEnded:
     step: int
     epoch: int
@@ -125,16 +116,5 @@ class RunEnded:
 
 RECORDED = (StepDone, StepSkipped, ImageReplaced, Evaluated, Warned)
 
-Event = (
-    RunStarted
-    | Progress
-    | StepDone
-    | StepSkipped
-    | ImageReplaced
-    | Evaluated
-    | Warned
-    | CheckpointSaved
-    | Stopping
-    | RunEnded
-)
+Event = RunStarted | Progress | StepDone | StepSkipped | ImageReplaced | Evaluated | Warned | CheckpointSaved | RunEnded
 Report = Callable[[Event], None]

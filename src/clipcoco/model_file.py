@@ -33,9 +33,7 @@ def open_model(path: Path, content: dict[str, Any] | None = None) -> ModelFile:
     try:
         config = config_from_plain(content["config"], str(path))
     except ConfigError as error:
-        raise CheckpointError(
-            f"{path} has a configuration that can't be used: {error.mistakes[0]}"
-        ) from error
+        raise CheckpointError(f"{path} has a configuration that can't be used: {error.mistakes[0]}") from error
     tokenizer = Tokenizer.from_plain(content["tokenizer"])
     with torch.device("meta"):  # shapes first: a crafted configuration must not make us allocate
         check_weights(build(config.model, tokenizer.vocab_size), content["model"], str(path))
@@ -51,19 +49,13 @@ def check_weights(model: DualEncoder, state: Any, where: str) -> None:
     wrong = [
         name
         for name in {**own, **given}
-        if name not in own
-        or not isinstance(given.get(name), torch.Tensor)
-        or given[name].shape != own[name].shape
+        if name not in own or not isinstance(given.get(name), torch.Tensor) or given[name].shape != own[name].shape
     ]
     if wrong:
         raise CheckpointError(
             f"{where} does not fit its own configuration: {len(wrong)} of {len(own)} weights are missing, "
             f"unexpected or of another shape, first {', '.join(wrong[:3])}. Use another checkpoint"
         )
-    spoilt = [
-        name for name, value in given.items() if value.is_floating_point() and not value.isfinite().all()
-    ]
+    spoilt = [name for name, value in given.items() if value.is_floating_point() and not value.isfinite().all()]
     if spoilt:
-        raise CheckpointError(
-            f"{where} has weights that are not finite, first {spoilt[0]}. Use another checkpoint"
-        )
+        raise CheckpointError(f"{where} has weights that are not finite, first {spoilt[0]}. Use another checkpoint")

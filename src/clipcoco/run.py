@@ -59,9 +59,7 @@ def rehearse(loaded: LoadedConfig, device_name: str | None, runs_dir: Path) -> l
     if parts.device.device.type == "cuda":
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB on {parts.device.device}"
     else:
-        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-            1024 if sys.platform == "darwin" else 1
-        )
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
         memory = f"{kilobytes / 2**20:.1f} GiB"
     derived = parts.derived
     step = sorted(seconds[1:] or seconds)[len(seconds[1:]) // 2]
@@ -166,9 +164,7 @@ def check_changes(before: Config, after: Config) -> list[str]:
         if key not in CHANGEABLE
     ]
     if after.train.epochs < before.train.epochs:
-        refused.append(
-            f"train.epochs can only grow at a resume: {before.train.epochs} -> {after.train.epochs} (--set)"
-        )
+        refused.append(f"train.epochs can only grow at a resume: {before.train.epochs} -> {after.train.epochs} (--set)")
     if refused:
         raise ConfigError(*refused)
     return [f"{key}: {old[key]} -> {new[key]}" for key in changed]
@@ -260,17 +256,13 @@ def _saver(
 
 def _keep_status(run: RunDir, event: Event) -> None:
     if isinstance(event, RunStarted):
-        run.write_status(
-            state="running", step=event.step, total_steps=event.total_steps, exit_code=None, reason=""
-        )
+        run.write_status(state="running", step=event.step, total_steps=event.total_steps, exit_code=None, reason="")
     elif isinstance(event, RunEnded):
         code = 0 if event.state == "finished" else 75
         run.write_status(state=event.state, step=event.step, exit_code=code, reason=event.reason)
 
 
-def _started(
-    run: RunDir, parts: Assembled, state: TrainState, rows: tuple[dict[str, Any], ...]
-) -> RunStarted:
+def _started(run: RunDir, parts: Assembled, state: TrainState, rows: tuple[dict[str, Any], ...]) -> RunStarted:
     derived = parts.derived
     return RunStarted(
         step=state.step,

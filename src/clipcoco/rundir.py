@@ -95,13 +95,7 @@ def create(runs_dir: Path, preset: str, name: str | None) -> RunDir:
 
 
 def check_name(name: str) -> None:
-    if (
-        name in ("", ".", "..")
-        or "/" in name
-        or "\0" in name
-        or name.startswith(("-", "."))
-        or len(name) > 200
-    ):
+    if name in ("", ".", "..") or "/" in name or "\0" in name or name.startswith(("-", ".")) or len(name) > 200:
         raise ConfigError(f"'{name}' can't name a run (--name). Use letters, digits and dashes")
 
 
@@ -171,17 +165,13 @@ def _by_name(runs_dir: Path, name: str) -> RunDir | None:
         if run.name == name:
             return run
     # `small` is the newest of small-20261123-190211 and its like; other prefixes must be unique
-    dated = [
-        run for run in runs if run.name.startswith(f"{name}-") and run.name[len(name) + 1 :][:8].isdigit()
-    ]
+    dated = [run for run in runs if run.name.startswith(f"{name}-") and run.name[len(name) + 1 :][:8].isdigit()]
     if dated:
         return dated[0]
     matching = [run for run in runs if run.name.startswith(name)]
     if len(matching) > 1:
         names = ", ".join(run.name for run in matching[:4])
-        raise CheckpointError(
-            f"'{name}' could be any of {len(matching)} runs: {names}. Give more of the name"
-        )
+        raise CheckpointError(f"'{name}' could be any of {len(matching)} runs: {names}. Give more of the name")
     return matching[0] if matching else None
 
 

@@ -25,7 +25,17 @@ def data(tmp_path_factory) -> Path:
 
 
 def arguments(data: Path, workers: int) -> list[str]:
-    return ["train", "--preset", "demo", f"data.root={data}", "--name", "run", *TOY, *CHECKPOINTS, f"data.workers={workers}"]
+    return [
+        "train",
+        "--preset",
+        "demo",
+        f"data.root={data}",
+        "--name",
+        "run",
+        *TOY,
+        *CHECKPOINTS,
+        f"data.workers={workers}",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +65,7 @@ def rows(run: Path) -> list[dict]:
 
 def assert_same(run: Path, calm: Path) -> None:
     assert rows(run) == rows(calm)
-    ours, theirs = (
-        torch.load(folder / "checkpoints" / "last.pt", weights_only=True) for folder in (run, calm)
-    )
+    ours, theirs = (torch.load(folder / "checkpoints" / "last.pt", weights_only=True) for folder in (run, calm))
     for key in ("model", "optimizer"):
         assert_equal(ours[key], theirs[key])
 
@@ -136,7 +144,7 @@ def test_kill_9_and_many_stops_end_in_the_same_bits(clipcoco, data, calm, tmp_pa
         process.signal(number)
         assert process.wait().code in (-signal.SIGKILL, 75)
         process = clipcoco.start("resume", "--set", f"data.workers={2 if seen == 9 else 0}", cwd=tmp_path)
-        until(process, lambda: "step " in process.stderr)
+        process.wait_for("step ")
     assert process.wait().code == 0
     assert_same(run, calm)
     assert not list((run / "checkpoints").glob(".*"))  # what the kills left is cleared away

@@ -86,11 +86,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _one_sentence(message: str) -> str:
-    return (
-        " ".join(message.split())
-        + ("" if message.rstrip().endswith((".", "?")) else ".")
-        + " See clipcoco --help"
-    )
+    return " ".join(message.split()) + ("" if message.rstrip().endswith((".", "?")) else ".") + " See clipcoco --help"
 
 
 def _traceback_if_asked() -> None:

@@ -17,12 +17,8 @@ from clipcoco.errors import ConfigError, ExitCode
 
 def prepare_data(
     preset: Preset = None,
-    train_fraction: Annotated[
-        float | None, typer.Option(help="Of train2017's images.", show_default=False)
-    ] = None,
-    val_fraction: Annotated[
-        float | None, typer.Option(help="Of val2017's images.", show_default=False)
-    ] = None,
+    train_fraction: Annotated[float | None, typer.Option(help="Of train2017's images.", show_default=False)] = None,
+    val_fraction: Annotated[float | None, typer.Option(help="Of val2017's images.", show_default=False)] = None,
     root: Annotated[
         Path | None, typer.Option(help="The folder; the preset's data.root otherwise.", show_default=False)
     ] = None,
@@ -82,9 +78,7 @@ def prepare_data(
 def inspect_config(
     words: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[NAME or FILE]", help="A preset or a file; nothing: the list.", show_default=False
-        ),
+        typer.Argument(metavar="[NAME or FILE]", help="A preset or a file; nothing: the list.", show_default=False),
     ] = None,
     changes: Set = None,
     diff: Annotated[bool, typer.Option("--diff", help="Only what differs from base.")] = False,
@@ -105,11 +99,7 @@ def inspect_config(
         return _list_presets(json_)
     is_file = word not in preset_names() and (word.endswith((".yaml", ".yml")) or Path(word).exists())
     overrides = [*(changes or []), *bare]
-    loaded = (
-        load_config(file=Path(word), overrides=overrides)
-        if is_file
-        else load_config(word, overrides=overrides)
-    )
+    loaded = load_config(file=Path(word), overrides=overrides) if is_file else load_config(word, overrides=overrides)
     derived = _derive(loaded)
     if json_:
         typer.echo(

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     words: Run = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="A checkpoint file instead.", show_default=False)
-    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint file instead.", show_default=False)] = None,
     from_embeddings: Annotated[
         Path | None,
         typer.Option(metavar="FILE.npz", help="Judge any model's embeddings.", show_default=False),
@@ -70,7 +68,7 @@ def evaluate(
         found = rundir.find(runs_dir, word)
     evaluation = _measure(found, config, [*(changes or []), *bare], split, fraction, protocols, device)
     if embeddings is not None:
-        from clipcoco.engine.evaluate import write_embeddings
+        from clipcoco.engine.embeddings import write_embeddings
 
         write_embeddings(embeddings, evaluation.embeddings)
     return _show(evaluation, protocols, json_)
@@ -106,9 +104,7 @@ def _measure(
     if changes:
         wrong = [change for change in changes if not change.startswith("data.")]
         if wrong:
-            raise ConfigError(
-                f"{wrong[0]} would change the model, not the measurement (--set). Only data.* can be set"
-            )
+            raise ConfigError(f"{wrong[0]} would change the model, not the measurement (--set). Only data.* can be set")
         data = override(model_file.config.model_copy(update={"data": data}), changes).data
     terminal = open_terminal()
     with RunConsole(terminal) as console:
@@ -165,7 +161,5 @@ def _show(evaluation: "Evaluation", protocols: tuple[str, ...], json_: bool) -> 
     for key, entry in result["protocols"].items():
         show(terminal.out, *recall_table(result["split"], key, entry, note), "")
     if "1k" in protocols and "1k" not in result["protocols"] and "own" not in protocols:
-        raise ConfigError(
-            f"protocol 1k needs 1,000 images, {result['images']:,} are here (--protocol). Use own"
-        )
+        raise ConfigError(f"protocol 1k needs 1,000 images, {result['images']:,} are here (--protocol). Use own")
     return ExitCode.OK

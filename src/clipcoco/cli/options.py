@@ -62,9 +62,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors
 RUNS = Path("runs")
 
 
-def load_from(
-    preset: str | None, file: Path | None, changes: list[str] | None, bare: list[str] | None
-) -> LoadedConfig:
+def load_from(preset: str | None, file: Path | None, changes: list[str] | None, bare: list[str] | None) -> LoadedConfig:
     """The configuration that --preset or --config and --set name together."""
     for word in bare or []:
         if "=" not in word:

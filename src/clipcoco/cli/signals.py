@@ -1,7 +1,7 @@
 """A signal asks a run to stop: the step under way ends, all is saved. Only the command line installs handlers."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -16,8 +16,9 @@ NAMES = {
 class StopSignals:
     """Callable: the name of the signal that came first, or None. A second Ctrl-C leaves at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None]) -> None:
         self.reason: str | None = None
+        self.tell = tell
 
     def __call__(self) -> str | None:
         return self.reason
@@ -25,13 +26,15 @@ class StopSignals:
     def handle(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.reason = self.reason or NAMES[signal.Signals(number)]
+        if self.reason is None:
+            self.reason = NAMES[signal.Signals(number)]
+            self.tell(self.reason)
 
 
 @contextmanager
-def stop_signals() -> Iterator[StopSignals]:
-    """Inside, signals are noted instead of obeyed; afterwards all handlers are as they were."""
-    stop = StopSignals()
+def stop_signals(tell: Callable[[str], None]) -> Iterator[StopSignals]:
+    """Inside, signals are noted and told instead of obeyed; afterwards all handlers are as they were."""
+    stop = StopSignals(tell)
     # nohup ignores SIGHUP, and means it
     numbers = [n for n in NAMES if not (n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN)]
     before = {number: signal.signal(number, stop.handle) for number in numbers}

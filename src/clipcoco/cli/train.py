@@ -56,15 +56,11 @@ def train(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The run's name.", show_default=False)] = None,
-    or_resume: Annotated[
-        bool, typer.Option("--or-resume", help="Resume run --name where it exists.")
-    ] = False,
+    or_resume: Annotated[bool, typer.Option("--or-resume", help="Resume run --name where it exists.")] = False,
     runs_dir: RunsDir = RUNS,
     device: Device = None,
     plain: Plain = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all, do three steps, write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, do three steps, write nothing.")] = False,
     json_: Json = False,
     debug: Debug = False,
 ) -> int:
@@ -132,9 +128,7 @@ def resume(
     return _resume(found.run, found.checkpoint, [*(changes or []), *bare], device, terminal, json_)
 
 
-def _resume_same(
-    run: RunDir, loaded: LoadedConfig, device: str | None, terminal: Terminal, json_: bool
-) -> int:
+def _resume_same(run: RunDir, loaded: LoadedConfig, device: str | None, terminal: Terminal, json_: bool) -> int:
     """--or-resume: the run must be of the same configuration."""
     from clipcoco.engine import checkpoint
 
@@ -183,9 +177,7 @@ def _resume(
         )
     return _conduct(
         terminal,
-        lambda report, stop: runs.resume(
-            run, path, content, config, device_name=device, report=report, stop=stop
-        ),
+        lambda report, stop: runs.resume(run, path, content, config, device_name=device, report=report, stop=stop),
         device,
         json_,
     )
@@ -195,11 +187,7 @@ def _where_it_stands(run: RunDir, status: dict[str, Any], step: int, total: int)
     reason = status.get("reason") or ("it did not end by itself" if status.get("state") == "running" else "")
     state = "stopped" if status.get("state") == "running" else status.get("state", "stopped")
     by = (
-        f" by {reason}"
-        if state == "stopped" and status.get("state") == "stopped"
-        else f" ({reason})"
-        if reason
-        else ""
+        f" by {reason}" if state == "stopped" and status.get("state") == "stopped" else f" ({reason})" if reason else ""
     )
     ago = say_seconds(max(0.0, time.time() - (run.path / "status.json").stat().st_mtime))
     return f"{run.name}: {state}{by} at step {step:,} of {total:,}, {ago} ago."
@@ -220,8 +208,13 @@ def _conduct(
         console.log = LogFile(run.log)
         return console
 
-    with stop_signals() as stop, console:
-        run, ended = work(report_to, stop)
+    try:
+        with stop_signals(console.stopping) as stop, console:
+            run, ended = work(report_to, stop)
+    except KeyboardInterrupt:
+        if console.run:
+            console.show(f"Stopped at once. Go on with: clipcoco resume {console.run.name}")
+        raise
     if ended.state == "stopped":
         return ExitCode.STOPPED
     from clipcoco.cli.evaluate import measure_run
@@ -234,9 +227,7 @@ def _conduct(
         typer.echo(json.dumps(result))
         return ExitCode.OK
     lines = [
-        line
-        for key, entry in result["protocols"].items()
-        for line in recall_table(result["split"], key, entry, note)
+        line for key, entry in result["protocols"].items() for line in recall_table(result["split"], key, entry, note)
     ]
     show(terminal.out, "", *lines, "")
     rows = [

@@ -99,9 +99,7 @@ class _Document:
         if event.anchor is not None:
             return self._unreadable("anchors (&name) are not allowed", line, " Write the value out.")
         if event.tag is not None:
-            return self._unreadable(
-                f"tags ({shown(event.tag)}) are not allowed", line, " Write the plain value."
-            )
+            return self._unreadable(f"tags ({shown(event.tag)}) are not allowed", line, " Write the plain value.")
         return value
 
     def _sequence(self, path: tuple[str, ...]) -> object:
@@ -245,14 +243,10 @@ def _extended(path: Path, mistakes: list[str]) -> tuple[list[Layer], tuple[str, 
         else:
             path = path.parent / extends
             if not path.exists():
-                raise ConfigError(
-                    f"no preset and no file {shown(extends)} to extend ({place}){_meant(extends)}"
-                )
+                raise ConfigError(f"no preset and no file {shown(extends)} to extend ({place}){_meant(extends)}")
 
 
-def load_config(
-    preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()
-) -> LoadedConfig:
+def load_config(preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> LoadedConfig:
     """Read a preset or a file, what it extends, then `overrides` ("train.lr=5e-4").
 
     Raises ConfigError with every mistake.

@@ -18,9 +18,7 @@ ALIASES = {
     **dict.fromkeys(("n_epochs", "num_epochs", "max_epochs", "num_train_epochs"), "train.epochs"),
     **dict.fromkeys(("wd", "decay", "l2"), "train.weight_decay"),
     **dict.fromkeys(("warmup", "num_warmup_steps", "warmup_ratio"), "train.warmup_steps"),
-    **dict.fromkeys(
-        ("clip", "clip_grad", "clip_norm", "max_grad_norm", "gradient_clipping"), "train.grad_clip"
-    ),
+    **dict.fromkeys(("clip", "clip_grad", "clip_norm", "max_grad_norm", "gradient_clipping"), "train.grad_clip"),
     **dict.fromkeys(("amp", "fp16", "bf16", "dtype", "mixed_precision", "use_amp"), "train.precision"),
     **dict.fromkeys(("patience", "early_stopping"), "train.early_stop_epochs"),
     **dict.fromkeys(("freeze_epochs", "freeze_backbone", "freeze"), "train.frozen_epochs"),
@@ -137,9 +135,7 @@ def explain(error: ValidationError, values: Mapping[str, object], source: Mappin
     lines = []
     for detail in error.errors(include_url=False):
         path = [str(part) for part in detail["loc"]]
-        name = next(
-            (known for end in range(len(path), 0, -1) if (known := ".".join(path[:end])) in SETTINGS), ""
-        )
+        name = next((known for end in range(len(path), 0, -1) if (known := ".".join(path[:end])) in SETTINGS), "")
         if name:
             types.setdefault(name, set()).add(detail["type"])
         else:  # a validator of a whole section

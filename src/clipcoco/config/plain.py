@@ -56,9 +56,7 @@ def layer_of(
             elif isinstance(value, dict):
                 walk(value, here)
             elif value is None:
-                mistakes.append(
-                    f"{name} is empty ({source}). Indent its settings below it, or remove the line."
-                )
+                mistakes.append(f"{name} is empty ({source}). Indent its settings below it, or remove the line.")
             else:
                 mistakes.append(f"{name} must be a section with settings, not {shown(value)} ({source}).")
 

@@ -35,13 +35,9 @@ class DataConfig(Section):
     root: Text  # holds train2017/, val2017/, annotations/
     train_fraction: Fraction  # of train2017's images; 1 % lies inside 10 %
     val_fraction: Fraction
-    subset_seed: int = Field(
-        ge=0
-    )  # which images a fraction takes; apart from `seed`, so fetched data stay right
+    subset_seed: int = Field(ge=0)  # which images a fraction takes; apart from `seed`, so fetched data stay right
     image_size: int = Field(ge=32, le=1024)  # pixels, square
-    crop_scale: Annotated[
-        list[Fraction], Field(min_length=2, max_length=2)
-    ]  # area of the random crop, from..to
+    crop_scale: Annotated[list[Fraction], Field(min_length=2, max_length=2)]  # area of the random crop, from..to
     flip: bool  # mirror half of the training images; off where captions speak of left and right
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)]  # processes that decode images
 
@@ -63,8 +59,7 @@ class VisionConfig(Section):
         if a_name and self.weights not in (*published, "none"):
             choices = ", ".join(published)
             raise ValueError(
-                f"weights can be {choices}, none or a file for backbone {self.backbone}, "
-                f"not {self.weights:.60}"
+                f"weights can be {choices}, none or a file for backbone {self.backbone}, not {self.weights:.60}"
             )
         return self
 
@@ -96,9 +91,7 @@ class TrainConfig(Section):
     epochs: int = Field(ge=1, le=100_000)
     batch_size: int = Field(ge=2, le=65_536)  # sets the negatives of each image: batch_size - 1
     lr: float = Field(gt=0, le=10)
-    backbone_lr_scale: (
-        Literal["auto"] | Annotated[float, Field(ge=0, le=10)]
-    )  # auto: 0.1 with weights, 1 from scratch
+    backbone_lr_scale: Literal["auto"] | Annotated[float, Field(ge=0, le=10)]  # auto: 0.1 with weights, 1 from scratch
     frozen_epochs: Literal["auto"] | Annotated[int, Field(ge=0)]  # epochs with the backbone frozen
     weight_decay: float = Field(ge=0, le=10)  # not on biases, norms, temperature
     # a number of steps, or a share of all steps when below 1

@@ -33,9 +33,7 @@ def read_text(path: Path, where: str) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ConfigError(f"{where} is UTF-16. Save it as UTF-8.")
     if b"\0" in data:
-        raise ConfigError(
-            f"{where}:{data[: data.index(0)].count(10) + 1} holds a NUL byte. Save it as UTF-8 text."
-        )
+        raise ConfigError(f"{where}:{data[: data.index(0)].count(10) + 1} holds a NUL byte. Save it as UTF-8 text.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -101,9 +101,7 @@ def _epochs(view: View, wide: bool, room: int) -> list[Text]:
     lines = [Text(header, "dim"), Text(_epoch("chance", view.chance_loss, by_chance, wide), "dim")]
     for row in shown:
         mark = "*" if row is best else ""
-        lines.append(
-            Text(_epoch(f"{row['epoch']}", row["val_loss"], row, wide) + mark, "green" if mark else "")
-        )
+        lines.append(Text(_epoch(f"{row['epoch']}", row["val_loss"], row, wide) + mark, "green" if mark else ""))
     return lines
 
 
@@ -111,7 +109,5 @@ def _epoch(label: str, loss: float, row: Row, wide: bool) -> str:
     i2t, t2i = row["i2t"], row["t2i"]
     line = f"{label:>7}{loss:>9.3f}{row['r1']:>8.2f}{i2t['r1']:>10.2f}"
     if wide:
-        return (
-            line + f"{i2t['r5']:>8.2f}{i2t['r10']:>8.2f}{t2i['r1']:>10.2f}{t2i['r5']:>7.2f}{t2i['r10']:>8.2f}"
-        )
+        return line + f"{i2t['r5']:>8.2f}{i2t['r10']:>8.2f}{t2i['r1']:>10.2f}{t2i['r5']:>7.2f}{t2i['r10']:>8.2f}"
     return line + f"{t2i['r1']:>10.2f}"

@@ -1,5 +1,6 @@
 """The events of a run on the terminal: one live panel, or plain lines where nothing may be animated."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -28,12 +29,8 @@ LINE_SECONDS = 30.0  # between two plain lines of progress
 
 
 def _evaluation_line(event: events.Evaluated) -> str:
-    i2t, t2i = (
-        "/".join(f"{recalls[key]:.2f}" for key in ("r1", "r5", "r10")) for recalls in (event.i2t, event.t2i)
-    )
-    return f"eval epoch {event.epoch} R@1 {event.r1:.2f} i2t {i2t} t2i {t2i}" + (
-        " best" if event.best else ""
-    )
+    i2t, t2i = ("/".join(f"{recalls[key]:.2f}" for key in ("r1", "r5", "r10")) for recalls in (event.i2t, event.t2i))
+    return f"eval epoch {event.epoch} R@1 {event.r1:.2f} i2t {i2t} t2i {t2i}" + (" best" if event.best else "")
 
 
 def _warning(message: str) -> Text:
@@ -110,8 +107,6 @@ class RunConsole:
                 self._warn(f"{event.file} cannot be read; another image takes its place")
             case events.Warned():
                 self._warn(event.message)
-            case events.Stopping():
-                self._stopping(event)
             case events.RunEnded():
                 self._end(event)
 
@@ -151,10 +146,13 @@ class RunConsole:
         self.evaluations.append(vars(event))
         self._line(_evaluation_line(event))
 
-    def _stopping(self, event: events.Stopping) -> None:
-        signal = "Stopping" if event.signal == "Ctrl-C" else f"{event.signal}: stopping"
-        since = f", from step {self.saved.step:,}" if self.saved else ""
-        self.show(f"{signal} after this step, then saving. Ctrl-C again: stop now{since}.")
+    def stopping(self, signal: str) -> None:
+        """Say that `signal` was heard. Called by its handler, which may interrupt a write: so no stream is used."""
+        if self._live:
+            self._subtitle = f" {signal}: saving after this step · Ctrl-C again stops now "
+        else:
+            line = f"{signal}: stopping after this step, then saving. Ctrl-C again: stop now.\n"
+            os.write(sys.stderr.fileno(), line.encode())
 
     def _end(self, event: events.RunEnded) -> None:
         self._stop_panel()
@@ -163,9 +161,7 @@ class RunConsole:
             why = f" ({event.reason})" if event.reason else ""
             self.show(f"Finished: {event.step:,} steps in {say_seconds(event.seconds)}{why}.")
             return
-        took = (
-            f" in {say_seconds(self.saved.seconds)}" if self.saved and self.saved.step == event.step else ""
-        )
+        took = f" in {say_seconds(self.saved.seconds)}" if self.saved and self.saved.step == event.step else ""
         self.show(
             f"Saved step {event.step:,} of {self.run.total_steps:,}{took}.",
             f"Go on with: clipcoco resume {self.run.name}",
@@ -222,11 +218,7 @@ class RunConsole:
 
     def _time(self) -> str:
         left, phase = self._seconds_left(), self.phase
-        where = (
-            f"evaluating, {phase.done / phase.total:.0%} · ".replace("%", " %")
-            if phase.phase == "evaluate"
-            else ""
-        )
+        where = f"evaluating, {phase.done / phase.total:.0%} · ".replace("%", " %") if phase.phase == "evaluate" else ""
         if left is None:
             return where + "measuring the time left"
         if self._evaluation_seconds() is None:

@@ -48,9 +48,7 @@ def short_seconds(seconds: float) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
-    return (
-        f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    )
+    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 def printable(text: str) -> str:
@@ -85,13 +83,7 @@ def open_terminal(plain: bool = False) -> Terminal:
     ]
     out, err = consoles
     dumb = os.environ.get("TERM", "dumb").lower() in ("dumb", "unknown")
-    live = (
-        not plain
-        and sys.stderr.isatty()
-        and not dumb
-        and not os.environ.get("CI")
-        and err.width >= LIVE_WIDTH
-    )
+    live = not plain and sys.stderr.isatty() and not dumb and not os.environ.get("CI") and err.width >= LIVE_WIDTH
     err.is_interactive = live
     return Terminal(out, err, live)
 
@@ -164,9 +156,7 @@ def _about_recalls(protocol: str, recalls: dict[str, Any], note: str) -> list[st
     ties = f" ({recalls['ties']:,})" if recalls.get("ties") else ""
     parts = [f"{recalls['images']:,} images, {recalls['captions']:,} captions, ties against us{ties}"]
     if protocol == "1k":
-        parts.insert(
-            0, f"1k: mean of {recalls['folds']} folds of 1,000 images, {recalls['dropped']:,} left out"
-        )
+        parts.insert(0, f"1k: mean of {recalls['folds']} folds of 1,000 images, {recalls['dropped']:,} left out")
     if note:
         parts.append(note)
     if recalls.get("interval"):

@@ -21,9 +21,7 @@ from clipcoco.files import sync_folder, write_temporary
 FORMAT = 1
 
 
-def save(
-    folder: Path, content: dict[str, Any], *, best: bool, epoch: int | None, keep: int
-) -> tuple[int, float]:
+def save(folder: Path, content: dict[str, Any], *, best: bool, epoch: int | None, keep: int) -> tuple[int, float]:
     """Write `last.pt`, and as `best.pt` and `epoch_NNN.pt` too where asked; gives bytes and seconds.
 
     `keep` is how many of the newest epoch files stay. Raises EnvironmentProblem when the disk refuses; what
@@ -65,18 +63,14 @@ def load(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except (
-        Exception
-    ) as error:  # a damaged file makes torch.load raise nearly anything; none of it is let past
+    except Exception as error:  # a damaged file makes torch.load raise nearly anything; none of it is let past
         raise CheckpointError(
             f"{path} is not a clipcoco checkpoint, or damaged: {type(error).__name__}. Use another one"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise CheckpointError(f"{path} is not a clipcoco checkpoint: it names no format. Use another file")
     if content["format"] > FORMAT:
-        raise CheckpointError(
-            f"{path} was made by a newer clipcoco (format {content['format']}). Upgrade clipcoco"
-        )
+        raise CheckpointError(f"{path} was made by a newer clipcoco (format {content['format']}). Upgrade clipcoco")
     missing = {"model", "config", "tokenizer", "state"} - content.keys()
     if missing:
         raise CheckpointError(f"{path} is not a clipcoco checkpoint: it lacks {', '.join(sorted(missing))}")
@@ -97,9 +91,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
         else:
             found.append((content["state"].get("step", 0), path, content))
     if not found:
-        raise CheckpointError(
-            damaged[0] if damaged else f"no checkpoint in {folder}. Start anew: clipcoco train"
-        )
+        raise CheckpointError(damaged[0] if damaged else f"no checkpoint in {folder}. Start anew: clipcoco train")
     _, path, content = max(found, key=lambda entry: entry[0])
     return path, content, damaged
 

@@ -93,8 +93,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.dropout(self.attn(self.ln_1(x)))
-        x = x + self.dropout(self.mlp(self.ln_2(x)))
-        return x
+        mixed: Tensor = self.dropout(self.mlp(self.ln_2(x)))
+        return x + mixed
 
 
 class TextEncoder(nn.Module):
@@ -202,9 +202,7 @@ def _published_weights(config: VisionConfig) -> dict[str, Tensor]:
     weights = torchvision.models.get_model_weights(config.backbone)[variant]
     target = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
-        state: dict[str, Tensor] = weights.get_state_dict(
-            progress=False, check_hash=True, weights_only=True
-        )
+        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
         return state
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         # URLError is an OSError, a wrong hash a RuntimeError, a damaged file any of them.

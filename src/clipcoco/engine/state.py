@@ -18,6 +18,8 @@ class TrainState:
     interval_loss: float = 0.0  # sums since the last logged step
     interval_grad_norm: float = 0.0
     interval_steps: int = 0
+    interval_seconds: float = 0.0
+    interval_waited: float = 0.0  # of these, for data
     epoch_loss: float = 0.0  # sums since the epoch began
     epoch_steps: int = 0
     last_train_loss: float | None = None  # means of the epoch before, to see overfitting

@@ -117,9 +117,7 @@ def _paper(size: int, rng: Random) -> Image.Image:
     paper = _gradient(top, bottom, size)
     height, swing, phase = rng.uniform(0.55, 0.85), rng.uniform(0.03, 0.08), rng.uniform(0, math.tau)
     fine = 2 * size
-    edge = [
-        (x, round(fine * (height + swing * math.sin(phase + 5.0 * x / fine)))) for x in range(0, fine + 8, 8)
-    ]
+    edge = [(x, round(fine * (height + swing * math.sin(phase + 5.0 * x / fine)))) for x in range(0, fine + 8, 8)]
     sheet = Image.new("L", (fine, fine))
     ImageDraw.Draw(sheet).polygon([*edge, (fine, fine), (0, fine)], fill=255)
     paper.paste(wave, (0, 0), sheet.reduce(2))

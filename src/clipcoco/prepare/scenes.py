@@ -117,11 +117,7 @@ def _naming(rng: Random, unsized: Thing | None = None) -> Naming:
     sizes = {size: rng.choice(words) for size, words in SIZES.items()}
 
     def name(thing: Thing) -> str:
-        words = (
-            [thing.colour, thing.shape]
-            if thing == unsized
-            else [sizes[thing.size], thing.colour, thing.shape]
-        )
+        words = [thing.colour, thing.shape] if thing == unsized else [sizes[thing.size], thing.colour, thing.shape]
         return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
 
     return name
@@ -236,9 +232,7 @@ def draw_scenes(
             done += 1
             if progress:
                 progress(done, train + val)
-        annotations[split] = json.dumps(
-            {"info": INFO, "licenses": [LICENCE], "images": images, "annotations": texts}
-        )
+        annotations[split] = json.dumps({"info": INFO, "licenses": [LICENCE], "images": images, "annotations": texts})
     os.sync()  # the pictures are on the disk before anything says that they are
     _annotation_file(root, "train").parent.mkdir(exist_ok=True)
     for split, text in annotations.items():
@@ -266,9 +260,7 @@ def _annotation_file(root: Path, split: Split) -> Path:
 def _claim(root: Path) -> None:
     """Sign the folder as ours and incomplete, or refuse it: photographs must not be mixed with drawings."""
     readme = root / README
-    ours = readme.is_file() and readme.read_text(encoding="utf-8").startswith(
-        README_TEXT.splitlines()[0][:40]
-    )
+    ours = readme.is_file() and readme.read_text(encoding="utf-8").startswith(README_TEXT.splitlines()[0][:40])
     if not ours and any((root / name).exists() for name in ("annotations", "train2017", "val2017")):
         raise DataError(f"other data are in the way ({root}). Draw the scenes elsewhere: --root DIR")
     for split in FIRST_ID:

@@ -112,8 +112,7 @@ def _halves(queries: Sequence[Query], draw: Callable[[Query], str]) -> str:
 
 def _text_query(query: TextQuery) -> str:
     hits = "\n".join(
-        f"<li{_class(hit.right)}>{_picture(hit.path)}"
-        f"<span class=score>{hit.score:.3f}</span> {_mark(hit.right)}</li>"
+        f"<li{_class(hit.right)}>{_picture(hit.path)}<span class=score>{hit.score:.3f}</span> {_mark(hit.right)}</li>"
         for hit in query.images
     )
     return (

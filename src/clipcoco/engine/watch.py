@@ -1,0 +1,107 @@
+"""What a run notes of itself: means of the steps, skipped steps, unreadable images, and when to warn.
+
+Everything that is noted stands in TrainState, so that a resumed run notes the same.
+"""
+
+import math
+
+from clipcoco.data.captions import CaptionTable
+from clipcoco.engine.state import TrainState
+from clipcoco.errors import DataError, NumericError
+from clipcoco.events import ImageReplaced, Report, StepDone, StepSkipped, Warned
+
+MAX_SKIPPED_IN_A_ROW = 10
+CHANCE_STEPS = 300  # so long at ln(batch) and a warning is due
+
+
+def count_step(state: TrainState, epoch: int, loss: float, grad_norm: float, lr: float, report: Report) -> None:
+    """Add a finished step to the sums, or count it as skipped; too many of those in a row end the run."""
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        state.skipped_in_a_row = 0
+        state.interval_loss += loss
+        state.interval_grad_norm += grad_norm
+        state.interval_steps += 1
+        state.epoch_loss += loss
+        state.epoch_steps += 1
+        return
+    state.skipped_in_a_row += 1
+    what = "gradient" if math.isfinite(loss) else "loss"
+    report(StepSkipped(state.step, epoch, f"the {what} is not finite"))
+    if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        raise NumericError(
+            f"the {what} is not finite at step {state.step:,}, nor were the {MAX_SKIPPED_IN_A_ROW - 1} before it; "
+            f"last good: step {state.step - state.skipped_in_a_row:,} (learning rate {lr:.2g}). Try a lower train.lr"
+        )
+
+
+def log_interval(state: TrainState, epoch: int, batch_size: int, lr: float, temperature: float, report: Report) -> None:
+    """Report the means since the last logged step, and warn when nothing is learnt."""
+    if state.interval_steps:
+        loss = state.interval_loss / state.interval_steps
+        seconds = max(state.interval_seconds, 1e-9)
+        report(
+            StepDone(
+                step=state.step,
+                epoch=epoch,
+                loss=loss,
+                lr=lr,
+                temperature=temperature,
+                grad_norm=state.interval_grad_norm / state.interval_steps,
+                clock={
+                    "seconds": seconds,
+                    "images_per_second": state.interval_steps * batch_size / seconds,
+                    "data_wait": state.interval_waited / seconds,
+                },
+            )
+        )
+        chance = math.log(batch_size)
+        state.steps_at_chance = state.steps_at_chance + state.interval_steps if loss > chance - 0.01 else 0
+        if state.steps_at_chance >= CHANCE_STEPS:
+            message = (
+                f"loss {loss:.3f} has stayed at chance (ln {batch_size} = {chance:.3f}) for {state.steps_at_chance} "
+                f"steps: nothing is learned. Usual causes: train.lr too high, captions not matching images"
+            )
+            _warn_once(state, epoch, "chance", message, report)
+    state.interval_loss = state.interval_grad_norm = state.interval_seconds = state.interval_waited = 0.0
+    state.interval_steps = 0
+
+
+def watch_overfitting(state: TrainState, val_loss: float, report: Report) -> None:
+    """Close an epoch's sums; warn when validation loss rises while training loss falls."""
+    train_loss = state.epoch_loss / max(1, state.epoch_steps)
+    before_train, before_val = state.last_train_loss, state.last_val_loss
+    # 1 %: less is noise
+    if before_train and before_val and val_loss > before_val * 1.01 and train_loss < before_train:
+        message = (
+            f"validation loss rose from {before_val:.3f} to {val_loss:.3f} while training loss fell to "
+            f"{train_loss:.3f}: the model begins to learn its training images by heart. best.pt is kept by R@1; "
+            f"more data, fewer train.epochs or train.early_stop_epochs help"
+        )
+        _warn_once(state, state.evaluated_epochs, "overfitting", message, report)
+    state.last_train_loss, state.last_val_loss = train_loss, val_loss
+    state.epoch_loss, state.epoch_steps = 0.0, 0
+
+
+def note_replaced(
+    state: TrainState, epoch: int, table: CaptionTable, replaced: tuple[int, ...], report: Report
+) -> None:
+    """Name each unreadable image once; past a threshold the data are broken, not unlucky."""
+    for row in replaced:
+        image_id = int(table.image_ids[row])
+        if image_id in state.unreadable:
+            continue
+        state.unreadable.append(image_id)
+        report(ImageReplaced(state.step, epoch, table.files[row]))
+        # 0.1 % of the images, or 100 where that is more, but never over 5 %
+        limit = max(1, len(table.files) // 1000, min(100, len(table.files) // 20))
+        if len(state.unreadable) > limit:
+            raise DataError(
+                f"{len(state.unreadable)} of {len(table.files):,} training images can't be read, the last "
+                f"{table.files[row]} (data.root). Fetch them anew; up to {limit} would be replaced"
+            )
+
+
+def _warn_once(state: TrainState, epoch: int, kind: str, message: str, report: Report) -> None:
+    if kind not in state.warned:
+        state.warned.append(kind)
+        report(Warned(state.step, epoch, message))

@@ -1,0 +1,261 @@
+"""What the commands promise when all goes well."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TOY
+
+
+@pytest.fixture(scope="module")
+def folder(clipcoco, scenes, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "trained.json").write_text(
+        clipcoco(
+            "train", "--preset", "demo", "--json", "--name", "first", *TOY, f"data.root={scenes}", cwd=folder
+        ).stdout
+    )
+    return folder
+
+
+def fresh(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "clipcoco", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+    )
+
+
+def test_eval_repeats_the_table_of_training_to_the_digit(clipcoco, folder):
+    trained = json.loads((folder / "trained.json").read_text())
+    for words in (["eval", "first"], ["eval"], ["eval", "--checkpoint", "runs/first/checkpoints/best.pt"]):
+        again = clipcoco(*words, "--json", cwd=folder).json
+        assert again["protocols"] == trained["protocols"]
+    best = max(
+        (json.loads(line) for line in (folder / "runs/first/metrics.jsonl").read_text().splitlines()),
+        key=lambda row: row.get("r1", -1),
+    )
+    assert best["r1"] == trained["r1"]
+    assert best["i2t"] == trained["protocols"]["own"]["i2t"]
+
+
+def test_eval_json_has_the_promised_shape(clipcoco, folder):
+    result = clipcoco("eval", "first", "--json", cwd=folder).json
+    assert result["schema"] == 1
+    assert (result["run"], result["split"], result["images"], result["captions"]) == (
+        "first",
+        "val2017",
+        24,
+        120,
+    )
+    own = result["protocols"]["own"]
+    assert own["i2t"].keys() == own["t2i"].keys() == {"r1", "r5", "r10", "median_rank"}
+    assert result["r1"] == own["r1"] == pytest.approx((own["i2t"]["r1"] + own["t2i"]["r1"]) / 2)
+    assert {"rsum", "chance", "interval", "ties"} <= own.keys()
+    assert "1k" not in result["protocols"]  # 24 images are no thousand
+
+
+def test_embeddings_recomputed_outside_give_the_printed_figures(clipcoco, folder):
+    printed = clipcoco("eval", "first", "--embeddings", "e.npz", "--json", cwd=folder).json["protocols"]["own"]
+    with np.load(folder / "e.npz") as file:
+        images, texts = file["image_embeddings"], file["text_embeddings"]
+        own = file["caption_image_ids"][:, None] == file["image_ids"][None, :]
+    scores = texts @ images.T
+    t2i = np.array([1 + (row[~mask] >= row[mask]).sum() for row, mask in zip(scores, own, strict=True)])
+    i2t = np.array([1 + (c[~m] >= c[m].max()).sum() for c, m in zip(scores.T, own.T, strict=True)])
+    for direction, ranks in (("i2t", i2t), ("t2i", t2i)):
+        for k in (1, 5, 10):
+            assert printed[direction][f"r{k}"] == pytest.approx(100 * (ranks <= k).mean())
+    judged = clipcoco("eval", "--from-embeddings", "e.npz", "--json", cwd=folder).json
+    assert judged["protocols"]["own"] == printed
+
+
+def test_eval_takes_any_split_and_fraction(clipcoco, folder):
+    result = clipcoco("eval", "first", "--split", "train", "--fraction", "0.5", "--json", cwd=folder).json
+    assert (result["split"], result["images"]) == ("train2017", 24)
+
+
+def test_a_run_directory_holds_what_it_promises(folder):
+    run = folder / "runs" / "first"
+    assert {
+        "config.yaml",
+        "status.json",
+        "metrics.jsonl",
+        "log.txt",
+        "retrievals.html",
+        "tensorboard",
+        "checkpoints",
+    } <= {path.name for path in run.iterdir()}
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "finished"
+    assert (status["step"], status["total_steps"], status["exit_code"]) == (18, 18, 0)
+    assert status["best"]["r1"] == json.loads((folder / "trained.json").read_text())["r1"]
+    assert (run / "retrievals.html").read_text().count("data:image/jpeg;base64") >= 12
+
+
+def test_a_checkpoint_is_plain_data_and_self_contained(folder):
+    content = torch.load(folder / "runs/first/checkpoints/last.pt", weights_only=True)
+    assert {
+        "format", "model", "ema", "optimizer", "scaler", "state", "rng", "config", "tokenizer", "metrics", "versions", "data",
+    } <= content.keys()  # fmt: skip
+    assert content["format"] == 1
+    assert content["state"]["step"] == 18
+    assert set(content["tokenizer"]) == {"vocab", "merges"}
+
+
+def test_the_stored_config_trains_the_same_run_again(clipcoco, folder):
+    done = clipcoco("train", "--config", "runs/first/config.yaml", "--name", "again", "--json", cwd=folder)
+    assert done.code == 0, done.stderr
+    assert done.json["protocols"] == json.loads((folder / "trained.json").read_text())["protocols"]
+
+
+def test_runs_are_found_by_prefix_path_and_part(clipcoco, folder):
+    for words in ("firs", "runs/first", "first/last", "runs/first/checkpoints/last.pt"):
+        assert clipcoco("eval", words, "--json", cwd=folder).json["run"] == "first"
+
+
+def test_or_resume_is_the_same_run_and_another_config_is_refused(clipcoco, folder, scenes):
+    words = ["train", "--preset", "demo", *TOY, f"data.root={scenes}", "--name", "first", "--or-resume"]
+    again = clipcoco(*words, cwd=folder)
+    assert again.code == 0
+    assert "first is finished" in again.stderr
+    other = clipcoco(*words, "train.lr=0.5", cwd=folder)
+    assert other.code == 2
+    assert "another configuration: train.lr" in other.stderr
+
+
+def test_init_starts_from_the_weights_with_a_fresh_schedule(clipcoco, folder, scenes):
+    words = [
+        "train",
+        "--preset",
+        "demo",
+        *TOY,
+        f"data.root={scenes}",
+        "--name",
+        "second",
+        "--init",
+        "first/last",
+    ]
+    assert clipcoco(*words, "train.lr=1e-12", "train.epochs=1", cwd=folder).code == 0
+    old, new = (torch.load(folder / f"runs/{n}/checkpoints/last.pt", weights_only=True) for n in ("first", "second"))
+    assert new["state"]["step"] == 6
+    assert new["tokenizer"] == old["tokenizer"]
+    torch.testing.assert_close(
+        new["model"]["text.text_projection"], old["model"]["text.text_projection"], atol=1e-6, rtol=0
+    )
+
+
+def test_a_finished_run_can_be_prolonged(clipcoco, folder):
+    done = clipcoco("resume", "first", "--set", "train.epochs=4", cwd=folder)
+    assert done.code == 0, done.stderr
+    assert "train.epochs: 3 -> 4" in done.stderr
+    rows = [json.loads(line) for line in (folder / "runs/first/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["event"] == "step"] == list(range(1, 25))
+
+
+def test_a_dry_run_takes_real_steps_and_writes_nothing(clipcoco, scenes, tmp_path):
+    done = clipcoco("train", "--preset", "demo", *TOY, f"data.root={scenes}", "--dry-run", cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    for part in ("memory", "disk", "s a step", "nothing (--dry-run)"):
+        assert part in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_demo_data_are_drawn_when_they_are_missing(clipcoco, tmp_path):
+    done = clipcoco("prepare-data", "--preset", "demo", cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    assert "Ready: 6,000 train and 500 val images" in done.stdout
+    assert "Next: clipcoco train --preset demo" in done.stdout
+    again = clipcoco("prepare-data", "--preset", "demo", "--json", cwd=tmp_path)
+    assert "Nothing to do" in again.stderr
+    assert again.json["val_captions"] == 2500
+
+
+def test_prepare_data_checks_a_coco_folder(clipcoco, scenes, tmp_path):
+    done = clipcoco("prepare-data", "--preset", "full", "--root", scenes, cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    assert "Ready: 48 train and 24 val images, 360 captions" in done.stdout
+
+
+def test_inspect_config_writes_a_config_file(clipcoco, tmp_path):
+    shown = clipcoco("inspect-config", "small", "--set", "train.epochs=3", cwd=tmp_path)
+    assert "epochs: 3" in shown.stdout
+    (tmp_path / "mine.yaml").write_text(shown.stdout)
+    again = clipcoco("inspect-config", "mine.yaml", "--json", cwd=tmp_path).json
+    small = clipcoco("inspect-config", "small", "train.epochs=3", "--json", cwd=tmp_path).json
+    assert again["config"] == small["config"]
+    assert small["source"]["train.epochs"] == "--set"
+    assert small["source"]["train.batch_size"].startswith("presets/small.yaml:")
+    assert small["derived"]["train_images"] == 11829
+    assert small["derived"]["steps_per_epoch"] == 369
+    assert "official" in small["derived"]["counted_from"]
+
+
+def test_inspect_config_alone_lists_the_presets(clipcoco, tmp_path):
+    done = clipcoco("inspect-config", cwd=tmp_path)
+    assert done.code == 0
+    assert all(name in done.stdout for name in ("demo", "tiny", "small", "medium", "full"))
+
+
+def test_help_needs_no_torch_and_no_arguments_give_help(tmp_path):
+    shown = fresh(cwd=tmp_path)
+    assert shown.returncode == 0
+    assert all(command in shown.stdout for command in ("train", "resume", "eval", "prepare-data", "inspect-config"))
+    for words in (["--help"], ["train", "-h"], ["inspect-config", "demo"], ["inspect-config"]):
+        program = (
+            "import sys; from clipcoco.cli import run; code = run(sys.argv[1:]); "
+            "assert code == 0; assert 'torch' not in sys.modules; assert 'torchvision' not in sys.modules"
+        )
+        done = subprocess.run([sys.executable, "-c", program, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_help_opens_with_two_examples(clipcoco, tmp_path):
+    for command in ("train", "resume", "eval", "prepare-data", "inspect-config"):
+        shown = clipcoco(command, "--help", cwd=tmp_path).stdout
+        assert shown.split("Options")[0].count(f"clipcoco {command}") >= 3  # usage and two examples
+
+
+@pytest.mark.parametrize("words", [["inspect-config", "full"], ["--help"]])
+def test_a_reader_that_leaves_early_is_no_error(tmp_path, words):
+    program = f"{sys.executable} -m clipcoco {' '.join(words)} | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+def test_an_ascii_locale_is_enough(folder):
+    done = fresh(
+        "eval",
+        "first",
+        "--device",
+        "cpu",
+        cwd=folder,
+        LC_ALL="C",
+        PYTHONUTF8="0",
+        PYTHONCOERCECLOCALE="0",
+        PYTHONIOENCODING="ascii",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "image -> text" in done.stdout
+    assert (done.stdout + done.stderr).isascii()
+
+
+def test_nothing_asks_the_network(clipcoco, scenes, tmp_path):
+    """A run with a proxy that does not exist, and no home to keep things in."""
+    env = {
+        "https_proxy": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+        "HOME": str(tmp_path / "home"),
+    }
+    done = clipcoco("train", "--preset", "demo", *TOY, f"data.root={scenes}", "train.epochs=1", cwd=tmp_path, env=env)
+    assert done.code == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
