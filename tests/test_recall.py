@@ -255,6 +255,9 @@ def test_embeddings_that_are_not_finite_are_refused() -> None:
             measure(image, text, owners)
         assert "1 of 100 text embeddings hold infinity" in str(caught.value)
         assert caught.value.exit_code == ExitCode.NUMERIC
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(NumericError, match="1 of 2 text"):
+            ranks(torch.zeros(2, 2), torch.tensor([[0, value], [1, 1]]), torch.tensor([0, 1]))
     with pytest.raises(NumericError, match="overflow"):
         ranks(torch.full((2, 4), 1e20), torch.full((2, 4), -1e20), torch.tensor([0, 1]))
 

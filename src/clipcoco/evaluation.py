@@ -1,4 +1,4 @@
-"""`eval`: a checkpoint or a file of embeddings -> the recall tables, as one plain object, and the page of retrievals."""
+"""`eval`: a checkpoint or a file of embeddings -> the recall tables as one plain object; the page of retrievals."""
 
 import time
 from dataclasses import dataclass

@@ -75,7 +75,7 @@ class RunDir:
 
 def create(runs_dir: Path, preset: str, name: str | None) -> RunDir:
     """A new run directory, never an existing one."""
-    chosen = name or f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    chosen = f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}" if name is None else name
     check_name(chosen)
     path = runs_dir / chosen
     if path.exists():

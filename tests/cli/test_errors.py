@@ -160,14 +160,15 @@ class TestData:
         assert_error(clipcoco(*train(f"data.root={scenes}", "--name", name), cwd=empty), 2, "can't name a run")
 
 
-class TestCheckpoints:
-    @pytest.fixture(scope="class")
-    def folder(self, clipcoco, scenes, tmp_path_factory) -> Path:
-        folder = tmp_path_factory.mktemp("trained")
-        done = clipcoco(*train(f"data.root={scenes}", "train.epochs=1", "--name", "run"), cwd=folder)
-        assert done.code == 0, done.stderr
-        return folder
+@pytest.fixture(scope="module")
+def folder(clipcoco, scenes, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    done = clipcoco(*train(f"data.root={scenes}", "train.epochs=1", "--name", "run"), cwd=folder)
+    assert done.code == 0, done.stderr
+    return folder
 
+
+class TestCheckpoints:
     def altered(self, folder: Path, target: Path, alter) -> Path:
         content = torch.load(folder / "runs" / "run" / "checkpoints" / "best.pt", weights_only=True)
         alter(content)

@@ -72,6 +72,8 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # the same, seen by rich first
+            return ExitCode.OK
         return stop.code if isinstance(stop.code, int) else ExitCode.BUG
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own, for usage: it vendors click, so no class to name

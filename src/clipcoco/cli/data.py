@@ -119,7 +119,7 @@ def inspect_config(
         f"{derived.parameters / 1e6:.1f} M parameters · {say_bytes(derived.checkpoint_bytes)} a checkpoint, "
         f"{derived.checkpoints_kept} kept · loss at chance {derived.chance_loss:.3f}",
     ]
-    show(terminal.out, dump(loaded, lines, diff=diff).rstrip())
+    show(terminal.out, *dump(loaded, lines, diff=diff).splitlines())
     return ExitCode.OK
 
 

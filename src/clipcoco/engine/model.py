@@ -4,7 +4,9 @@ Letters: B images or captions, L tokens, W width of the text tower, D dimensions
 Parameter names are those of open_clip's CustomTextCLIP around a timm ResNet, so that an export is a copy.
 """
 
+import contextlib
 import math
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -202,7 +204,8 @@ def _published_weights(config: VisionConfig) -> dict[str, Tensor]:
     weights = torchvision.models.get_model_weights(config.backbone)[variant]
     target = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
-        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        with contextlib.redirect_stdout(sys.stderr):  # where --json belongs, torch.hub tells of its download
+            state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
         return state
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         # URLError is an OSError, a wrong hash a RuntimeError, a damaged file any of them.

@@ -24,7 +24,7 @@ from clipcoco.errors import NumericError
 
 CUTOFFS = (1, 5, 10)
 RESAMPLES = 1000
-TILE = (1024, 2560)  # images, captions: 1,000 images with five captions each fill two
+TILE = (512, 2560)  # images, captions: 5 MB of scores, counted while they are in the cache
 Tiles = Iterable[tuple[int, int]]
 Block = tuple[Tensor, Tensor | slice]  # some embeddings, and where a tile holds them
 
@@ -148,17 +148,17 @@ def chance_levels(owners: Tensor) -> dict[str, Direction]:
 
 
 def _refuse_non_finite(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
-    found, bound = [], float(image_embeddings.shape[1])
-    for kind, embeddings in (("image", image_embeddings), ("text", text_embeddings)):
-        nan, infinite = embeddings.isnan().any(1), embeddings.isinf().any(1)
-        for what, rows in (("NaN", nan), ("infinity", infinite & ~nan)):
+    sides = (("image", image_embeddings.detach()), ("text", text_embeddings.detach()))
+    largest = [max(-float(low), float(high)) for low, high in (side.aminmax() for _, side in sides)]
+    if image_embeddings.shape[1] * math.prod(largest) <= torch.finfo(torch.float32).max:
+        return
+    found = []
+    for kind, side in sides:
+        for what, rows in (("NaN", side.isnan().any(1)), ("infinity", side.isinf().any(1))):
             if rows.any():
                 found.append(f"{int(rows.sum()):,} of {len(rows):,} {kind} embeddings hold {what}")
-        bound *= float(embeddings.detach().abs().max())
-    if not found and bound > torch.finfo(torch.float32).max:
-        found.append("products of embeddings overflow float32")
-    if found:
-        raise NumericError(f"No recall: {', '.join(found)}. Evaluate an earlier checkpoint")
+    what = ", ".join(found) or "products of embeddings overflow float32"
+    raise NumericError(f"No recall: {what}. Evaluate an earlier checkpoint")
 
 
 @contextmanager

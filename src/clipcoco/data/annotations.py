@@ -1,0 +1,146 @@
+"""An annotation file -> rows that can be trusted: ids, file names and texts of the right kinds.
+
+The file is untrusted data: every row is checked before it is used, and no file that it names is opened here.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clipcoco.errors import DataError, EnvironmentProblem
+
+Rows = list[dict[str, Any]]
+
+MAX_FILE_SIZE = 2 * 2**30  # bytes; captions_train2017.json has 92 MB
+MAX_DROPPED = 0.01  # above this share, rows are not dropped: the file is at fault
+PREPARE = "clipcoco prepare-data"
+
+_FILE_NAME = re.compile(r"[a-z0-9._-]+\.(jpg|jpeg|png)", re.ASCII | re.IGNORECASE)
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+# No white space among them: that is collapsed, not removed. Lone surrogates cannot be encoded as UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
+_ID_FIELDS = {"images": ("id",), "annotations": ("id", "image_id")}
+_TEXT_FIELD = {"images": "file_name", "annotations": "caption"}
+
+
+def _clean(caption: str) -> str:
+    """NFC, without control characters, each stretch of white space one space, none at the ends."""
+    if caption.isascii() and caption.isprintable():
+        return " ".join(caption.split())
+    return " ".join(unicodedata.normalize("NFC", _UNPRINTABLE.sub("", caption)).split())
+
+
+def annotation_file(root: Path, split: str) -> Path:
+    return root / "annotations" / f"captions_{split}.json"
+
+
+def _load(path: Path, get_them: str) -> Any:
+    try:
+        if not path.is_file():
+            yours = "or use yours: --set data.root=DIR"
+            raise DataError(f"no captions at {path} (data.root). Get them: {get_them}, {yours}")
+        if (size := path.stat().st_size) > MAX_FILE_SIZE:
+            raise DataError(f"{path} has {size:,} bytes (data.root). At most 2 GiB are read")
+        data = path.read_bytes()
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot read {path} ({error.strerror}). Check its permissions") from None
+    again = f"Get it again: {get_them}"
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start:,}). {again}") from None
+    except json.JSONDecodeError as error:
+        place = f"byte {len(error.doc[: error.pos].encode()):,}, line {error.lineno:,}"
+        raise DataError(f"{path} is not whole JSON: {error.msg} ({place}). {again}") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits; thousands of nested brackets
+        raise DataError(f"{path} has absurd numbers or nesting (data.root). {again}") from None
+
+
+def checked_rows(root: Path, split: str, get_them: str) -> tuple[Rows, Rows, list[str]]:
+    """Images and annotations with sound ids, safe file names and cleaned texts, and notes on the rest."""
+    path = annotation_file(root, split)
+    content = _load(path, get_them)
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds {_kind(content)}, not an object (data.root). Expected captions_*.json")
+    images: Any = content.get("images")
+    annotations: Any = content.get("annotations", [])
+    for key, rows in (("images", images), ("annotations", annotations)):
+        if not isinstance(rows, list):
+            raise DataError(f'"{key}" is {_kind(rows)}, not a list ({path}). Expected captions_*.json')
+    if not any(isinstance(row, dict) and "caption" in row for row in annotations):
+        raise DataError(f"{path} has no captions; expected captions_*.json, not instances or image_info")
+    notes: list[str] = []
+    images = _sound_rows(path, "images", images, notes)
+    annotations = _sound_rows(path, "annotations", annotations, notes)
+    for row in images:
+        if not _FILE_NAME.fullmatch(row["file_name"]):
+            name = f"{row['file_name'][:80]!r} of image {row['id']}"
+            raise DataError(f"file_name {name} is not a plain .jpg or .png name ({path}). Rename it")
+    return *_joined(path, images, annotations, notes), notes
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", type(None): "missing or null"}
+    return names.get(type(value), "a plain value")
+
+
+def _sound_rows(path: Path, key: str, rows: list[Any], notes: list[str]) -> Rows:
+    """Rows whose fields have the right kinds, with ids as int; at most 1 % are dropped."""
+    sound: dict[int, dict[str, Any]] = {}
+    malformed: list[str] = []
+    for position, row in enumerate(rows):
+        place = f"{key}[{position}]"
+        if problem := _problem(row, key, place, path):
+            malformed.append(f"{place} {problem}")
+        elif row["id"] in sound:
+            raise DataError(f"{place} repeats id {row['id']} ({path}). Each id must be unique")
+        else:
+            sound[row["id"]] = row
+    _drop(path, len(malformed), len(rows), f"{key} are malformed", iter(malformed), notes)
+    return list(sound.values())
+
+
+def _problem(row: Any, key: str, place: str, path: Path) -> str | None:
+    """What makes this row useless. Integers written as texts become integers, in place."""
+    if not isinstance(row, dict):
+        return f"is {_kind(row)}"
+    for field in _ID_FIELDS[key]:
+        value = row.get(field)
+        if isinstance(value, str) and _INTEGER.fullmatch(value):
+            value = row[field] = int(value)
+        if isinstance(value, bool | float) or (isinstance(value, int) and value.bit_length() > 63):
+            raise DataError(f"{field} of {place} is {value!r:.40} ({path}). Ids must be whole numbers")
+        if not isinstance(value, int):
+            return f"has no usable {field}"
+    return None if isinstance(row.get(_TEXT_FIELD[key]), str) else f"has no usable {_TEXT_FIELD[key]}"
+
+
+def _joined(path: Path, images: Rows, annotations: Rows, notes: list[str]) -> tuple[Rows, Rows]:
+    """Only captions that have a text and an image, only images that have a caption."""
+    for row in annotations:
+        row["caption"] = _clean(row["caption"])
+    written = [row for row in annotations if row["caption"]]
+    if empty := len(annotations) - len(written):
+        notes.append(f"{path.name}: {empty:,} of {len(annotations):,} captions are empty, dropped")
+    known = {row["id"] for row in images}
+    owned = [row for row in written if row["image_id"] in known]
+    orphans = (f"caption {row['id']}" for row in written if row["image_id"] not in known)
+    _drop(path, len(written) - len(owned), len(written), "captions belong to no image", orphans, notes)
+    described = {row["image_id"] for row in owned}
+    kept = [row for row in images if row["id"] in described]
+    bare = (f"image {row['id']}" for row in images if row["id"] not in described)
+    _drop(path, len(images) - len(kept), len(images), "images have no caption", bare, notes)
+    if not kept:
+        raise DataError(f"{path} has no image with a caption (data.root). Expected captions_*.json")
+    return kept, owned
+
+
+def _drop(path: Path, dropped: int, total: int, what: str, bad: Iterator[str], notes: list[str]) -> None:
+    if dropped:
+        found = f"{dropped:,} of {total:,} {what}, first {next(bad)}"
+        if dropped > MAX_DROPPED * total:
+            raise DataError(f"{found} ({path}). At most 1 % may be so")
+        notes.append(f"{path.name}: {found}, dropped")

@@ -1,0 +1,159 @@
+"""Captions JSON, checked and indexed by pycocotools -> CaptionTable: arrays sorted by image id. No torch."""
+
+import contextlib
+import hashlib
+import io
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from clipcoco.data.annotations import PREPARE, Rows, annotation_file, checked_rows
+from clipcoco.errors import DataError, EnvironmentProblem
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionTable:
+    """The N images of a split, or of a subset of it, with their M captions.
+
+    The captions of image i are `captions[offsets[i]:offsets[i + 1]]`, at least one.
+    """
+
+    image_ids: Ids  # (N,), ascending
+    files: list[str]  # N, relative to data.root: "train2017/000000000009.jpg"
+    caption_ids: Ids  # (M,), by image, then ascending
+    captions: list[str]  # M, cleaned
+    offsets: Ids  # (N + 1,)
+    notes: tuple[str, ...]  # what was dropped or noticed in the file, a sentence each
+
+    @property
+    def owners(self) -> Ids:
+        """(M,): the position of each caption's image."""
+        return np.repeat(np.arange(len(self.image_ids), dtype=np.int64), np.diff(self.offsets))
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of ids, file names, texts, and of which caption belongs to which image."""
+        digest = hashlib.sha256()
+        for numbers in (self.image_ids, self.caption_ids, self.offsets):
+            digest.update(f"{len(numbers)}:".encode() + numbers.astype("<i8").tobytes())
+        for texts in (self.files, self.captions):  # none of them contains a line break
+            digest.update("\n".join(texts).encode() + b"\n\n")
+        return digest.hexdigest()
+
+    def subset(self, fraction: float, seed: int) -> "CaptionTable":
+        """The first floor(N x fraction + 0.5) images of one permutation, so that 1 % lies inside 10 %.
+
+        The permutation sorts by a hash of the id, the same for ever. Raises DataError if no image is left.
+        """
+        count = math.floor(len(self.image_ids) * fraction + 0.5)
+        if count == 0:
+            left = f"a fraction of {fraction:g} leaves none of {len(self.image_ids):,} images"
+            raise DataError(f"{left} (data.train_fraction or data.val_fraction). Use a larger one")
+        if count == len(self.image_ids):
+            return self
+        keys = [hashlib.sha256(f"{seed}:{image}".encode()).digest() for image in self.image_ids.tolist()]
+        chosen = sorted(sorted(range(len(keys)), key=keys.__getitem__)[:count])
+        spans = [range(self.offsets[i], self.offsets[i + 1]) for i in chosen]
+        taken = [position for span in spans for position in span]
+        return replace(
+            self,
+            image_ids=self.image_ids[chosen],
+            files=[self.files[i] for i in chosen],
+            caption_ids=self.caption_ids[taken],
+            captions=[self.captions[i] for i in taken],
+            offsets=np.cumsum([0, *map(len, spans)], dtype=np.int64),
+        )
+
+
+def read_captions(root: Path, split: str, *, get_them: str = PREPARE) -> CaptionTable:
+    """The images and captions of `split`, "train2017" or "val2017".
+
+    From root/annotations/captions_<split>.json. Malformed rows, empty captions, captions without an image and
+    images without a caption are dropped with a note; more than 1 % of them is an error, the empty ones apart.
+    `get_them` is the command that errors recommend. Raises DataError, or EnvironmentProblem without access.
+    """
+    images, annotations, notes = checked_rows(root, split, get_them)
+    by_image = _index(images, annotations)
+    images.sort(key=lambda row: row["id"])
+    groups = [sorted(by_image[row["id"]], key=lambda row: row["id"]) for row in images]
+    captions = [row["caption"] for group in groups for row in group]
+    if repeated := len(captions) - len(set(captions)):
+        notes.append(f"{split}: {repeated:,} of {len(captions):,} captions repeat the text of another")
+    return CaptionTable(
+        image_ids=np.array([row["id"] for row in images], dtype=np.int64),
+        files=[f"{split}/{row['file_name']}" for row in images],
+        caption_ids=np.array([row["id"] for group in groups for row in group], dtype=np.int64),
+        captions=captions,
+        offsets=np.cumsum([0, *map(len, groups)], dtype=np.int64),
+        notes=tuple(notes),
+    )
+
+
+def count_entries(root: Path, split: str) -> tuple[int, int] | None:
+    """Images and captions that `read_captions` would give, raising as it does; None without a file."""
+    if not annotation_file(root, split).is_file():
+        return None
+    images, annotations, _ = checked_rows(root, split, PREPARE)
+    return len(images), len(annotations)
+
+
+def overlap(train: CaptionTable, val: CaptionTable) -> int:
+    """How many image ids stand in both."""
+    return len(np.intersect1d(train.image_ids, val.image_ids, assume_unique=True))
+
+
+def check_files(table: CaptionTable, root: Path, *, get_them: str = PREPARE) -> None:
+    """See that every image of the table is a file below `root`, without opening or asking after each.
+
+    `root` itself may be a symbolic link; a link below it must not lead out of it. Raises DataError.
+    """
+    wanted, found = set(table.files), set()
+    for folder in sorted({file.split("/")[0] for file in wanted}):
+        _refuse_outside(root / folder, root)
+        found |= _present(root, folder, wanted)
+    if missing := sorted(wanted - found):
+        some = f"{len(missing):,} of {len(table.files):,} images are missing in {root} (data.root)"
+        first = ", ".join(missing[:3])
+        raise DataError(f"{some}, first {first}. Get them: {get_them}, or use yours: --set data.root=DIR")
+
+
+def _present(root: Path, folder: str, wanted: set[str]) -> set[str]:
+    found = set()
+    try:
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if (file := f"{folder}/{entry.name}") in wanted:
+                    if entry.is_symlink():
+                        _refuse_outside(root / file, root)
+                    if entry.is_file():
+                        found.add(file)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # all of it is missing
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot list {root / folder} ({error.strerror}). May you read it?"
+        ) from None
+    return found
+
+
+def _refuse_outside(path: Path, root: Path) -> None:
+    target = os.path.realpath(path)
+    if not Path(target).is_relative_to(os.path.realpath(root)):
+        where = f"{path} is a link that leaves {root} (data.root), to {target!r}"
+        raise DataError(f"{where}. Let data.root be the folder that really holds the images")
+
+
+def _index(images: Rows, annotations: Rows) -> dict[int, Rows]:
+    from pycocotools.coco import COCO  # slow to import, and inspect-config does without
+
+    coco = COCO()
+    coco.dataset = {"images": images, "annotations": annotations}
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress where --json belongs
+        coco.createIndex()
+    by_image: dict[int, Rows] = coco.imgToAnns
+    return by_image

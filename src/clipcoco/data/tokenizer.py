@@ -1,0 +1,134 @@
+"""Byte-level BPE, trained on the training captions by the `tokenizers` library.
+
+A text is brought to NFC and lower case and cut into pre-tokens: runs of letters, digits and underscores, and
+runs of other signs. BPE merges bytes inside a pre-token, never across, so each is looked up once. All bytes
+are in the vocabulary: there is no unknown token, and any text can be encoded.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from clipcoco.errors import CheckpointError
+
+PAD, START, END = 0, 1, 2
+_SPECIAL = ("<pad>", "<start>", "<end>")
+_ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())  # 256 characters, one for each byte
+_PRE_TOKEN = re.compile(r"\w+|[^\w\s]+")
+# The same in the syntax of `tokenizers`, whose \w and \s are not Python's.
+_PRE_TOKEN_PATTERN = r"[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s\x{1c}-\x{1f}]+"
+
+
+def _pre_tokens(text: str) -> list[str]:
+    if not text.isascii():
+        whole = text.encode("utf-8", "replace").decode()  # a lone surrogate becomes a question mark
+        # One by one: str.lower() of a whole text writes a final sigma differently, `tokenizers` does not.
+        text = "".join(map(str.lower, unicodedata.normalize("NFC", whole)))
+        return _PRE_TOKEN.findall(text)
+    return _PRE_TOKEN.findall(text.lower())
+
+
+def pipeline(bpe: models.BPE) -> tokenizers.Tokenizer:
+    """The whole of it inside `tokenizers`: used for training, and equal to `Tokenizer.encode` in its ids."""
+    whole = tokenizers.Tokenizer(bpe)
+    whole.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    whole.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PRE_TOKEN_PATTERN), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False),
+        ]
+    )
+    return whole
+
+
+class Tokenizer:
+    """Texts -> token ids. Made by `train` or `from_plain`; never changes."""
+
+    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]]) -> None:
+        self._vocab = vocab
+        self._merges = merges
+        self._pieces = {index: piece for piece, index in vocab.items()}
+        self._bpe = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
+        self._bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Learn at most `vocab_size` tokens; fewer when no pair occurs twice any more."""
+        learner = pipeline(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=list(_SPECIAL),
+            initial_alphabet=_ALPHABET,
+            show_progress=False,
+        )
+        learner.train_from_iterator(captions, trainer)
+        model = json.loads(learner.to_str())["model"]
+        return cls(model["vocab"], [(left, right) for left, right in model["merges"]])
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> "Tokenizer":
+        """The inverse of `to_plain`. Raises CheckpointError for what `to_plain` cannot have written."""
+        if not isinstance(plain, dict):
+            raise _damaged("it is not a dictionary")
+        vocab, merges = plain.get("vocab"), plain.get("merges")
+        if not isinstance(vocab, dict) or not isinstance(merges, list):
+            raise _damaged("vocab or merges is missing")
+        if not all(type(piece) is str and type(index) is int for piece, index in vocab.items()):
+            raise _damaged("vocab must map texts to integers")
+        if sorted(vocab.values()) != list(range(len(vocab))):
+            raise _damaged("the ids are not 0, 1, 2, ...")
+        if [vocab.get(piece) for piece in _SPECIAL] != [PAD, START, END]:
+            raise _damaged("the special tokens are not in their places")
+        if not vocab.keys() >= set(_ALPHABET):
+            raise _damaged("a byte is missing in vocab")
+        for pair in merges:
+            if not (isinstance(pair, list | tuple) and [type(part) for part in pair] == [str, str]):
+                raise _damaged("a merge is not a pair of texts")
+            if not vocab.keys() >= {*pair, "".join(pair)}:
+                raise _damaged("a merge is not in vocab")
+        return cls(vocab, [(left, right) for left, right in merges])
+
+    def to_plain(self) -> dict[str, Any]:
+        """{"vocab": {piece: id}, "merges": [[left, right], ...]}, the ids ascending, the merges by rank."""
+        vocab = dict(sorted(self._vocab.items(), key=lambda entry: entry[1]))
+        return {"vocab": vocab, "merges": [list(pair) for pair in self._merges]}
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._vocab)
+
+    def encode(self, texts: Sequence[str], context_length: int) -> npt.NDArray[np.int32]:
+        """(n, context_length): START, the pieces, END, then PAD. A long text is cut, and keeps END."""
+        ids = np.full((len(texts), context_length), PAD, dtype=np.int32)
+        known: dict[str, list[int]] = {}
+        for row, text in zip(ids, texts, strict=True):
+            pieces = [START]
+            for pre_token in _pre_tokens(text):
+                found = known.get(pre_token)
+                if found is None:
+                    found = known[pre_token] = self._bpe.encode(pre_token, add_special_tokens=False).ids
+                pieces += found
+            del pieces[context_length - 1 :]
+            pieces.append(END)
+            row[: len(pieces)] = pieces
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The pre-tokens of a row of ids, in lower case, with one space between them."""
+        pieces = [self._pieces[int(index)] for index in ids if index not in (PAD, START, END)]
+        text: str = decoders.ByteLevel().decode(pieces)
+        return text.removeprefix(" ")
+
+
+def _damaged(why: str) -> CheckpointError:
+    return CheckpointError(
+        f"the tokenizer is damaged: {why} (checkpoint, key tokenizer). Use another checkpoint"
+    )
