@@ -6,7 +6,9 @@ import platform
 import resource
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,9 @@ from clipcoco.events import CheckpointSaved, Event, Report, RunEnded, RunStarted
 from clipcoco.loggers import MetricsFile, TensorBoard, fan_out
 from clipcoco.model_file import open_model
 from clipcoco.rundir import RunDir, create
+
+# Inside it signals ask to stop, and the value says which; outside they end the process at once.
+Stopping = Callable[[], AbstractContextManager[Stop]]
 
 # What a resume may change: nothing that would make it another experiment.
 CHANGEABLE = {
@@ -97,13 +102,14 @@ def start(
     device_name: str | None,
     init: Path | None,
     report: Callable[[RunDir], Report],
-    stop: Stop,
+    stopping: Stopping,
 ) -> tuple[RunDir, RunEnded]:
     """A new run, from the first step to the last or to a stop. Nothing is written before all checks pass."""
-    config, source = loaded.config, None
+    config, where, source = loaded.config, loaded.source, None
     if init is not None:
         source = open_model(init)
         config = config.model_copy(update={"model": source.config.model})
+        where = {key: f"--init {init}" if key.startswith("model.") else value for key, value in where.items()}
     draw = "demo" in loaded.chain
     parts = assemble(config, device_name, config.train.precision, draw, source.tokenizer if source else None)
     if source is None:
@@ -113,9 +119,8 @@ def start(
         model = source.model
     check_disk(runs_dir, parts.derived)
     run = create(runs_dir, loaded.name, name)
-    with run.lock():
-        text = dump(replace(loaded, config=config))
-        run.config.write_text(text)
+    with stopping() as stop, run.lock():
+        run.config.write_text(dump(replace(loaded, config=config, source=where)))
         state = TrainState(precision=parts.device.precision)
         return run, go(run, parts, model, state, None, report(run), stop)
 
@@ -128,7 +133,7 @@ def resume(
     *,
     device_name: str | None,
     report: Callable[[RunDir], Report],
-    stop: Stop,
+    stopping: Stopping,
 ) -> tuple[RunDir, RunEnded]:
     """Go on from a checkpoint, to the same bits as without the stop."""
     saved = open_model(path, content)
@@ -148,7 +153,7 @@ def resume(
             f"(data.root). Bring those back, or start anew from its weights with --init {run.name}"
         )
     make_deterministic(config.seed, parts.device.device)
-    with run.lock():
+    with stopping() as stop, run.lock():
         checkpoint.remove_leftovers(run.checkpoints)
         return run, go(run, parts, saved.model, state, content, report(run), stop)
 
@@ -203,6 +208,8 @@ def go(
             )
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             run.write_status(state="failed", step=state.step, exit_code=int(code), reason=reason)
+            with open(run.log, "a") as log:
+                log.write(traceback.format_exc())
             raise
 
 
@@ -219,14 +226,7 @@ def restore(training: Training, content: dict[str, Any]) -> None:
 def _saver(
     run: RunDir, parts: Assembled, training: Training, metrics: MetricsFile, report: Report
 ) -> Callable[[bool, int | None], None]:
-    plain = to_plain(parts.config)
-    versions = {
-        "clipcoco": __version__,
-        "torch": str(torch.__version__),  # a class of its own, which weights_only refuses
-        "python": platform.python_version(),
-        "device": parts.device.device.type,
-        "threads": torch.get_num_threads(),
-    }
+    plain, versions = to_plain(parts.config), _versions()
 
     def save(best: bool, epoch: int | None) -> None:
         state = training.state
@@ -252,6 +252,23 @@ def _saver(
         report(CheckpointSaved(state.step, number, run.checkpoints / "last.pt", size, seconds))
 
     return save
+
+
+def _versions() -> dict[str, str]:
+    """What must be the same for a resume to the bit."""
+    return {
+        "clipcoco": __version__,
+        "torch": str(torch.__version__),  # a class of its own, which weights_only refuses
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def changed_versions(content: dict[str, Any]) -> list[str]:
+    """`name old -> new` for each version that differs from the checkpoint's."""
+    old = content.get("versions", {})
+    return [f"{name} {old.get(name)} -> {new}" for name, new in _versions().items() if old.get(name) != new]
 
 
 def _keep_status(run: RunDir, event: Event) -> None:

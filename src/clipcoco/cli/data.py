@@ -14,6 +14,8 @@ from clipcoco.console import open_terminal, say_bytes, show, summary_rows
 from clipcoco.data.captions import check_files, count_entries, overlap, read_captions
 from clipcoco.errors import ConfigError, ExitCode
 
+BY_HAND = "unpack train2017.zip, val2017.zip and annotations_trainval2017.zip of cocodataset.org there"
+
 
 def prepare_data(
     preset: Preset = None,
@@ -48,12 +50,12 @@ def prepare_data(
         else:
             draw_scenes(folder)
     data = loaded.config.data
-    train = read_captions(folder, "train2017").subset(data.train_fraction, data.subset_seed)
-    val = read_captions(folder, "val2017").subset(data.val_fraction, data.subset_seed)
+    train = read_captions(folder, "train2017", get_them=BY_HAND).subset(data.train_fraction, data.subset_seed)
+    val = read_captions(folder, "val2017", get_them=BY_HAND).subset(data.val_fraction, data.subset_seed)
     for note in (*train.notes, *val.notes):
         show(terminal.err, f"note: {note}")
-    check_files(train, folder)
-    check_files(val, folder)
+    check_files(train, folder, get_them=BY_HAND)
+    check_files(val, folder, get_them=BY_HAND)
     if both := overlap(train, val):
         show(terminal.err, f"warning: {both:,} images are in both splits: recall on them says little")
     counts = {

@@ -24,7 +24,7 @@ from clipcoco.cli.options import (
     load_from,
     split_words,
 )
-from clipcoco.cli.signals import StopSignals, stop_signals
+from clipcoco.cli.signals import stop_signals
 from clipcoco.config.load import LoadedConfig, config_from_plain, flatten, override, to_plain
 from clipcoco.console import (
     RunConsole,
@@ -40,6 +40,7 @@ from clipcoco.rundir import RunDir
 
 if TYPE_CHECKING:
     from clipcoco.events import Report, RunEnded
+    from clipcoco.run import Stopping
 
 
 def train(
@@ -88,14 +89,14 @@ def train(
         start_from = found.checkpoint or (found.run.checkpoints / "best.pt" if found.run else None)
     return _conduct(
         terminal,
-        lambda report, stop: runs.start(
+        lambda report, stopping: runs.start(
             loaded,
             name=name,
             runs_dir=runs_dir,
             device_name=device,
             init=start_from,
             report=report,
-            stop=stop,
+            stopping=stopping,
         ),
         device,
         json_,
@@ -169,7 +170,9 @@ def _resume(
         show(terminal.err, f"warning: {line}. Taking {path.name}")
     show(terminal.err, _where_it_stands(run, status, content["state"].get("step", 0), total))
     show(terminal.err, *changed)
-    if not changed and device is None:
+    if other := runs.changed_versions(content):
+        show(terminal.err, f"warning: not the same to the bit as without the stop: {', '.join(other)}")
+    elif not changed and device is None:
         show(
             terminal.err,
             f"Going on from checkpoints/{path.name}, verified; the result will be the same to the bit as without "
@@ -177,7 +180,9 @@ def _resume(
         )
     return _conduct(
         terminal,
-        lambda report, stop: runs.resume(run, path, content, config, device_name=device, report=report, stop=stop),
+        lambda report, stopping: runs.resume(
+            run, path, content, config, device_name=device, report=report, stopping=stopping
+        ),
         device,
         json_,
     )
@@ -195,7 +200,7 @@ def _where_it_stands(run: RunDir, status: dict[str, Any], step: int, total: int)
 
 def _conduct(
     terminal: Terminal,
-    work: Callable[[Callable[[RunDir], "Report"], StopSignals], tuple[RunDir, "RunEnded"]],
+    work: Callable[[Callable[[RunDir], "Report"], "Stopping"], tuple[RunDir, "RunEnded"]],
     device: str | None,
     json_: bool,
 ) -> int:
@@ -209,8 +214,8 @@ def _conduct(
         return console
 
     try:
-        with stop_signals(console.stopping) as stop, console:
-            run, ended = work(report_to, stop)
+        with console:
+            run, ended = work(report_to, lambda: stop_signals(console.stopping))
     except KeyboardInterrupt:
         if console.run:
             console.show(f"Stopped at once. Go on with: clipcoco resume {console.run.name}")
