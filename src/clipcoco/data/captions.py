@@ -135,9 +135,7 @@ def _present(root: Path, folder: str, wanted: set[str]) -> set[str]:
     except (FileNotFoundError, NotADirectoryError):
         pass  # all of it is missing
     except OSError as error:
-        raise EnvironmentProblem(
-            f"cannot list {root / folder} ({error.strerror}). May you read it?"
-        ) from None
+        raise EnvironmentProblem(f"cannot list {root / folder} ({error.strerror}). May you read it?") from None
     return found
 
 

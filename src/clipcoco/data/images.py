@@ -89,9 +89,7 @@ def sample_rng(seed: int, epoch: int, image_id: int, purpose: str) -> random.Ran
     return random.Random(f"{seed}:{epoch}:{image_id}:{purpose}")
 
 
-def training_view(
-    image: Tensor, size: int, crop_scale: tuple[float, float], flip: bool, rng: random.Random
-) -> Tensor:
+def training_view(image: Tensor, size: int, crop_scale: tuple[float, float], flip: bool, rng: random.Random) -> Tensor:
     """A random crop of a uint8 image (3, H, W), resized to (3, size, size); with `flip`, half are mirrored.
 
     The crop's area is `crop_scale` of the image's, its aspect ratio between 3/4 and 4/3, as in Inception's

@@ -146,9 +146,7 @@ class TrainingLoader:
             )
 
 
-def evaluation_images(
-    config: DataConfig, table: CaptionTable, workers: int, pin_memory: bool
-) -> Iterator[Tensor]:
+def evaluation_images(config: DataConfig, table: CaptionTable, workers: int, pin_memory: bool) -> Iterator[Tensor]:
     """All images of the table in its order, uint8 (B,3,H,W), B = EVALUATION_BATCH but for the last."""
     dataset = _EvaluationImages(config, table)
     for images, unreadable in _guarded(_loader(dataset, workers, pin_memory, batch_size=EVALUATION_BATCH)):

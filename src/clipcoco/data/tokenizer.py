@@ -129,6 +129,4 @@ class Tokenizer:
 
 
 def _damaged(why: str) -> CheckpointError:
-    return CheckpointError(
-        f"the tokenizer is damaged: {why} (checkpoint, key tokenizer). Use another checkpoint"
-    )
+    return CheckpointError(f"the tokenizer is damaged: {why} (checkpoint, key tokenizer). Use another checkpoint")
