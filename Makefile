@@ -21,11 +21,11 @@ demo: setup ## from nothing to a recall table: minutes on a laptop, no download 
 	$(BIN)/clipcoco train --preset demo
 
 test: setup ## the tests
-	$(PYTEST)
+	$(PYTEST) -n 2
 
 test-all: setup ## the long tests too
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
-	$(PYTEST) -m ''
+	$(PYTEST) -n 2 -m ''
 
 lint: setup ## format, style, types, import layers
 	$(BIN)/ruff format --check .

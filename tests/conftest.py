@@ -18,6 +18,7 @@ TOY = (
     "model.projection_dim=16",
     "train.batch_size=8",
     "train.epochs=3",
+    "train.lr=1e-3",
     "train.log_every_steps=1",
     "train.precision=float32",
     "data.crop_scale=[0.8, 1.0]",

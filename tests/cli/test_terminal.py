@@ -63,7 +63,7 @@ class Terminal:
 
 
 def test_the_panel_ctrl_c_and_a_resume_to_the_table(scenes, tmp_path):
-    words = ["train", "--preset", "demo", *TOY, f"data.root={scenes}", "--name", "run", "train.epochs=30"]
+    words = ["train", "--preset", "demo", *TOY, f"data.root={scenes}", "--name", "run", "train.epochs=8"]
     terminal = Terminal(*words, cwd=tmp_path)
     terminal.wait_for("╭─ run · epoch")
     terminal.wait_for("Ctrl-C saves and stops")
