@@ -116,7 +116,6 @@ def test_evaluation_refuses_an_unreadable_image(scenes, tmp_path):
 
 
 def test_workers_are_chosen_with_a_reason():
-    assert choose_workers(3, "cpu", 8)[0] == 3
-    assert choose_workers("auto", "cpu", 8)[0] == 0
-    assert choose_workers("auto", "cuda", 4)[0] == 3
-    assert choose_workers("auto", "cuda", 64)[0] == 8
+    assert choose_workers(3, "cpu") == (3, "asked for")
+    assert choose_workers("auto", "cpu")[0] == 0
+    assert 1 <= choose_workers("auto", "cuda")[0] <= 8

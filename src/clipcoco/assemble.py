@@ -1,16 +1,14 @@
 """What a run is made of, read and checked in the order of the exit codes before anything is written."""
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from clipcoco import __version__
-from clipcoco.config.derive import Derived, derive
+from clipcoco.config.derive import Derived, count_parameters, derive
 from clipcoco.config.schema import Config
 from clipcoco.data.captions import CaptionTable, check_files, overlap, read_captions
 from clipcoco.data.loader import TrainingLoader, choose_workers
@@ -24,7 +22,6 @@ from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Schedule, Stop, Training, temperature
 from clipcoco.errors import EnvironmentProblem
 from clipcoco.events import Report
-from clipcoco.prepare.scenes import draw_scenes, is_drawn
 
 
 @dataclass(frozen=True)
@@ -53,17 +50,17 @@ class Assembled:
 
 
 def assemble(
-    config: Config, device_name: str | None, precision: str, draw: bool, tokenizer: Tokenizer | None
+    config: Config, device_name: str | None, precision: str, preset: str, tokenizer: Tokenizer | None
 ) -> Assembled:
-    """Choose the device and read the data, in the order of the exit codes 5 and 3.
+    """Choose the device, then read the data and check it.
 
-    `draw`: the embedded data set is drawn when it is missing. `tokenizer`: None trains one on the captions.
+    `preset` is the one to name in `clipcoco prepare-data` when data are missing; `tokenizer` None trains one on
+    the captions.
     """
+    get_them = f"clipcoco prepare-data --preset {preset}"
     device = choose_device(device_name, precision)
     root = Path(config.data.root).expanduser()
-    if draw and not is_drawn(root):
-        draw_scenes(root)
-    train_all, val_all = read_captions(root, "train2017"), read_captions(root, "val2017")
+    train_all, val_all = (read_captions(root, split, get_them=get_them) for split in ("train2017", "val2017"))
     train_table = train_all.subset(config.data.train_fraction, config.data.subset_seed)
     val_table = val_all.subset(config.data.val_fraction, config.data.subset_seed)
     derived = derive(
@@ -74,11 +71,11 @@ def assemble(
         val_captions=len(val_all.captions),
         counted_from=str(root),
     )
-    check_files(train_table, root)
-    check_files(val_table, root)
+    check_files(train_table, root, get_them=get_them)
+    check_files(val_table, root, get_them=get_them)
     if tokenizer is None:
         tokenizer = Tokenizer.train(train_table.captions, config.model.text.vocab_size)
-    workers, why = choose_workers(config.data.workers, device.device.type, os.cpu_count() or 1)
+    workers, why = choose_workers(config.data.workers, device.device.type)
     both = overlap(train_table, val_table)
     warnings = [*train_table.notes, *val_table.notes]
     if both:
@@ -86,7 +83,7 @@ def assemble(
     header = (
         ("", f"clipcoco {__version__} · torch {torch.__version__} · {device.description}"),
         ("data", _say_data(config, train_table, val_table, workers, why)),
-        ("model", _say_model(config, derived)),
+        ("model", _say_model(config, count_parameters(config.model, tokenizer.vocab_size))),
         ("train", _say_training(config, derived)),
     )
     return Assembled(config, device, train_table, val_table, tokenizer, derived, workers, tuple(warnings), header)
@@ -95,11 +92,12 @@ def assemble(
 def build_training(parts: Assembled, model: DualEncoder, state: TrainState, report: Report, stop: Stop) -> Training:
     """Model on its device, optimiser, loader and evaluation; saving comes with the run directory."""
     config, derived, device = parts.config, parts.derived, parts.device
-    memory_format = torch.channels_last if device.channels_last else torch.contiguous_format
-    model.to(device.device)
-    model.visual.to(memory_format=memory_format)
-    context = config.model.text.context_length
-    val = Split(config.data, parts.val_table, _encode(parts.tokenizer, parts.val_table, context), parts.workers)
+    device.place(model)
+    train_tokens, val_tokens = (
+        parts.tokenizer.encode(table.captions, config.model.text.context_length)
+        for table in (parts.train_table, parts.val_table)
+    )
+    val = Split(config.data, parts.val_table, val_tokens, parts.workers)
 
     def evaluate() -> tuple[float, RecallTable] | None:
         embeddings = embed(model, val, device, report, stop)
@@ -125,7 +123,7 @@ def build_training(parts: Assembled, model: DualEncoder, state: TrainState, repo
         loader=TrainingLoader(
             config.data,
             parts.train_table,
-            _encode(parts.tokenizer, parts.train_table, context),
+            train_tokens,
             config.train.batch_size,
             config.seed,
             parts.workers,
@@ -149,10 +147,6 @@ def check_disk(runs_dir: Path, derived: Derived) -> None:
         )
 
 
-def _encode(tokenizer: Tokenizer, table: CaptionTable, context: int) -> np.ndarray:
-    return tokenizer.encode(table.captions, context)
-
-
 def _say_data(config: Config, train: CaptionTable, val: CaptionTable, workers: int, why: str) -> str:
     return (
         f"{config.data.root}: {len(train.files):,} + {len(val.files):,} images, "
@@ -160,13 +154,13 @@ def _say_data(config: Config, train: CaptionTable, val: CaptionTable, workers: i
     )
 
 
-def _say_model(config: Config, derived: Derived) -> str:
+def _say_model(config: Config, parameters: int) -> str:
     weights = config.model.vision.weights
     start_from = "from scratch" if weights == "none" else f"from {weights}"
     text = config.model.text
     return (
         f"{config.model.vision.backbone} at {config.data.image_size} px {start_from} + Transformer "
-        f"{text.layers} x {text.width}: {derived.parameters / 1e6:.1f} M -> {config.model.projection_dim} dimensions"
+        f"{text.layers} x {text.width}: {parameters / 1e6:.1f} M -> {config.model.projection_dim} dimensions"
     )
 
 

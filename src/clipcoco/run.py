@@ -1,35 +1,31 @@
-"""The life of a run: what is checked before it starts, how its parts are joined, how it goes on after a stop."""
+"""A run is begun, rehearsed or gone on with: what is checked first, and what a resume may change."""
 
-import contextlib
-import math
-import platform
 import resource
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from clipcoco import __version__
 from clipcoco.assemble import Assembled, assemble, build_training, check_disk
-from clipcoco.config.load import LoadedConfig, dump, flatten, to_plain
+from clipcoco.conduct import changed_versions, conduct
+from clipcoco.config.load import LoadedConfig, dump, flatten, load_config, to_plain
 from clipcoco.config.schema import Config
 from clipcoco.engine import checkpoint
-from clipcoco.engine.device import make_deterministic
+from clipcoco.engine.device import choose_device, is_out_of_memory, make_deterministic, out_of_memory
 from clipcoco.engine.model import DualEncoder, build, pretrained_backbone
-from clipcoco.engine.recall import chance_levels
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.train import Stop, Training, train, train_step
-from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError
-from clipcoco.events import CheckpointSaved, Event, Report, RunEnded, RunStarted, Warned
-from clipcoco.loggers import MetricsFile, TensorBoard, fan_out
+from clipcoco.engine.train import Stop, start_epoch, train_step
+from clipcoco.errors import CheckpointError, ConfigError
+from clipcoco.events import Report, RunEnded
+from clipcoco.files import write_atomically
 from clipcoco.model_file import open_model
-from clipcoco.rundir import RunDir, create
+from clipcoco.prepare.scenes import draw_scenes
+from clipcoco.rundir import RunDir, check_name, create
 
 # Inside it signals ask to stop, and the value says which; outside they end the process at once.
 Stopping = Callable[[], AbstractContextManager[Stop]]
@@ -46,54 +42,6 @@ CHANGEABLE = {
 }
 
 
-def rehearse(loaded: LoadedConfig, device_name: str | None, runs_dir: Path) -> list[tuple[str, str]]:
-    """All the checks of a run and a few real steps on the device; writes nothing. Lines for a person."""
-    config = loaded.config
-    parts = assemble(config, device_name, config.train.precision, False, None)
-    model = new_model(parts)
-    check_disk(runs_dir, parts.derived)
-    state = TrainState(precision=parts.device.precision)
-    training = build_training(parts, model, state, report=lambda event: None, stop=lambda: None)
-    training.model.train()
-    batches = training.loader.epoch(0)
-    seconds = []
-    for _ in range(min(4, parts.derived.steps_per_epoch)):  # the first warms up
-        began = time.monotonic()
-        train_step(training, next(batches).to(parts.device.device), config.train.lr)
-        seconds.append(time.monotonic() - began)
-    if parts.device.device.type == "cuda":
-        memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB on {parts.device.device}"
-    else:
-        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-        memory = f"{kilobytes / 2**20:.1f} GiB"
-    derived = parts.derived
-    step = sorted(seconds[1:] or seconds)[len(seconds[1:]) // 2]
-    return [
-        *parts.header,
-        ("memory", f"{memory} at its highest"),
-        (
-            "disk",
-            f"{derived.checkpoints_kept} checkpoints of {derived.checkpoint_bytes / 1e6:,.0f} MB at most",
-        ),
-        (
-            "time",
-            f"{step:.2f} s a step, {derived.total_steps * step / 60:,.0f} min of steps, evaluations apart",
-        ),
-        ("wrote", "nothing (--dry-run)"),
-    ]
-
-
-def new_model(parts: Assembled) -> DualEncoder:
-    """A model with the weights that its configuration asks for, random where it asks for none."""
-    config = parts.config
-    backbone = pretrained_backbone(config.model.vision)
-    make_deterministic(config.seed, parts.device.device)
-    model = build(config.model, parts.tokenizer.vocab_size)
-    if backbone is not None:
-        model.visual.trunk.load_state_dict(backbone)
-    return model
-
-
 def start(
     loaded: LoadedConfig,
     *,
@@ -104,25 +52,90 @@ def start(
     report: Callable[[RunDir], Report],
     stopping: Stopping,
 ) -> tuple[RunDir, RunEnded]:
-    """A new run, from the first step to the last or to a stop. Nothing is written before all checks pass."""
-    config, where, source = loaded.config, loaded.source, None
-    if init is not None:
-        source = open_model(init)
-        config = config.model_copy(update={"model": source.config.model})
-        where = {key: f"--init {init}" if key.startswith("model.") else value for key, value in where.items()}
-    draw = "demo" in loaded.chain
-    parts = assemble(config, device_name, config.train.precision, draw, source.tokenizer if source else None)
-    if source is None:
-        model = new_model(parts)
-    else:
-        make_deterministic(config.seed, parts.device.device)
-        model = source.model
-    check_disk(runs_dir, parts.derived)
+    """A new run, from the first step to the last or to a stop. Nothing is written before all checks pass.
+
+    But for the embedded data set: it is drawn when its folder holds no annotations yet.
+    """
+    root = Path(loaded.config.data.root).expanduser()
+    choose_device(device_name, loaded.config.train.precision)  # its errors come first: drawing would be in vain
+    if "demo" in loaded.chain and not (root / "annotations").exists():
+        draw_scenes(root)
+    loaded, parts, model = _prepare(loaded, name, runs_dir, device_name, init)
     run = create(runs_dir, loaded.name, name)
     with stopping() as stop, run.lock():
-        run.config.write_text(dump(replace(loaded, config=config, source=where)))
+        write_atomically(run.config, dump(loaded))
         state = TrainState(precision=parts.device.precision)
-        return run, go(run, parts, model, state, None, report(run), stop)
+        return run, conduct(run, parts, model, state, None, report(run), stop)
+
+
+def rehearse(
+    loaded: LoadedConfig, *, name: str | None, runs_dir: Path, device_name: str | None, init: Path | None
+) -> dict[str, str]:
+    """All the checks of `start` and a few real steps on the device; writes nothing. What to tell, by label."""
+    loaded, parts, model = _prepare(loaded, name, runs_dir, device_name, init)
+    state, device, derived = TrainState(precision=parts.device.precision), parts.device, parts.derived
+    training = build_training(parts, model, state, report=lambda event: None, stop=lambda: None)
+    start_epoch(model, 0, derived.frozen_epochs)
+    batches, seconds = training.loader.epoch(0), []
+    try:
+        for _ in range(min(4, derived.steps_per_epoch)):
+            began = time.monotonic()
+            train_step(training, next(batches).to(device.device), loaded.config.train.lr)
+            seconds.append(time.monotonic() - began)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(loaded.config.train.batch_size, device) from error
+        raise
+    if device.device.type == "cuda":
+        memory = f"{torch.cuda.max_memory_allocated(device.device) / 2**30:.1f} GiB on {device.device}"
+    else:
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+        memory = f"{kilobytes / 2**20:.1f} GiB"
+    step = min(seconds)  # the first ones warm up
+    return {
+        **dict(parts.header),
+        "memory": f"{memory} at its highest",
+        "disk": f"{derived.checkpoints_kept} checkpoints of {derived.checkpoint_bytes / 1e6:,.0f} MB at most",
+        "time": f"{step:.2f} s a step, {derived.total_steps * step / 60:,.0f} min of steps, evaluations apart",
+        "wrote": "nothing (--dry-run)",
+    }
+
+
+def _prepare(
+    loaded: LoadedConfig, name: str | None, runs_dir: Path, device_name: str | None, init: Path | None
+) -> tuple[LoadedConfig, Assembled, DualEncoder]:
+    """All that can fail, in the order of the exit codes: name 2, device 5, data 3, weights 5, disk 5."""
+    if name is not None:
+        check_name(runs_dir, name)
+    source = None
+    if init is not None:
+        source = open_model(init)
+        loaded = _with_model_of(loaded, source.config, init)
+    config = loaded.config
+    parts = assemble(
+        config, device_name, config.train.precision, loaded.chain[-1], source.tokenizer if source else None
+    )
+    backbone = None if source else pretrained_backbone(config.model.vision)
+    make_deterministic(config.seed, parts.device.device)
+    model = source.model if source else build(config.model, parts.tokenizer.vocab_size)
+    if backbone is not None:
+        model.visual.trunk.load_state_dict(backbone)
+    check_disk(runs_dir, parts.derived)
+    return loaded, parts, model
+
+
+def _with_model_of(loaded: LoadedConfig, other: Config, init: Path) -> LoadedConfig:
+    """The architecture comes with the weights; settings that contradict it would be lost in silence."""
+    asked, given = flatten(to_plain(loaded.config)), flatten(to_plain(other))
+    lost = [key for key, at in loaded.source.items() if key.startswith("model.") and at == "--set"]
+    for key in lost:
+        if asked[key] != given[key]:
+            raise ConfigError(f"{key} is {given[key]} with the weights of {init} (--set). Leave it out, or --init")
+    return replace(
+        loaded,
+        config=loaded.config.model_copy(update={"model": other.model}),
+        source={key: f"--init {init}" if key.startswith("model.") else at for key, at in loaded.source.items()},
+    )
 
 
 def resume(
@@ -131,13 +144,16 @@ def resume(
     content: dict[str, Any],
     config: Config,
     *,
+    changes: list[str],
     device_name: str | None,
     report: Callable[[RunDir], Report],
     stopping: Stopping,
 ) -> tuple[RunDir, RunEnded]:
-    """Go on from a checkpoint, to the same bits as without the stop."""
+    """Go on from a checkpoint, to the same bits as without the stop. The caller holds the run's lock.
+
+    `config` is the checkpoint's with `changes` ("train.epochs=20") in it.
+    """
     saved = open_model(path, content)
-    check_changes(saved.config, config)
     state = TrainState.from_plain(content["state"])
     missing = {"optimizer", "scaler", "rng", "data", "metrics"} - content.keys()
     if missing:
@@ -145,17 +161,24 @@ def resume(
             f"{path} holds weights but no {', '.join(sorted(missing))}. Train on from its weights: "
             f"clipcoco train --preset NAME --init {path}"
         )
-    parts = assemble(config, device_name, state.precision, False, saved.tokenizer)
+    parts = assemble(config, device_name, state.precision, "NAME", saved.tokenizer)
     differing = [key for key, value in parts.fingerprint.items() if content["data"].get(key) != value]
     if differing:
         raise CheckpointError(
             f"the data at {config.data.root} are not those of run {run.name}: {', '.join(differing)} differ "
             f"(data.root). Bring those back, or start anew from its weights with --init {run.name}"
         )
+    other = changed_versions(content, parts.device)
+    exact = f"not to the bit: {', '.join(other)}" if other else "to the bit, as without the stop"
+    parts = replace(parts, header=(*parts.header, ("exact", exact)))
     make_deterministic(config.seed, parts.device.device)
-    with stopping() as stop, run.lock():
+    with stopping() as stop:
         checkpoint.remove_leftovers(run.checkpoints)
-        return run, go(run, parts, saved.model, state, content, report(run), stop)
+        if path.stem not in ("last", "previous"):
+            checkpoint.forget_later(run.checkpoints, state.step)
+        if changes:
+            write_atomically(run.config, dump(load_config(file=run.config, overrides=changes)))
+        return run, conduct(run, parts, saved.model, state, content, report(run), stop)
 
 
 def check_changes(before: Config, after: Config) -> list[str]:
@@ -173,125 +196,3 @@ def check_changes(before: Config, after: Config) -> list[str]:
     if refused:
         raise ConfigError(*refused)
     return [f"{key}: {old[key]} -> {new[key]}" for key in changed]
-
-
-def go(
-    run: RunDir,
-    parts: Assembled,
-    model: DualEncoder,
-    state: TrainState,
-    content: dict[str, Any] | None,
-    show: Report,
-    stop: Stop,
-) -> RunEnded:
-    """Join the parts, then train. The run directory exists and is locked."""
-    metrics = MetricsFile(run.metrics, content["metrics"] if content else [])
-    with contextlib.closing(TensorBoard(run.tensorboard, state.step if content else None)) as tensorboard:
-        report = fan_out(show, metrics, tensorboard, lambda event: _keep_status(run, event))
-        training = build_training(parts, model, state, report, stop)
-        if content:
-            restore(training, content)
-        training = replace(training, save=_saver(run, parts, training, metrics, report))
-        report(_started(run, parts, state, tuple(metrics.rows) if content else ()))
-        for message in parts.warnings:
-            if content is None:
-                report(Warned(state.step, 1, message))
-        try:
-            return train(training, report, stop)
-        except BaseException as error:
-            code = (
-                error.exit_code
-                if isinstance(error, ClipcocoError)
-                else 130
-                if isinstance(error, KeyboardInterrupt)
-                else 1
-            )
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            run.write_status(state="failed", step=state.step, exit_code=int(code), reason=reason)
-            with open(run.log, "a") as log:
-                log.write(traceback.format_exc())
-            raise
-
-
-def restore(training: Training, content: dict[str, Any]) -> None:
-    """Moments, scale and random state as they were."""
-    try:
-        training.optimizer.load_state_dict(content["optimizer"])
-        training.scaler.load_state_dict(content["scaler"])
-        torch.set_rng_state(content["rng"]["torch"])
-    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"the optimiser of this checkpoint does not fit its model: {error}") from error
-
-
-def _saver(
-    run: RunDir, parts: Assembled, training: Training, metrics: MetricsFile, report: Report
-) -> Callable[[bool, int | None], None]:
-    plain, versions = to_plain(parts.config), _versions()
-
-    def save(best: bool, epoch: int | None) -> None:
-        state = training.state
-        content = {
-            "model": training.model.state_dict(),
-            "ema": None,
-            "optimizer": training.optimizer.state_dict(),
-            "scaler": training.scaler.state_dict(),
-            "state": state.to_plain(),
-            "rng": {"torch": torch.get_rng_state()},
-            "config": plain,
-            "tokenizer": parts.tokenizer.to_plain(),
-            "metrics": list(metrics.rows),
-            "versions": versions,
-            "data": parts.fingerprint,
-        }
-        size, seconds = checkpoint.save(
-            run.checkpoints, content, best=best, epoch=epoch, keep=parts.config.checkpoint.keep
-        )
-        best_so_far = {"r1": state.best_r1, "epoch": state.best_epoch} if state.best_epoch else None
-        run.write_status(step=state.step, checkpoint="checkpoints/last.pt", best=best_so_far)
-        number = max(1, -(-state.step // training.loader.steps_per_epoch))
-        report(CheckpointSaved(state.step, number, run.checkpoints / "last.pt", size, seconds))
-
-    return save
-
-
-def _versions() -> dict[str, str]:
-    """What must be the same for a resume to the bit."""
-    return {
-        "clipcoco": __version__,
-        "torch": str(torch.__version__),  # a class of its own, which weights_only refuses
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": str(torch.get_num_threads()),
-    }
-
-
-def changed_versions(content: dict[str, Any]) -> list[str]:
-    """`name old -> new` for each version that differs from the checkpoint's."""
-    old = content.get("versions", {})
-    return [f"{name} {old.get(name)} -> {new}" for name, new in _versions().items() if old.get(name) != new]
-
-
-def _keep_status(run: RunDir, event: Event) -> None:
-    if isinstance(event, RunStarted):
-        run.write_status(state="running", step=event.step, total_steps=event.total_steps, exit_code=None, reason="")
-    elif isinstance(event, RunEnded):
-        code = 0 if event.state == "finished" else 75
-        run.write_status(state=event.state, step=event.step, exit_code=code, reason=event.reason)
-
-
-def _started(run: RunDir, parts: Assembled, state: TrainState, rows: tuple[dict[str, Any], ...]) -> RunStarted:
-    derived = parts.derived
-    return RunStarted(
-        step=state.step,
-        epoch=state.step // derived.steps_per_epoch + 1,
-        name=run.name,
-        folder=run.path,
-        total_steps=derived.total_steps,
-        steps_per_epoch=derived.steps_per_epoch,
-        epochs=parts.config.train.epochs,
-        batch_size=parts.config.train.batch_size,
-        header=(*parts.header, ("run", str(run.path))),
-        chance={k: asdict(v) for k, v in chance_levels(torch.from_numpy(parts.val_table.owners)).items()},
-        chance_loss=math.log(parts.config.train.batch_size),
-        rows=rows,
-    )

@@ -69,20 +69,22 @@ class RunDir:
             raise EnvironmentProblem(
                 f"run {self.name} is at work in another process (.lock). Wait for it, or stop it with Ctrl-C there"
             ) from None
-        with lock:
+        except OSError as error:
+            raise EnvironmentProblem(f"run {self.name} can't be locked: {error.strerror} (.lock)") from error
+        try:
             yield
+        finally:
+            lock.release()
 
 
 def create(runs_dir: Path, preset: str, name: str | None) -> RunDir:
     """A new run directory, never an existing one."""
-    chosen = f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}" if name is None else name
-    check_name(chosen)
-    path = runs_dir / chosen
-    if path.exists():
-        free = free_name(runs_dir, chosen)
-        if name:
-            raise ConfigError(f"run {name} exists in {runs_dir} (--name). Resume it, or take --name {free}")
-        path = runs_dir / free
+    if name is None:
+        name = f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if (runs_dir / name).exists():
+            name = free_name(runs_dir, name)
+    check_name(runs_dir, name)
+    path = runs_dir / name
     try:
         (path / "checkpoints").mkdir(parents=True)
     except OSError as error:
@@ -94,9 +96,13 @@ def create(runs_dir: Path, preset: str, name: str | None) -> RunDir:
     return run
 
 
-def check_name(name: str) -> None:
+def check_name(runs_dir: Path, name: str) -> None:
+    """Raise ConfigError unless a run of this name can be made."""
     if name in ("", ".", "..") or "/" in name or "\0" in name or name.startswith(("-", ".")) or len(name) > 200:
         raise ConfigError(f"'{name}' can't name a run (--name). Use letters, digits and dashes")
+    if (runs_dir / name).exists():
+        free = free_name(runs_dir, name)
+        raise ConfigError(f"run {name} exists in {runs_dir} (--name). Resume it, or take --name {free}")
 
 
 def free_name(runs_dir: Path, name: str) -> str:
@@ -121,6 +127,14 @@ class Found:
     run: RunDir | None
     checkpoint: Path | None  # None: the caller's choice
 
+    def weights(self) -> Path:
+        """The checkpoint itself; of a run the best, or the last before there is a best."""
+        if self.checkpoint is not None:
+            return self.checkpoint
+        assert self.run is not None, "a run, or a file"
+        best = self.run.checkpoints / "best.pt"
+        return best if best.exists() else self.run.checkpoints / "last.pt"
+
 
 def find(runs_dir: Path, words: str | None) -> Found:
     """A run by name, unique prefix, preset (its newest), path, RUN/best; a checkpoint file; None: the newest.
@@ -136,7 +150,7 @@ def find(runs_dir: Path, words: str | None) -> Found:
     if path.is_file():
         return found_file(path)
     if (path / "config.yaml").is_file():
-        return Found(RunDir(path), None)
+        return Found(RunDir(path if path.name else path.resolve()), None)
     name, _, part = words.rstrip("/").partition("/")
     run = _by_name(runs_dir, name)
     if run is None and path.parent != path and (path.parent / "config.yaml").is_file():

@@ -191,7 +191,7 @@ def test_a_finished_run_says_so_and_can_be_prolonged(clipcoco, data, calm, tmp_p
     folder = calm.parents[1]
     again = clipcoco("resume", "run", cwd=folder)
     assert again.code == 0
-    assert "run is finished (18 of 18 steps)" in again.stderr
+    assert "run is finished (18 steps)" in again.stderr
     assert "--init run" in again.stderr
 
 

@@ -1,8 +1,6 @@
 """The command line: parse, call one function, show. Nothing here imports torch before a command needs it."""
 
-import os
 import signal
-import sys
 import traceback
 from collections.abc import Sequence
 from typing import Annotated
@@ -58,23 +56,23 @@ def run(arguments: Sequence[str]) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(args=list(arguments), standalone_mode=False)
-        sys.stdout.flush()
         return code if isinstance(code, int) else ExitCode.OK
     except ClipcocoError as error:
         _traceback_if_asked()
         error_line(str(error))
         return error.exit_code
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
     except _Terminated:
         return ExitCode.TERMINATED
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except SystemExit as stop:
-        if isinstance(stop.__context__, BrokenPipeError):  # the same, seen by rich first
+        if isinstance(stop.__context__, BrokenPipeError):  # `--help | head` has seen enough
             return ExitCode.OK
         return stop.code if isinstance(stop.code, int) else ExitCode.BUG
+    except OSError as error:
+        _traceback_if_asked()
+        error_line(f"{error.strerror or error} ({error.filename or 'no file named'}). Check disk, path and permission")
+        return ExitCode.ENVIRONMENT
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own, for usage: it vendors click, so no class to name
             error_line(_one_sentence(error.format_message()))

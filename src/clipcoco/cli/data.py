@@ -1,13 +1,12 @@
 """`clipcoco prepare-data` and `clipcoco inspect-config`."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from clipcoco.cli.options import Debug, Json, Preset, Set, split_words
+from clipcoco.cli.options import Debug, Json, Preset, Set, print_json, split_words
 from clipcoco.config.derive import OFFICIAL, Derived, derive
 from clipcoco.config.load import LoadedConfig, dump, load_config, preset_names, presets_folder, to_plain
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
@@ -66,7 +65,7 @@ def prepare_data(
         "val_captions": len(val.captions),
     }
     if json_:
-        typer.echo(json.dumps({"schema": 1, **counts}))
+        print_json({"schema": 1, **counts})
         return ExitCode.OK
     show(
         terminal.out,
@@ -104,16 +103,8 @@ def inspect_config(
     loaded = load_config(file=Path(word), overrides=overrides) if is_file else load_config(word, overrides=overrides)
     derived = _derive(loaded)
     if json_:
-        typer.echo(
-            json.dumps(
-                {
-                    "schema": 1,
-                    "config": to_plain(loaded.config),
-                    "source": loaded.source,
-                    "derived": asdict(derived),
-                }
-            )
-        )
+        config = to_plain(loaded.config)
+        print_json({"schema": 1, "config": config, "source": loaded.source, "derived": asdict(derived)})
         return ExitCode.OK
     lines = [
         f"{derived.train_images:,} images · {derived.steps_per_epoch:,} steps an epoch · "
@@ -144,7 +135,7 @@ def _list_presets(json_: bool) -> int:
     terminal = open_terminal()
     loaded = {name: load_config(name) for name in preset_names()}
     if json_:
-        typer.echo(json.dumps({"schema": 1, "presets": {n: to_plain(c.config) for n, c in loaded.items()}}))
+        print_json({"schema": 1, "presets": {name: to_plain(entry.config) for name, entry in loaded.items()}})
         return ExitCode.OK
     rows = []
     for name, entry in loaded.items():

@@ -1,15 +1,14 @@
 """`clipcoco eval`."""
 
-import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipcoco import rundir
-from clipcoco.cli.options import RUNS, ConfigFile, Debug, Device, Json, Run, RunsDir, Set, split_words
+from clipcoco.cli.options import RUNS, ConfigFile, Debug, Device, Json, Run, RunsDir, Set, print_json, split_words
 from clipcoco.config.load import flatten, load_config, override, to_plain
+from clipcoco.config.schema import DataConfig
 from clipcoco.console import RunConsole, open_terminal, recall_table, say_seconds, show
 from clipcoco.errors import CheckpointError, ConfigError, ExitCode
 from clipcoco.rundir import RunDir
@@ -66,6 +65,8 @@ def evaluate(
         found = rundir.found_file(checkpoint)
     else:
         found = rundir.find(runs_dir, word)
+    if embeddings is not None and not embeddings.absolute().parent.is_dir():
+        raise ConfigError(f"{embeddings.parent} is no folder (--embeddings). Make it first")
     evaluation = _measure(found, config, [*(changes or []), *bare], split, fraction, protocols, device)
     if embeddings is not None:
         from clipcoco.engine.embeddings import write_embeddings
@@ -86,9 +87,7 @@ def _measure(
     from clipcoco.evaluation import evaluate_checkpoint
     from clipcoco.model_file import open_model
 
-    path = found.checkpoint or (found.run.checkpoints / "best.pt" if found.run else Path())
-    if found.run and not path.exists():
-        path = found.run.checkpoints / "last.pt"  # stopped before its first evaluation
+    path = found.weights()
     model_file = open_model(path)
     data = model_file.config.data
     if file is not None:
@@ -106,8 +105,7 @@ def _measure(
         if wrong:
             raise ConfigError(f"{wrong[0]} would change the model, not the measurement (--set). Only data.* can be set")
         data = override(model_file.config.model_copy(update={"data": data}), changes).data
-    terminal = open_terminal()
-    with RunConsole(terminal) as console:
+    with RunConsole(open_terminal()) as console:
         return evaluate_checkpoint(
             model_file,
             found.run.name if found.run else None,
@@ -117,36 +115,24 @@ def _measure(
             protocols,
             device,
             console,
-            os.cpu_count() or 1,
         )
 
 
-def measure_run(run: RunDir, path: Path, device: str | None, console: RunConsole) -> "Evaluation":
+def measure_run(run: RunDir, data: DataConfig, device: str | None) -> "Evaluation":
     """What `eval` would say of the run, and its page of retrievals."""
     from clipcoco.evaluation import evaluate_checkpoint, show_retrievals
     from clipcoco.model_file import open_model
 
-    model_file = open_model(path)
-    config = model_file.config
-    evaluation = evaluate_checkpoint(
-        model_file,
-        run.name,
-        config.data,
-        "val",
-        None,
-        ("own", "1k"),
-        device,
-        lambda event: None,
-        os.cpu_count() or 1,
-    )
-    show_retrievals(evaluation, run.retrievals, run.name, config.seed)
+    model_file = open_model(rundir.Found(run, None).weights())
+    evaluation = evaluate_checkpoint(model_file, run.name, data, "val", None, ("own", "1k"), device, lambda event: None)
+    show_retrievals(evaluation, run.retrievals, run.name, model_file.config.seed)
     return evaluation
 
 
 def _show(evaluation: "Evaluation", protocols: tuple[str, ...], json_: bool) -> int:
     result = evaluation.result
     if json_:
-        typer.echo(json.dumps(result))
+        print_json(result)
         return ExitCode.OK
     terminal = open_terminal()
     what = result["run"] or result["checkpoint"] or "embeddings"
@@ -160,6 +146,4 @@ def _show(evaluation: "Evaluation", protocols: tuple[str, ...], json_: bool) -> 
     note = say_seconds(result["seconds"])
     for key, entry in result["protocols"].items():
         show(terminal.out, *recall_table(result["split"], key, entry, note), "")
-    if "1k" in protocols and "1k" not in result["protocols"] and "own" not in protocols:
-        raise ConfigError(f"protocol 1k needs 1,000 images, {result['images']:,} are here (--protocol). Use own")
     return ExitCode.OK

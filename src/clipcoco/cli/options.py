@@ -1,6 +1,8 @@
 """Options that several commands share."""
 
+import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -72,6 +74,15 @@ def load_from(preset: str | None, file: Path | None, changes: list[str] | None, 
         which = "Not both" if preset else "Which settings?"
         raise ConfigError(f"{which}: give --preset NAME ({', '.join(preset_names())}) or --config FILE")
     return load_config(preset=preset, file=file, overrides=[*(changes or []), *(bare or [])])
+
+
+def print_json(value: object) -> None:
+    """One object on stdout; a reader that has gone is no error."""
+    try:
+        typer.echo(json.dumps(value))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def split_words(words: list[str] | None) -> tuple[str | None, list[str]]:

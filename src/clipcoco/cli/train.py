@@ -1,10 +1,10 @@
 """`clipcoco train` and `clipcoco resume`."""
 
-import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,10 +22,12 @@ from clipcoco.cli.options import (
     RunsDir,
     Set,
     load_from,
+    print_json,
     split_words,
 )
 from clipcoco.cli.signals import stop_signals
 from clipcoco.config.load import LoadedConfig, config_from_plain, flatten, override, to_plain
+from clipcoco.config.schema import DataConfig
 from clipcoco.console import (
     RunConsole,
     Terminal,
@@ -73,20 +75,18 @@ def train(
     """
     loaded = load_from(preset, config, changes, words)
     terminal = open_terminal(plain)
-    if or_resume:
-        if name is None:
-            raise ConfigError("--or-resume needs the run's name. Give --name NAME")
-        if (run := RunDir(runs_dir / name)).path.exists():
-            return _resume_same(run, loaded, device, terminal, json_)
+    start_from = rundir.find(runs_dir, init).weights() if init is not None else None
     from clipcoco import run as runs
 
     if dry_run:
-        show(terminal.out, *summary_rows(runs.rehearse(loaded, device, runs_dir)))
+        told = runs.rehearse(loaded, name=name, runs_dir=runs_dir, device_name=device, init=start_from)
+        if json_:
+            print_json({"schema": 1, **{label or "versions": text for label, text in told.items()}})
+        else:
+            show(terminal.out, *summary_rows(told.items()))
         return ExitCode.OK
-    start_from = None
-    if init is not None:
-        found = rundir.find(runs_dir, init)
-        start_from = found.checkpoint or (found.run.checkpoints / "best.pt" if found.run else None)
+    if or_resume and _exists(runs_dir, name):
+        return _resume_same(RunDir(runs_dir / str(name)), loaded, device, terminal, json_)
     return _conduct(
         terminal,
         lambda report, stopping: runs.start(
@@ -98,9 +98,24 @@ def train(
             report=report,
             stopping=stopping,
         ),
+        loaded.config.data,
         device,
         json_,
     )
+
+
+def _exists(runs_dir: Path, name: str | None) -> bool:
+    """Whether there is a run to resume. One that never saved is cleared away: a job must not stumble over it."""
+    if name is None:
+        raise ConfigError("--or-resume needs the run's name. Give --name NAME")
+    run = RunDir(runs_dir / name)
+    if not (run.path / "status.json").exists():
+        return False
+    with run.lock():
+        saved = any(run.checkpoints.glob("*.pt"))
+        if not saved:
+            shutil.rmtree(run.path)
+    return saved
 
 
 def resume(
@@ -148,59 +163,56 @@ def _resume(
 ) -> int:
     from clipcoco import run as runs
     from clipcoco.engine import checkpoint
+    from clipcoco.engine.state import TrainState
 
-    damaged: list[str] = []
-    if path is None:
-        path, content, damaged = checkpoint.newest(run.checkpoints)
-    else:
-        content = checkpoint.load(path)
-    before = config_from_plain(content["config"], str(path))
-    config = override(before, changes) if changes else before
-    changed = runs.check_changes(before, config)
+    with run.lock():
+        damaged: list[str] = []
+        if path is None:
+            path, content, damaged = checkpoint.newest(run.checkpoints)
+        else:
+            content = checkpoint.load(path)
+        before = config_from_plain(content["config"], str(path))
+        config = override(before, changes) if changes else before
+        changed = runs.check_changes(before, config)
+        state = TrainState.from_plain(content["state"])
+        if state.is_finished(config.train) and run.retrievals.exists() and not json_:
+            show(
+                terminal.err,
+                f"{run.name} is finished ({state.step:,} steps). Train on from its weights: "
+                f"clipcoco train --preset NAME --init {run.name}, or longer: --set train.epochs=N",
+            )
+            return ExitCode.OK
+        for line in damaged:
+            show(terminal.err, f"warning: {line}. Taking {path.name}")
+        show(terminal.err, _where_it_stands(run, state.step), *changed, "")
+        return _conduct(
+            terminal,
+            lambda report, stopping: runs.resume(
+                run, path, content, config, changes=changes, device_name=device, report=report, stopping=stopping
+            ),
+            config.data,
+            device,
+            json_,
+        )
+
+
+def _where_it_stands(run: RunDir, step: int) -> str:
     status = run.status()
-    total = status.get("total_steps", 0)
-    if status.get("state") == "finished" and config.train.epochs == before.train.epochs:
-        show(
-            terminal.err,
-            f"{run.name} is finished ({status.get('step', 0):,} of {total:,} steps). Train on from its weights: "
-            f"clipcoco train --preset NAME --init {run.name}, or longer: --set train.epochs=N",
-        )
-        return ExitCode.OK
-    for line in damaged:
-        show(terminal.err, f"warning: {line}. Taking {path.name}")
-    show(terminal.err, _where_it_stands(run, status, content["state"].get("step", 0), total))
-    show(terminal.err, *changed)
-    if other := runs.changed_versions(content):
-        show(terminal.err, f"warning: not the same to the bit as without the stop: {', '.join(other)}")
-    elif not changed and device is None:
-        show(
-            terminal.err,
-            f"Going on from checkpoints/{path.name}, verified; the result will be the same to the bit as without "
-            f"the stop (same device, threads and versions).",
-        )
-    return _conduct(
-        terminal,
-        lambda report, stopping: runs.resume(
-            run, path, content, config, device_name=device, report=report, stopping=stopping
-        ),
-        device,
-        json_,
-    )
-
-
-def _where_it_stands(run: RunDir, status: dict[str, Any], step: int, total: int) -> str:
-    reason = status.get("reason") or ("it did not end by itself" if status.get("state") == "running" else "")
-    state = "stopped" if status.get("state") == "running" else status.get("state", "stopped")
-    by = (
-        f" by {reason}" if state == "stopped" and status.get("state") == "stopped" else f" ({reason})" if reason else ""
-    )
-    ago = say_seconds(max(0.0, time.time() - (run.path / "status.json").stat().st_mtime))
-    return f"{run.name}: {state}{by} at step {step:,} of {total:,}, {ago} ago."
+    state, reason, total = status.get("state"), status.get("reason"), status.get("total_steps", 0)
+    if state == "running":  # and yet its lock was free
+        how = "ended without a word"
+    elif state == "stopped":
+        how = f"stopped by {reason}"
+    else:
+        how = f"{state or 'interrupted'}" + (f" ({reason})" if reason else "")
+    ended = (run.path / "status.json").stat().st_mtime if status else time.time()
+    return f"{run.name}: {how} at step {step:,} of {total:,}, {say_seconds(max(0.0, time.time() - ended))} ago."
 
 
 def _conduct(
     terminal: Terminal,
     work: Callable[[Callable[[RunDir], "Report"], "Stopping"], tuple[RunDir, "RunEnded"]],
+    data: DataConfig,
     device: str | None,
     json_: bool,
 ) -> int:
@@ -224,12 +236,12 @@ def _conduct(
         return ExitCode.STOPPED
     from clipcoco.cli.evaluate import measure_run
 
-    evaluation = measure_run(run, run.checkpoints / "best.pt", device, console)
+    evaluation = measure_run(run, data, device)
     result = evaluation.result
     status = run.status()
     note = f"epoch {(status.get('best') or {}).get('epoch', '?')} is the best"
     if json_:
-        typer.echo(json.dumps(result))
+        print_json(result)
         return ExitCode.OK
     lines = [
         line for key, entry in result["protocols"].items() for line in recall_table(result["split"], key, entry, note)

@@ -152,7 +152,8 @@ class RunConsole:
             self._subtitle = f" {signal}: saving after this step · Ctrl-C again stops now "
         else:
             line = f"{signal}: stopping after this step, then saving. Ctrl-C again: stop now.\n"
-            os.write(sys.stderr.fileno(), line.encode())
+            with suppress(OSError):  # whoever read the terminal may be gone, and must not stop the saving
+                os.write(sys.stderr.fileno(), line.encode())
 
     def _end(self, event: events.RunEnded) -> None:
         self._stop_panel()

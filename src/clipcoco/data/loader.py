@@ -4,6 +4,7 @@ Letters: B images, H and W pixels, L tokens. A sample is an image with one of it
 """
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -195,7 +196,7 @@ def _guarded(loader: DataLoader[Any]) -> Iterator[Any]:
         except StopIteration:
             return
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker (pid" not in str(error):
                 raise
             raise EnvironmentProblem(
                 "a data worker died, perhaps for want of memory or of shared memory (data.workers). "
@@ -217,10 +218,11 @@ def _signals_held_back(needed: bool) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def choose_workers(asked: int | str, device_type: str, cores: int) -> tuple[int, str]:
+def choose_workers(asked: int | str, device_type: str) -> tuple[int, str]:
     """The number of decoding processes, with the reason that is printed."""
     if isinstance(asked, int):
         return asked, "asked for"
     if device_type == "cpu":
         return 0, "on a CPU the step needs the cores"
+    cores = os.cpu_count() or 1
     return min(8, max(1, cores - 1)), f"{cores} cores"

@@ -28,9 +28,12 @@ def save(folder: Path, content: dict[str, Any], *, best: bool, epoch: int | None
     was there before stays whole.
     """
     start = time.monotonic()
-    last = folder / "last.pt"
+    temporary = None
     try:
-        temporary = write_temporary(last, lambda file: torch.save({"format": FORMAT, **content}, file))
+        temporary = write_temporary(folder / "last.pt", lambda file: torch.save({"format": FORMAT, **content}, file))
+        _check_sums(temporary)
+        size = temporary.stat().st_size
+        _take_names(temporary, folder, best, epoch, keep)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         if isinstance(error.__context__, KeyboardInterrupt):  # and a second Ctrl-C too
             raise KeyboardInterrupt from error
@@ -39,19 +42,23 @@ def save(folder: Path, content: dict[str, Any], *, best: bool, epoch: int | None
             f"the checkpoint can't be written to {folder}{free}: "
             f"{str(error).splitlines()[0]}. Free space, then go on with clipcoco resume"
         ) from error
-    _check_sums(temporary)
-    size = temporary.stat().st_size
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return size, time.monotonic() - start
+
+
+def _take_names(temporary: Path, folder: Path, best: bool, epoch: int | None, keep: int) -> None:
     if best:
         _link(temporary, folder / "best.pt")
     if epoch is not None and keep:
         _link(temporary, folder / f"epoch_{epoch:03d}.pt")
-    if last.exists():
-        os.replace(last, folder / "previous.pt")
-    os.replace(temporary, last)
+    if (folder / "last.pt").exists():
+        os.replace(folder / "last.pt", folder / "previous.pt")
+    os.replace(temporary, folder / "last.pt")
     sync_folder(folder)
     for old in sorted(folder.glob("epoch_*.pt"), key=_epoch_number)[: -keep or None]:
         old.unlink()
-    return size, time.monotonic() - start
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -78,22 +85,24 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """The valid checkpoint with the most steps, its content, and a line on each damaged one."""
-    found: list[tuple[int, Path, dict[str, Any]]] = []
+    """The newest valid checkpoint, its content, and a line on each damaged one before it."""
     damaged: list[str] = []
-    for path in [folder / "last.pt", folder / "previous.pt", *folder.glob("epoch_*.pt"), folder / "best.pt"]:
-        if not path.exists() or (found and path.stem not in ("last", "previous")):
-            continue
-        try:
-            content = load(path)
-        except CheckpointError as error:
-            damaged.append(str(error))
-        else:
-            found.append((content["state"].get("step", 0), path, content))
-    if not found:
-        raise CheckpointError(damaged[0] if damaged else f"no checkpoint in {folder}. Start anew: clipcoco train")
-    _, path, content = max(found, key=lambda entry: entry[0])
-    return path, content, damaged
+    epochs = sorted(folder.glob("epoch_*.pt"), key=_epoch_number, reverse=True)
+    for path in [folder / "last.pt", folder / "previous.pt", *epochs, folder / "best.pt"]:
+        if path.exists():
+            try:
+                return path, load(path), damaged
+            except CheckpointError as error:
+                damaged.append(str(error))
+    raise CheckpointError(damaged[0] if damaged else f"no checkpoint in {folder}. Start anew: clipcoco train")
+
+
+def forget_later(folder: Path, step: int) -> None:
+    """Remove checkpoints of later steps than `step`: the run goes on from there, and they would be taken for it."""
+    for path in folder.glob("*.pt"):
+        with contextlib.suppress(CheckpointError):  # a damaged one is passed over anyway
+            if load(path)["state"].get("step", 0) > step:
+                path.unlink()
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from clipcoco.engine.model import DualEncoder
 from clipcoco.errors import ConfigError, EnvironmentProblem
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -22,10 +23,12 @@ class Device:
         dtype = DTYPES[self.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
-    @property
-    def channels_last(self) -> bool:
-        """Measured: it pays in half precision and on tensor cores, not for float32 on a CPU."""
-        return self.device.type == "cuda" or self.precision != "float32"
+    def place(self, model: DualEncoder) -> DualEncoder:
+        """Move the model there; images channels-last where that pays: not for float32 on a CPU, as measured."""
+        model.to(self.device)
+        if self.device.type == "cuda" or self.precision != "float32":
+            model.visual.to(memory_format=torch.channels_last)
+        return model
 
     def scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
@@ -37,8 +40,20 @@ def choose_device(name: str | None, precision: str) -> Device:
     Raises EnvironmentProblem when a device or a precision is asked for that this machine has not.
     """
     device, description = _device(name or "auto")
-    chosen, reason = _precision(device, precision)
-    return Device(device, chosen, f"{description}, {chosen} ({reason})")
+    fast, reason, possible = _precisions(device)
+    if precision not in ("auto", *possible):
+        raise EnvironmentProblem(
+            f"{precision} is not possible on {device} (train.precision). Use auto, {' or '.join(possible)}"
+        )
+    chosen, why = (fast, reason) if precision == "auto" else (precision, "asked for")
+    return Device(device, chosen, f"{description}, {chosen} ({why})")
+
+
+def choose_for_evaluation(name: str | None, trained: str) -> Device:
+    """The device, in the precision that the model was trained in; float32 where it has not got that one."""
+    device, description = _device(name or "auto")
+    chosen = trained if trained in _precisions(device)[2] else "float32"
+    return Device(device, chosen, f"{description}, {chosen} (trained in {trained})")
 
 
 def _device(name: str) -> tuple[torch.device, str]:
@@ -66,7 +81,8 @@ def _device(name: str) -> tuple[torch.device, str]:
     return torch.device("cuda", index), f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
-def _precision(device: torch.device, asked: str) -> tuple[str, str]:
+def _precisions(device: torch.device) -> tuple[str, str, list[str]]:
+    """The one that the device is fast at, why, and all that are possible."""
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         fast = "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
@@ -81,13 +97,7 @@ def _precision(device: torch.device, asked: str) -> tuple[str, str]:
         fast = "bfloat16" if units else "float32"
         reason = f"the CPU has {units[0]}" if units else "the CPU has no bfloat16 units"
         possible = ["float32", "bfloat16"]
-    if asked == "auto":
-        return fast, reason
-    if asked not in possible:
-        raise EnvironmentProblem(
-            f"{asked} is not possible on {device} (train.precision). Use auto, {' or '.join(possible)}"
-        )
-    return asked, "asked for"
+    return fast, reason, possible
 
 
 def make_deterministic(seed: int, device: torch.device) -> None:
@@ -103,4 +113,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         # the CPU allocator raises a plain RuntimeError
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def out_of_memory(batch_size: int, device: Device) -> EnvironmentProblem:
+    """The error that says what a smaller batch would change."""
+    free = ""
+    if device.device.type == "cuda":
+        available, total = torch.cuda.mem_get_info(device.device)
+        free = f", {available / 2**30:.1f} of {total / 2**30:.1f} GiB are free"
+    half = batch_size // 2
+    return EnvironmentProblem(
+        f"batch {batch_size} does not fit into the memory of {device.device}{free} (train.batch_size). "
+        f"Try --set train.batch_size={half} ({half - 1} negatives an image, not {batch_size - 1})"
     )

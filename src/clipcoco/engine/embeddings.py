@@ -4,6 +4,7 @@ Letters: N images, M captions, D dimensions.
 """
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +46,14 @@ def read_embeddings(path: Path) -> tuple[Embeddings, str]:
     Rows that are no unit vectors are made so: recall here ranks by cosine similarity.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        with loaded as file:
             arrays = {name: file[name] for name in ("image_embeddings", "text_embeddings", "image_ids")}
             owners_ids = file["caption_image_ids"]
             caption_ids = file["caption_ids"] if "caption_ids" in file else np.arange(len(owners_ids))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"{path} holds no embeddings: {error} (--from-embeddings). It needs image_embeddings (N,D), "
             f"text_embeddings (M,D), image_ids (N) and caption_image_ids (M)"

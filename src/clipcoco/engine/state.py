@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from clipcoco.config.schema import TrainConfig
 from clipcoco.errors import CheckpointError
 
 
@@ -29,6 +30,15 @@ class TrainState:
     warned: list[str] = field(default_factory=list)  # kinds of warnings that are given once
     precision: str = "float32"  # as resolved at the start; evaluation uses it too
     seconds: float = 0.0  # of training so far, over all stops
+
+    def epoch(self, steps_per_epoch: int) -> int:
+        """The epoch, from 1, that the last finished step belongs to."""
+        return max(1, -(-self.step // steps_per_epoch))
+
+    def is_finished(self, config: TrainConfig) -> bool:
+        """All epochs are evaluated, or the last `early_stop_epochs` brought nothing better."""
+        since_best, patience = self.evaluated_epochs - self.best_epoch, config.early_stop_epochs
+        return self.evaluated_epochs >= config.epochs or 0 < patience <= since_best
 
     def to_plain(self) -> dict[str, Any]:
         return asdict(self)

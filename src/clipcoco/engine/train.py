@@ -11,14 +11,13 @@ from torch import Tensor
 from clipcoco.config.schema import TrainConfig
 from clipcoco.data.loader import Batch, TrainingLoader
 from clipcoco.engine.checkpoint import weights_sha256
-from clipcoco.engine.device import Device, is_out_of_memory
+from clipcoco.engine.device import Device
 from clipcoco.engine.loss import contrastive_loss
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.optim import learning_rate, set_learning_rate
 from clipcoco.engine.recall import RecallTable
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.watch import count_step, log_interval, note_replaced, watch_overfitting
-from clipcoco.errors import EnvironmentProblem
 from clipcoco.events import Evaluated, Progress, Report, RunEnded
 
 Stop = Callable[[], str | None]  # the reason to stop, when there is one
@@ -62,18 +61,14 @@ def train(run: Training, report: Report, stop: Stop) -> RunEnded:
                 break
             state.seconds = time.monotonic() - began
             run.save(state.best_epoch == state.evaluated_epochs, state.evaluated_epochs)
-            since_best = state.evaluated_epochs - state.best_epoch
-            patience = schedule.config.early_stop_epochs
-            if state.step >= schedule.total_steps or (patience and since_best >= patience):
-                return _ended(run, report, "finished", "early stop" if state.step < schedule.total_steps else "")
+        if state.is_finished(schedule.config):
+            return _ended(run, report, "finished", "early stop" if state.step < schedule.total_steps else "")
         if stop():
             break
 
         # ---- the steps of an epoch ----------------------------------------------------------------------
         epoch = state.step // per_epoch
-        run.model.train()
-        for parameter in run.model.visual.trunk.parameters():
-            parameter.requires_grad = epoch >= schedule.frozen_epochs
+        start_epoch(run.model, epoch, schedule.frozen_epochs)
         batches = run.loader.epoch(epoch, start=state.step % per_epoch)
         for _ in range(per_epoch - state.step % per_epoch):
             start = time.monotonic()
@@ -106,6 +101,13 @@ def train(run: Training, report: Report, stop: Stop) -> RunEnded:
     return _ended(run, report, "stopped", reason)
 
 
+def start_epoch(model: DualEncoder, epoch: int, frozen_epochs: int) -> None:
+    """Training mode, the backbone frozen in the first epochs: young heads would send it noise."""
+    model.train()
+    for parameter in model.visual.trunk.parameters():
+        parameter.requires_grad = epoch >= frozen_epochs
+
+
 def train_step(run: Training, batch: Batch, rate: float) -> tuple[float, float]:
     """One step of the optimiser; gives the loss in nats and the gradient's norm before clipping.
 
@@ -118,15 +120,10 @@ def train_step(run: Training, batch: Batch, rate: float) -> tuple[float, float]:
     # One bad forward would leave NaN in BatchNorm's running statistics before any loss is looked at.
     buffers = [] if model.visual.pretrained else list(model.visual.trunk.buffers())
     before = [buffer.clone() for buffer in buffers]
-    try:
-        with run.device.autocast():
-            images, texts, temperature = model(batch.images, batch.tokens)
-        loss = contrastive_loss(images, texts, temperature)
-        run.scaler.scale(loss).backward()
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise _out_of_memory(len(batch.images), run.device) from error
-        raise
+    with run.device.autocast():
+        images, texts, temperature = model(batch.images, batch.tokens)
+    loss = contrastive_loss(images, texts, temperature)
+    run.scaler.scale(loss).backward()
     run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.config.grad_clip)
     loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()  # the step's one wait for the device
@@ -179,22 +176,10 @@ def temperature(model: DualEncoder) -> float:
 
 def _epoch(run: Training) -> int:
     """The epoch, from 1, that the last finished step belongs to."""
-    return max(1, -(-run.state.step // run.loader.steps_per_epoch))
+    return run.state.epoch(run.loader.steps_per_epoch)
 
 
 def _ended(run: Training, report: Report, state: str, reason: str) -> RunEnded:
     ended = RunEnded(run.state.step, _epoch(run), state, reason, run.state.seconds)
     report(ended)
     return ended
-
-
-def _out_of_memory(batch: int, device: Device) -> EnvironmentProblem:
-    free = ""
-    if device.device.type == "cuda":
-        available, total = torch.cuda.mem_get_info(device.device)
-        free = f", {available / 2**30:.1f} of {total / 2**30:.1f} GiB are free"
-    half = batch // 2
-    return EnvironmentProblem(
-        f"batch {batch} does not fit into the memory of {device.device}{free} (train.batch_size). "
-        f"Try --set train.batch_size={half} ({half - 1} negatives an image, not {batch - 1})"
-    )

@@ -193,7 +193,7 @@ def _three(scene: Scene, rng: Random) -> tuple[list[Sentence], list[Sentence]]:
 def is_drawn(root: Path) -> bool:
     """Whether `root` holds these scenes, completely. Other data in COCO's layout are not taken for them."""
     readme = root / README
-    if not readme.is_file() or readme.read_text(encoding="utf-8") != README_TEXT:
+    if not readme.is_file() or readme.read_text(encoding="utf-8", errors="replace") != README_TEXT:
         return False
     return all(_annotation_file(root, split).is_file() for split in FIRST_ID)
 
@@ -260,7 +260,9 @@ def _annotation_file(root: Path, split: Split) -> Path:
 def _claim(root: Path) -> None:
     """Sign the folder as ours and incomplete, or refuse it: photographs must not be mixed with drawings."""
     readme = root / README
-    ours = readme.is_file() and readme.read_text(encoding="utf-8").startswith(README_TEXT.splitlines()[0][:40])
+    ours = readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith(
+        README_TEXT.splitlines()[0][:40]
+    )
     if not ours and any((root / name).exists() for name in ("annotations", "train2017", "val2017")):
         raise DataError(f"other data are in the way ({root}). Draw the scenes elsewhere: --root DIR")
     for split in FIRST_ID:
