@@ -251,14 +251,6 @@ def test_captions_are_cleaned_and_empty_ones_dropped(tmp_path: Path) -> None:
     assert any("2 of 600 captions are empty, dropped" in note for note in table.notes)
 
 
-def test_repeated_texts_are_noticed(tmp_path: Path) -> None:
-    content = coco()
-    for row in content["annotations"][:4]:
-        row["caption"] = "a man"
-    write(tmp_path, content)
-    assert "3 of 600 captions repeat" in read_captions(tmp_path, "val2017").notes[0]
-
-
 @pytest.mark.parametrize(
     "name", ["SECRET", "../secret.jpg", "a\0b.jpg", "x/y.jpg", "a.jpg\n", "a.eps", "\u017f.jpg", ""]
 )

@@ -1,7 +1,10 @@
 """A run that was stopped anywhere, by real signals, ends in the bits of the run that was not."""
 
 import json
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -229,3 +232,82 @@ def test_before_there_is_anything_to_save_a_signal_ends_the_command(clipcoco, da
     assert done.code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_reader_that_is_gone_does_not_stop_the_saving(data, tmp_path):
+    """`clipcoco train 2>&1 | tee log`, then Ctrl-C: the signal takes tee first."""
+    run = tmp_path / "runs" / "run"
+    words = [sys.executable, "-m", "clipcoco", *arguments(data, 0), "train.epochs=50"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while len(rows(run)) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 75
+    assert json.loads((run / "status.json").read_text())["state"] == "stopped"
+
+
+@pytest.fixture
+def finished(calm, tmp_path) -> Path:
+    """A copy of the finished run, to be mistreated."""
+    shutil.copytree(calm.parents[1], tmp_path, dirs_exist_ok=True)
+    return tmp_path / "runs" / "run"
+
+
+def test_a_kill_after_the_last_save_costs_nothing_and_adds_nothing(clipcoco, calm, finished):
+    (finished / "status.json").unlink()
+    (finished / "retrievals.html").unlink()
+    done = clipcoco("resume", cwd=finished.parents[1])
+    assert done.code == 0, done.stderr
+    assert "image -> text" in done.stdout
+    assert (finished / "retrievals.html").exists()
+    assert_same(finished, calm)
+
+
+def test_an_early_stop_stays_one(clipcoco, data, tmp_path):
+    words = [*arguments(data, 0), "train.epochs=30", "train.early_stop_epochs=1", "train.lr=1e-9"]
+    assert clipcoco(*words, cwd=tmp_path).code == 0
+    run = tmp_path / "runs" / "run"
+    before = rows(run)
+    assert len(before) < 100
+    (run / "retrievals.html").unlink()
+    again = clipcoco("resume", cwd=tmp_path)
+    assert again.code == 0, again.stderr
+    assert rows(run) == before
+    onward = clipcoco("resume", "--set", "train.early_stop_epochs=0", "train.epochs=31", cwd=tmp_path)
+    assert onward.code == 0, onward.stderr
+    assert rows(run)[-1]["epoch"] == 31
+
+
+def test_going_back_to_an_earlier_checkpoint_forgets_what_came_after(clipcoco, data, tmp_path):
+    run = tmp_path / "runs" / "run"
+    assert clipcoco(*arguments(data, 0), "checkpoint.keep=3", cwd=tmp_path).code == 0
+    straight = rows(run)
+    process = clipcoco.start("resume", "run/epoch_001", cwd=tmp_path)
+    until(process, lambda: 7 <= len(rows(run)) < len(straight))
+    process.signal(signal.SIGTERM)
+    assert process.wait().code == 75
+    steps = [torch.load(path, weights_only=True)["state"]["step"] for path in (run / "checkpoints").glob("*.pt")]
+    assert max(steps) < 18
+    assert clipcoco("resume", cwd=tmp_path).code == 0
+    assert rows(run) == straight
+
+
+def test_a_job_that_died_before_its_first_save_can_start_again(clipcoco, data, tmp_path):
+    run = tmp_path / "runs" / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "status.json").write_text('{"started": 0}')
+    done = clipcoco(*arguments(data, 0), "--or-resume", "train.epochs=1", cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    assert [row["step"] for row in rows(run) if row["event"] == "step"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_dry_run_never_resumes(clipcoco, data, finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    words = [word for word in arguments(data, 0) if word not in ("--name", "run")]
+    done = clipcoco(*words, "--name", "other", "--or-resume", "--dry-run", "--json", cwd=finished.parents[1])
+    assert done.code == 0, done.stderr
+    assert done.json["wrote"] == "nothing (--dry-run)"
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    assert not (finished.parent / "other").exists()

@@ -82,8 +82,6 @@ def read_captions(root: Path, split: str, *, get_them: str = PREPARE) -> Caption
     images.sort(key=lambda row: row["id"])
     groups = [sorted(by_image[row["id"]], key=lambda row: row["id"]) for row in images]
     captions = [row["caption"] for group in groups for row in group]
-    if repeated := len(captions) - len(set(captions)):
-        notes.append(f"{split}: {repeated:,} of {len(captions):,} captions repeat the text of another")
     return CaptionTable(
         image_ids=np.array([row["id"] for row in images], dtype=np.int64),
         files=[f"{split}/{row['file_name']}" for row in images],
@@ -95,11 +93,15 @@ def read_captions(root: Path, split: str, *, get_them: str = PREPARE) -> Caption
 
 
 def count_entries(root: Path, split: str) -> tuple[int, int] | None:
-    """Images and captions that `read_captions` would give, raising as it does; None without a file."""
-    if not annotation_file(root, split).is_file():
+    """Images and captions in the file, unchecked: 0.1 s for train2017 against 2 s. None without a file.
+
+    A quotation mark inside a text is escaped there, so a key is counted where it is one.
+    """
+    try:
+        data = annotation_file(root, split).read_bytes()
+    except OSError:
         return None
-    images, annotations, _ = checked_rows(root, split, PREPARE)
-    return len(images), len(annotations)
+    return data.count(b'"file_name"'), data.count(b'"caption"')
 
 
 def overlap(train: CaptionTable, val: CaptionTable) -> int:
