@@ -294,7 +294,7 @@ def test_plain_lines_in_a_pipe(tmp_path: Path) -> None:
         clock + r"saved checkpoints/last.pt \(346 MB, 0.4 s\)",
         r"warning: a\\x1b\[2Jb.jpg cannot be read; another image takes its place",
         r"warning: step 126 is skipped, the weights stay: the loss is not finite",
-        r"Ctrl-C: stopping after this step, then saving. Ctrl-C again: stop now.",
+        r"Ctrl-C: stopping after this step, then saving. One more Ctrl-C stops now.",
         clock + r"saved checkpoints/last.pt \(346 MB, 0.9 s\)",
         r"Saved step 190 of 310 in 0.9 s.",
         r"Go on with: clipcoco resume demo-1",

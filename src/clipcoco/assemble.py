@@ -1,5 +1,6 @@
 """What a run is made of, read and checked in the order of the exit codes before anything is written."""
 
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,14 +51,20 @@ class Assembled:
 
 
 def assemble(
-    config: Config, device_name: str | None, precision: str, preset: str, tokenizer: Tokenizer | None
+    config: Config,
+    device_name: str | None,
+    precision: str,
+    tokenizer: Tokenizer | None,
+    *,
+    preset: str = "base",
+    origin: str | None = None,
 ) -> Assembled:
-    """Choose the device, then read the data and check it.
+    """Choose the device, then read the data and check it. `tokenizer` None trains one on the captions.
 
-    `preset` is the one to name in `clipcoco prepare-data` when data are missing; `tokenizer` None trains one on
-    the captions.
+    To tell a person: `preset` is the one to prepare data for, `origin` where the weights are from.
     """
-    get_them = f"clipcoco prepare-data --preset {preset}"
+    which = f"--preset {preset}" if preset != "base" else f"--train-fraction {config.data.train_fraction:g}"
+    get_them = f"clipcoco prepare-data {which} --root {shlex.quote(config.data.root)}"
     device = choose_device(device_name, precision)
     root = Path(config.data.root).expanduser()
     train_all, val_all = (read_captions(root, split, get_them=get_them) for split in ("train2017", "val2017"))
@@ -83,7 +90,7 @@ def assemble(
     header = (
         ("", f"clipcoco {__version__} · torch {torch.__version__} · {device.description}"),
         ("data", _say_data(config, train_table, val_table, workers, why)),
-        ("model", _say_model(config, count_parameters(config.model, tokenizer.vocab_size))),
+        ("model", _say_model(config, count_parameters(config.model, tokenizer.vocab_size), origin)),
         ("train", _say_training(config, derived)),
     )
     return Assembled(config, device, train_table, val_table, tokenizer, derived, workers, tuple(warnings), header)
@@ -142,7 +149,8 @@ def check_disk(runs_dir: Path, derived: Derived) -> None:
     needed, free = derived.checkpoint_bytes * (derived.checkpoints_kept + 1), shutil.disk_usage(volume).free
     if free < needed:
         raise EnvironmentProblem(
-            f"{derived.checkpoints_kept} checkpoints need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on "
+            f"{derived.checkpoints_kept} checkpoints and one being written need {needed / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free on "
             f"{volume}. Free space, or --set checkpoint.keep=0, or --runs-dir DIR"
         )
 
@@ -154,9 +162,9 @@ def _say_data(config: Config, train: CaptionTable, val: CaptionTable, workers: i
     )
 
 
-def _say_model(config: Config, parameters: int) -> str:
+def _say_model(config: Config, parameters: int, origin: str | None) -> str:
     weights = config.model.vision.weights
-    start_from = "from scratch" if weights == "none" else f"from {weights}"
+    start_from = f"from {origin or weights}" if origin or weights != "none" else "from scratch"
     text = config.model.text
     return (
         f"{config.model.vision.backbone} at {config.data.image_size} px {start_from} + Transformer "

@@ -56,6 +56,8 @@ def start(
 
     But for the embedded data set: it is drawn when its folder holds no annotations yet.
     """
+    if name is not None:
+        check_name(runs_dir, name)
     root = Path(loaded.config.data.root).expanduser()
     choose_device(device_name, loaded.config.train.precision)  # its errors come first: drawing would be in vain
     if "demo" in loaded.chain and not (root / "annotations").exists():
@@ -63,7 +65,8 @@ def start(
     loaded, parts, model = _prepare(loaded, name, runs_dir, device_name, init)
     run = create(runs_dir, loaded.name, name)
     with stopping() as stop, run.lock():
-        write_atomically(run.config, dump(loaded))
+        note = f"# Started with --init {init}\n" if init else ""
+        write_atomically(run.config, note + dump(loaded))
         state = TrainState(precision=parts.device.precision)
         return run, conduct(run, parts, model, state, None, report(run), stop)
 
@@ -113,7 +116,12 @@ def _prepare(
         loaded = _with_model_of(loaded, source.config, init)
     config = loaded.config
     parts = assemble(
-        config, device_name, config.train.precision, loaded.chain[-1], source.tokenizer if source else None
+        config,
+        device_name,
+        config.train.precision,
+        source.tokenizer if source else None,
+        preset=loaded.chain[-1],
+        origin=str(init) if init else None,
     )
     backbone = None if source else pretrained_backbone(config.model.vision)
     make_deterministic(config.seed, parts.device.device)
@@ -130,7 +138,9 @@ def _with_model_of(loaded: LoadedConfig, other: Config, init: Path) -> LoadedCon
     lost = [key for key, at in loaded.source.items() if key.startswith("model.") and at == "--set"]
     for key in lost:
         if asked[key] != given[key]:
-            raise ConfigError(f"{key} is {given[key]} with the weights of {init} (--set). Leave it out, or --init")
+            raise ConfigError(
+                f"{key} is {given[key]} with the weights of {init} (--set). Leave out this setting, or --init"
+            )
     return replace(
         loaded,
         config=loaded.config.model_copy(update={"model": other.model}),
@@ -161,7 +171,7 @@ def resume(
             f"{path} holds weights but no {', '.join(sorted(missing))}. Train on from its weights: "
             f"clipcoco train --preset NAME --init {path}"
         )
-    parts = assemble(config, device_name, state.precision, "NAME", saved.tokenizer)
+    parts = assemble(config, device_name, state.precision, saved.tokenizer, origin=str(path))
     differing = [key for key, value in parts.fingerprint.items() if content["data"].get(key) != value]
     if differing:
         raise CheckpointError(
@@ -169,13 +179,13 @@ def resume(
             f"(data.root). Bring those back, or start anew from its weights with --init {run.name}"
         )
     other = changed_versions(content, parts.device)
+    if config.train.epochs != saved.config.train.epochs:
+        other.append(f"the schedule now ends at step {parts.derived.total_steps:,}")
     exact = f"not to the bit: {', '.join(other)}" if other else "to the bit, as without the stop"
     parts = replace(parts, header=(*parts.header, ("exact", exact)))
     make_deterministic(config.seed, parts.device.device)
     with stopping() as stop:
         checkpoint.remove_leftovers(run.checkpoints)
-        if path.stem not in ("last", "previous"):
-            checkpoint.forget_later(run.checkpoints, state.step)
         if changes:
             write_atomically(run.config, dump(load_config(file=run.config, overrides=changes)))
         return run, conduct(run, parts, saved.model, state, content, report(run), stop)

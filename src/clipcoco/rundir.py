@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import re
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from clipcoco.config.load import preset_names
 from clipcoco.errors import CheckpointError, ConfigError, EnvironmentProblem
 from clipcoco.files import write_json
 
@@ -22,6 +25,11 @@ class RunDir:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def words(self) -> str:
+        """What to type for it in a shell: its name where that is enough, else its path."""
+        return shlex.quote(self.name if self.path.parent == Path("runs") else str(self.path))
 
     @property
     def config(self) -> Path:
@@ -98,8 +106,10 @@ def create(runs_dir: Path, preset: str, name: str | None) -> RunDir:
 
 def check_name(runs_dir: Path, name: str) -> None:
     """Raise ConfigError unless a run of this name can be made."""
-    if name in ("", ".", "..") or "/" in name or "\0" in name or name.startswith(("-", ".")) or len(name) > 200:
-        raise ConfigError(f"'{name}' can't name a run (--name). Use letters, digits and dashes")
+    if not re.fullmatch(r"\w[\w.+-]{0,199}", name) or name in preset_names():
+        raise ConfigError(
+            f"'{name}' can't name a run (--name). Use letters, digits, dashes and dots, and no preset's name"
+        )
     if (runs_dir / name).exists():
         free = free_name(runs_dir, name)
         raise ConfigError(f"run {name} exists in {runs_dir} (--name). Resume it, or take --name {free}")
@@ -142,10 +152,12 @@ def find(runs_dir: Path, words: str | None) -> Found:
     Raises CheckpointError when there is none.
     """
     if words is None:
-        runs = all_runs(runs_dir)
+        runs = [run for run in all_runs(runs_dir) if any(run.checkpoints.glob("*.pt"))]
         if not runs:
-            raise CheckpointError(f"there is no run in {runs_dir}. Start one: clipcoco train --preset demo")
+            raise CheckpointError(f"there is no run in {runs_dir} that saved. Start one: clipcoco train --preset demo")
         return Found(runs[0], None)
+    if not words or words.startswith(("/", "~")):
+        return _at_path(words)
     path = Path(words).expanduser()
     if path.is_file():
         return found_file(path)
@@ -164,6 +176,15 @@ def find(runs_dir: Path, words: str | None) -> Found:
         there = ", ".join(sorted(path.stem for path in run.checkpoints.glob("*.pt"))) or "none"
         raise CheckpointError(f"run {run.name} has no checkpoint '{part}'. It has: {there}")
     return Found(run, checkpoint)
+
+
+def _at_path(words: str) -> Found:
+    path = Path(words).expanduser()
+    if words and path.is_file():
+        return found_file(path)
+    if words and (path / "config.yaml").is_file():
+        return Found(RunDir(path), None)
+    raise CheckpointError(f"no run and no checkpoint '{words}'. Give a name, a path, or nothing for the newest run")
 
 
 def found_file(path: Path) -> Found:

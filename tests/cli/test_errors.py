@@ -60,7 +60,7 @@ USAGE = [
     (["eval", "--protocol", "5k"], 2, ["Choose own, 1k or all"]),
     (["eval", "--split", "test"], 2, ["Choose val or train"]),
     (["eval", "--fraction", "0"], 2, ["above 0"]),
-    (["eval", "--from-embeddings", "none.npz"], 3, ["holds no embeddings"]),
+    (["eval", "--from-embeddings", "none.npz"], 3, ["no file at none.npz"]),
     (["prepare-data", "--preset", "small", "--root", "none"], 3, ["no captions at none/annotations"]),
 ]
 

@@ -280,18 +280,40 @@ def test_an_early_stop_stays_one(clipcoco, data, tmp_path):
     assert rows(run)[-1]["epoch"] == 31
 
 
-def test_going_back_to_an_earlier_checkpoint_forgets_what_came_after(clipcoco, data, tmp_path):
+def test_going_back_would_destroy_what_came_after_and_is_refused(clipcoco, data, tmp_path):
     run = tmp_path / "runs" / "run"
-    assert clipcoco(*arguments(data, 0), "checkpoint.keep=3", cwd=tmp_path).code == 0
-    straight = rows(run)
-    process = clipcoco.start("resume", "run/epoch_001", cwd=tmp_path)
-    until(process, lambda: 7 <= len(rows(run)) < len(straight))
+    process = clipcoco.start(*arguments(data, 0), "checkpoint.keep=3", cwd=tmp_path)
+    until(process, lambda: len(rows(run)) >= 9)
     process.signal(signal.SIGTERM)
     assert process.wait().code == 75
-    steps = [torch.load(path, weights_only=True)["state"]["step"] for path in (run / "checkpoints").glob("*.pt")]
-    assert max(steps) < 18
-    assert clipcoco("resume", cwd=tmp_path).code == 0
-    assert rows(run) == straight
+    before = rows(run)
+    refused = clipcoco("resume", "run/epoch_001", cwd=tmp_path)
+    assert refused.code == 4
+    assert "epoch_001.pt is of step 6" in refused.stderr
+    assert rows(run) == before
+    for name in ("last.pt", "previous.pt"):  # now the epoch's file is the newest there is
+        (run / "checkpoints" / name).unlink(missing_ok=True)
+    assert clipcoco("resume", "run/epoch_001", cwd=tmp_path).code == 0
+    assert rows(run)[-1]["step"] == 18
+
+
+def test_a_killed_run_leaves_no_workers_behind(clipcoco, data, tmp_path):
+    run = tmp_path / "runs" / "run"
+    process = clipcoco.start(*arguments(data, 2), "train.epochs=50", cwd=tmp_path)
+    until(process, lambda: len(rows(run)) >= 3)
+    process.signal(signal.SIGKILL)
+    process.wait()
+    end = time.monotonic() + 60
+    while session_members(process.pid):
+        assert time.monotonic() < end, "workers of a killed run are still there"
+        time.sleep(0.2)
+
+
+def session_members(session: int) -> list[int]:
+    """Processes of a session that run (zombies do not)."""
+    listed = subprocess.run(["ps", "-eo", "pid=,sess=,stat="], capture_output=True, text=True).stdout
+    fields = [line.split() for line in listed.splitlines()]
+    return [int(pid) for pid, sess, stat in fields if int(sess) == session and not stat.startswith("Z")]
 
 
 def test_a_job_that_died_before_its_first_save_can_start_again(clipcoco, data, tmp_path):

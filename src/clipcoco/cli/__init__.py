@@ -33,7 +33,7 @@ def _root(
 ) -> None:
     """Train a CLIP-style image-text model on COCO captions, and measure its retrieval honestly.
 
-    [bold]clipcoco train --preset demo[/bold]      a model and its recall table in minutes, offline
+    [bold]clipcoco train --preset demo[/bold]      a recall table in minutes, offline
 
     [bold]clipcoco inspect-config small[/bold]     every setting, and where it comes from
     """

@@ -79,7 +79,7 @@ def prepare_data(
 def inspect_config(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME or FILE]", help="A preset or a file; nothing: the list.", show_default=False),
+        typer.Argument(metavar="NAME or FILE", help="A preset or a file; nothing: the list.", show_default=False),
     ] = None,
     changes: Set = None,
     diff: Annotated[bool, typer.Option("--diff", help="Only what differs from base.")] = False,
@@ -119,8 +119,11 @@ def inspect_config(
 def _derive(loaded: LoadedConfig) -> Derived:
     root = Path(loaded.config.data.root).expanduser()
     train, val = count_entries(root, "train2017"), count_entries(root, "val2017")
-    where = str(root) if train and val else "the official table"
-    train, val = train or OFFICIAL["train2017"], val or OFFICIAL["val2017"]
+    where = str(root)
+    if not (train and val):
+        drawn = "demo" in loaded.chain
+        where = "the scenes that will be drawn" if drawn else "the official table"
+        train, val = ((6000, 30_000), (500, 2500)) if drawn else (OFFICIAL["train2017"], OFFICIAL["val2017"])
     return derive(
         loaded.config,
         train_images=train[0],

@@ -53,7 +53,11 @@ def evaluate(
         raise ConfigError(f"a fraction is above 0 and at most 1, not {fraction:g} (--fraction)")
     protocols = ("own", "1k") if protocol == "all" else (protocol,)
     word, bare = split_words(words)
+    if checkpoint is not None and word is not None:
+        raise ConfigError(f"--checkpoint and run '{word}' are both given (command line). Keep one")
     if from_embeddings is not None:
+        if word or bare or checkpoint or config or changes or embeddings or fraction is not None or split != "val":
+            raise ConfigError("--from-embeddings judges the file as it is (command line). Keep only --protocol, --json")
         from clipcoco.evaluation import evaluate_embeddings
 
         return _show(evaluate_embeddings(from_embeddings, protocols), protocols, json_)

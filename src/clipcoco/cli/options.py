@@ -44,12 +44,12 @@ Set = Annotated[
 ]
 Bare = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="The same as --set.", show_default=False),
+    typer.Argument(metavar="KEY=VALUE", help="The same as --set.", show_default=False),
 ]
 Run = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[RUN]",
+        metavar="RUN",
         help="A name, a unique prefix, a preset (its newest run), a path, RUN/best; nothing: the newest run.",
         autocompletion=_runs,
         show_default=False,

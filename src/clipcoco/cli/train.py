@@ -1,5 +1,6 @@
 """`clipcoco train` and `clipcoco resume`."""
 
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -87,6 +88,8 @@ def train(
         return ExitCode.OK
     if or_resume and _exists(runs_dir, name):
         return _resume_same(RunDir(runs_dir / str(name)), loaded, device, terminal, json_)
+    if "demo" in loaded.chain and not Path(loaded.config.data.root, "annotations").expanduser().exists():
+        show(terminal.err, f"Drawing 6,500 scenes into {loaded.config.data.root}, once.", "")
     return _conduct(
         terminal,
         lambda report, stopping: runs.start(
@@ -109,13 +112,15 @@ def _exists(runs_dir: Path, name: str | None) -> bool:
     if name is None:
         raise ConfigError("--or-resume needs the run's name. Give --name NAME")
     run = RunDir(runs_dir / name)
-    if not (run.path / "status.json").exists():
+    if not run.path.exists():
         return False
     with run.lock():
-        saved = any(run.checkpoints.glob("*.pt"))
-        if not saved:
-            shutil.rmtree(run.path)
-    return saved
+        if any(run.checkpoints.glob("*.pt")):
+            return True
+        if run.status().get("checkpoint"):
+            raise CheckpointError(f"run {name} has no checkpoints left (--or-resume). Take another --name")
+        shutil.rmtree(run.path)
+    return False
 
 
 def resume(
@@ -147,10 +152,11 @@ def resume(
 def _resume_same(run: RunDir, loaded: LoadedConfig, device: str | None, terminal: Terminal, json_: bool) -> int:
     """--or-resume: the run must be of the same configuration."""
     from clipcoco.engine import checkpoint
+    from clipcoco.run import CHANGEABLE
 
     _, content, _ = checkpoint.newest(run.checkpoints)
     old, new = flatten(content["config"]), flatten(to_plain(loaded.config))
-    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    differing = sorted(key for key in new if key not in CHANGEABLE and old.get(key) != new[key])
     if differing:
         raise ConfigError(
             f"run {run.name} has another configuration: {', '.join(differing[:4])} (--or-resume). Take another --name"
@@ -166,11 +172,16 @@ def _resume(
     from clipcoco.engine.state import TrainState
 
     with run.lock():
-        damaged: list[str] = []
-        if path is None:
-            path, content, damaged = checkpoint.newest(run.checkpoints)
-        else:
-            content = checkpoint.load(path)
+        newest, content, damaged = checkpoint.newest(run.checkpoints)
+        if path is not None:
+            gone_on, content = content["state"]["step"], checkpoint.load(path)
+            if content["state"]["step"] < gone_on:  # to go back would destroy what came after
+                raise CheckpointError(
+                    f"run {run.name} has gone on to step {gone_on:,}, {path.name} is of step "
+                    f"{content['state']['step']:,}. Go on: clipcoco resume {run.words}, or start anew from those "
+                    f"weights: clipcoco train --preset NAME --init {path}"
+                )
+        path = path or newest
         before = config_from_plain(content["config"], str(path))
         config = override(before, changes) if changes else before
         changed = runs.check_changes(before, config)
@@ -178,8 +189,9 @@ def _resume(
         if state.is_finished(config.train) and run.retrievals.exists() and not json_:
             show(
                 terminal.err,
-                f"{run.name} is finished ({state.step:,} steps). Train on from its weights: "
-                f"clipcoco train --preset NAME --init {run.name}, or longer: --set train.epochs=N",
+                f"{run.name} is finished ({state.step:,} steps). Train longer: clipcoco resume {run.words} "
+                f"train.epochs={config.train.epochs + 1}, or anew from its weights: clipcoco train --preset NAME "
+                f"--init {run.words}",
             )
             return ExitCode.OK
         for line in damaged:
@@ -229,8 +241,8 @@ def _conduct(
         with console:
             run, ended = work(report_to, lambda: stop_signals(console.stopping))
     except KeyboardInterrupt:
-        if console.run:
-            console.show(f"Stopped at once. Go on with: clipcoco resume {console.run.name}")
+        if console.saved and console.run:
+            console.show(f"Stopped at once. Go on with: clipcoco resume {RunDir(console.run.folder).words}")
         raise
     if ended.state == "stopped":
         return ExitCode.STOPPED
@@ -249,8 +261,8 @@ def _conduct(
     show(terminal.out, "", *lines, "")
     rows = [
         ("pictures", str(run.retrievals)),
-        ("again", f"clipcoco eval {run.name}"),
-        ("curves", f"tensorboard --logdir {run.tensorboard}"),
+        ("again", f"clipcoco eval {run.words}"),
+        ("curves", f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}"),
     ]
     show(terminal.out, *summary_rows(rows))
     return ExitCode.OK

@@ -24,6 +24,7 @@ from clipcoco.console.terminal import (
     show,
     summary_rows,
 )
+from clipcoco.rundir import RunDir
 
 LINE_SECONDS = 30.0  # between two plain lines of progress
 
@@ -151,7 +152,7 @@ class RunConsole:
         if self._live:
             self._subtitle = f" {signal}: saving after this step · Ctrl-C again stops now "
         else:
-            line = f"{signal}: stopping after this step, then saving. Ctrl-C again: stop now.\n"
+            line = f"{signal}: stopping after this step, then saving. One more Ctrl-C stops now.\n"
             with suppress(OSError):  # whoever read the terminal may be gone, and must not stop the saving
                 os.write(sys.stderr.fileno(), line.encode())
 
@@ -165,7 +166,7 @@ class RunConsole:
         took = f" in {say_seconds(self.saved.seconds)}" if self.saved and self.saved.step == event.step else ""
         self.show(
             f"Saved step {event.step:,} of {self.run.total_steps:,}{took}.",
-            f"Go on with: clipcoco resume {self.run.name}",
+            f"Go on with: clipcoco resume {RunDir(self.run.folder).words}",
         )
 
     def _warn(self, message: str) -> None:

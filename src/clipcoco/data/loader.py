@@ -6,6 +6,7 @@ Letters: B images, H and W pixels, L tokens. A sample is an image with one of it
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,9 +182,22 @@ def _loader(
         multiprocessing_context=context,
         persistent_workers=keep and workers > 0,
         pin_memory=pin_memory,
+        worker_init_fn=_leave_with_parent,
         # Its own: otherwise every epoch draws from the global stream, and workers would change dropout.
         generator=torch.Generator(),
     )
+
+
+def _leave_with_parent(worker: int) -> None:
+    """A killed run must leave no workers behind; torch's own watchdog sees only the fork server, which lives on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _guarded(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -97,14 +97,6 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     raise CheckpointError(damaged[0] if damaged else f"no checkpoint in {folder}. Start anew: clipcoco train")
 
 
-def forget_later(folder: Path, step: int) -> None:
-    """Remove checkpoints of later steps than `step`: the run goes on from there, and they would be taken for it."""
-    for path in folder.glob("*.pt"):
-        with contextlib.suppress(CheckpointError):  # a damaged one is passed over anyway
-            if load(path)["state"].get("step", 0) > step:
-                path.unlink()
-
-
 def remove_leftovers(folder: Path) -> None:
     """Delete what an interrupted save left; the caller holds the run's lock."""
     for path in folder.glob(".*.tmp"):

@@ -53,9 +53,11 @@ def read_embeddings(path: Path) -> tuple[Embeddings, str]:
             arrays = {name: file[name] for name in ("image_embeddings", "text_embeddings", "image_ids")}
             owners_ids = file["caption_image_ids"]
             caption_ids = file["caption_ids"] if "caption_ids" in file else np.arange(len(owners_ids))
+    except FileNotFoundError:
+        raise DataError(f"no file at {path} (--from-embeddings)") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
-            f"{path} holds no embeddings: {error} (--from-embeddings). It needs image_embeddings (N,D), "
+            f"{path} holds no embeddings (--from-embeddings). It needs image_embeddings (N,D), "
             f"text_embeddings (M,D), image_ids (N) and caption_image_ids (M)"
         ) from error
     images, texts, image_ids = arrays.values()

@@ -164,7 +164,7 @@ def finish_epoch(run: Training, report: Report) -> bool:
             clock={"seconds": time.monotonic() - began},
         )
     )
-    watch_overfitting(state, val_loss, report)
+    watch_overfitting(state, run.schedule.config.batch_size, val_loss, report)
     return True
 
 

@@ -58,20 +58,21 @@ def log_interval(state: TrainState, epoch: int, batch_size: int, lr: float, temp
         state.steps_at_chance = state.steps_at_chance + state.interval_steps if loss > chance - 0.01 else 0
         if state.steps_at_chance >= CHANCE_STEPS:
             message = (
-                f"loss {loss:.3f} has stayed at chance (ln {batch_size} = {chance:.3f}) for {state.steps_at_chance} "
-                f"steps: nothing is learned. Usual causes: train.lr too high, captions not matching images"
+                f"loss {loss:.3f} has stayed at or above chance (ln {batch_size} = {chance:.3f}) for "
+                f"{state.steps_at_chance} steps: nothing is learned. Usual causes: train.lr too high, captions not matching images"
             )
             _warn_once(state, epoch, "chance", message, report)
     state.interval_loss = state.interval_grad_norm = state.interval_seconds = state.interval_waited = 0.0
     state.interval_steps = 0
 
 
-def watch_overfitting(state: TrainState, val_loss: float, report: Report) -> None:
+def watch_overfitting(state: TrainState, batch_size: int, val_loss: float, report: Report) -> None:
     """Close an epoch's sums; warn when validation loss rises while training loss falls."""
     train_loss = state.epoch_loss / max(1, state.epoch_steps)
     before_train, before_val = state.last_train_loss, state.last_val_loss
-    # 1 %: less is noise
-    if before_train and before_val and val_loss > before_val * 1.01 and train_loss < before_train:
+    # 1 % more is no noise, and what is not below chance has learnt nothing by heart yet
+    learnt = train_loss < min(val_loss, math.log(batch_size) - 0.05)
+    if learnt and before_train and before_val and val_loss > before_val * 1.01 and train_loss < before_train:
         message = (
             f"validation loss rose from {before_val:.3f} to {val_loss:.3f} while training loss fell to "
             f"{train_loss:.3f}: the model begins to learn its training images by heart. best.pt is kept by R@1; "
