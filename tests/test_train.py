@@ -8,7 +8,10 @@ from clipcoco.assemble import assemble, build_training
 from clipcoco.config.load import load_config
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import choose_device, make_deterministic
+from clipcoco.engine.embeddings import Embeddings
+from clipcoco.engine.evaluate import retrievals_worth_showing
 from clipcoco.engine.model import build
+from clipcoco.engine.recall import ranks
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import train, train_step
 from clipcoco.engine.watch import count_step, log_interval
@@ -19,7 +22,7 @@ from conftest import TOY
 
 def training(root, *changes, report=lambda event: None):
     config = load_config("demo", overrides=[*TOY, f"data.root={root}", *changes]).config
-    parts = assemble(config, "cpu", config.train.precision, False, None)
+    parts = assemble(config, "cpu", config.train.precision, None)
     make_deterministic(config.seed, parts.device.device)
     model = build(config.model, parts.tokenizer.vocab_size)
     return build_training(parts, model, TrainState(), report, stop=lambda: None)
@@ -145,3 +148,24 @@ def test_devices_and_precisions_that_are_not_here_are_errors():
         choose_device("cpu", "float16")
     assert choose_device("cpu", "bfloat16").precision == "bfloat16"
     assert "(" in choose_device(None, "auto").description
+
+
+def test_retrievals_show_the_right_answer_of_a_miss():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.nn.functional.normalize(torch.randn(40, 8, generator=generator), dim=1)
+    texts = torch.nn.functional.normalize(torch.randn(80, 8, generator=generator), dim=1)
+    owners = torch.arange(40).repeat_interleave(2)
+    embeddings = Embeddings(images, texts, owners.numpy(), owners.numpy(), owners)
+    place = ranks(images, texts, owners)
+    by_text, by_image = retrievals_worth_showing(embeddings, place, seed=0)
+    for chosen, rank, owns in (
+        (by_text, place.t2i, lambda query, hit: owners[query] == hit),
+        (by_image, place.i2t, lambda query, hit: owners[hit] == query),
+    ):
+        assert [retrieval.drawn for retrieval in chosen] == [True] * 6 + [False] * 6
+        worst = [retrieval.rank for retrieval in chosen[6:]]
+        assert worst == sorted(worst, reverse=True)
+        for retrieval in chosen:
+            assert retrieval.rank == rank[retrieval.query]
+            right = [bool(owns(retrieval.query, hit)) for hit in retrieval.found]
+            assert right.index(True) == min(retrieval.rank - 1, 5)

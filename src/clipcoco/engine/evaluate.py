@@ -93,7 +93,7 @@ def validation_loss(embeddings: Embeddings, batch_size: int, temperature: float)
 
 @dataclass(frozen=True)
 class Retrieval:
-    """A query and what it found: rows of the table, best first."""
+    """A query and what it found: rows of the table, best first, and last the right one if it is not among them."""
 
     query: int
     rank: int  # of the right answer
@@ -110,17 +110,23 @@ def retrievals_worth_showing(
     Half of either are drawn by the seed, half are the worst failures: nothing is picked by hand.
     """
 
+    owners = embeddings.owners
+
     def choose(rank: Tensor, queries: Tensor, gallery: Tensor, purpose: int) -> list[Retrieval]:
         order = np.random.Generator(np.random.PCG64([seed, purpose])).permutation(len(rank)).tolist()
         half = min(count // 2, len(rank) // 2)
         drawn = order[:half]
         worst = [row for row in rank.argsort(descending=True, stable=True).tolist() if row not in set(drawn)]
         rows = [(row, True) for row in drawn] + [(row, False) for row in worst[: count - half]]
-        scores, found = (queries[[row for row, _ in rows]] @ gallery.T).topk(min(nearest, len(gallery)))
-        return [
-            Retrieval(row, int(rank[row]), is_drawn, tuple(places.tolist()), tuple(values.tolist()))
-            for (row, is_drawn), places, values in zip(rows, found, scores, strict=True)
-        ]
+        chosen = []
+        for row, is_drawn in rows:
+            scores = gallery @ queries[row]
+            places = scores.topk(min(nearest, len(gallery))).indices.tolist()
+            own = owners[row : row + 1] if purpose == 0 else (owners == row).nonzero().flatten()
+            if not set(own.tolist()) & set(places):
+                places.append(int(own[scores[own].argmax()]))
+            chosen.append(Retrieval(row, int(rank[row]), is_drawn, tuple(places), tuple(scores[places].tolist())))
+        return chosen
 
     return (
         choose(ranks.t2i, embeddings.texts, embeddings.images, 0),

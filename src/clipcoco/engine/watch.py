@@ -59,7 +59,8 @@ def log_interval(state: TrainState, epoch: int, batch_size: int, lr: float, temp
         if state.steps_at_chance >= CHANCE_STEPS:
             message = (
                 f"loss {loss:.3f} has stayed at or above chance (ln {batch_size} = {chance:.3f}) for "
-                f"{state.steps_at_chance} steps: nothing is learned. Usual causes: train.lr too high, captions not matching images"
+                f"{state.steps_at_chance} steps: nothing is learned. Usual causes: train.lr too high, "
+                f"captions not matching images"
             )
             _warn_once(state, epoch, "chance", message, report)
     state.interval_loss = state.interval_grad_norm = state.interval_seconds = state.interval_waited = 0.0

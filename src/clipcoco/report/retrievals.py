@@ -14,6 +14,7 @@ from PIL import Image
 
 from clipcoco.files import write_atomically
 
+NEAREST = 5
 THUMBNAIL = 160  # pixels, the longer side
 
 
@@ -112,7 +113,8 @@ def _halves(queries: Sequence[Query], draw: Callable[[Query], str]) -> str:
 
 def _text_query(query: TextQuery) -> str:
     hits = "\n".join(
-        f"<li{_class(hit.right)}>{_picture(hit.path)}<span class=score>{hit.score:.3f}</span> {_mark(hit.right)}</li>"
+        f"<li{_class(hit.right)}>{_picture(hit.path)}<span class=score>{hit.score:.3f}</span> "
+        f"{_mark(hit.right, query.rank)}</li>"
         for hit in query.images
     )
     return (
@@ -124,7 +126,7 @@ def _text_query(query: TextQuery) -> str:
 def _image_query(query: ImageQuery) -> str:
     hits = "\n".join(
         f"<li{_class(hit.right)}><span class=score>{hit.score:.3f}</span>"
-        f"<span>{escape(hit.caption)}</span>{_mark(hit.right)}</li>"
+        f"<span>{escape(hit.caption)}</span>{_mark(hit.right, query.rank)}</li>"
         for hit in query.captions
     )
     return (
@@ -138,8 +140,10 @@ def _class(right: bool) -> str:
     return " class=right" if right else ""
 
 
-def _mark(right: bool) -> str:
-    return "<span class=mark>✓ right</span>" if right else ""
+def _mark(right: bool, rank: int) -> str:
+    """The right answer of a miss stands behind the nearest ones, and says where it really is."""
+    where = f", rank {rank:,}" if rank > NEAREST else ""
+    return f"<span class=mark>✓ right{where}</span>" if right else ""
 
 
 def _picture(path: Path) -> str:
