@@ -46,7 +46,7 @@ header = (("", "clipcoco 0.1.0 · cpu, 2 threads"), ("data", "2,000 + 500 images
 rows = ()
 if story == "resumed":
     rows = ({"event": "step", "loss": 3.0}, {"event": "step", "loss": 2.0}, vars(evaluation(1, 4.4, True)))
-run = RunStarted(62 * bool(rows), 1, "demo-1", Path(folder), 310, 62, 5, 32, header,
+run = RunStarted(62 * bool(rows), 1, "demo-1", Path("runs/demo-1"), 310, 62, 5, 32, header,
                  {"i2t": chance, "t2i": chance}, math.log(32), rows)
 log = LogFile(Path(folder) / "log.txt")
 with RunConsole(open_terminal(plain=story == "plain"), log) as show:
@@ -62,7 +62,7 @@ with RunConsole(open_terminal(plain=story == "plain"), log) as show:
         step(number, 3.4 - number / 100)
     show(evaluation(1, 4.4, True))
     show(evaluation(2, 3.2, False))
-    show(CheckpointSaved(124, 2, Path(folder) / "checkpoints/last.pt", 346_000_000, 0.4))
+    show(CheckpointSaved(124, 2, Path("runs/demo-1/checkpoints/last.pt"), 346_000_000, 0.4))
     show(ImageReplaced(125, 3, "a\x1b[2Jb.jpg"))
     show(StepSkipped(126, 3, "the loss is not finite"))
     step(190, 1.842)
@@ -70,7 +70,7 @@ with RunConsole(open_terminal(plain=story == "plain"), log) as show:
     if story == "crash":
         raise RuntimeError("a bug")
     show.stopping("Ctrl-C")
-    show(CheckpointSaved(190, 4, Path(folder) / "checkpoints/last.pt", 346_000_000, 0.9))
+    show(CheckpointSaved(190, 4, Path("runs/demo-1/checkpoints/last.pt"), 346_000_000, 0.9))
     show(RunEnded(190, 4, "stopped", "Ctrl-C", 101.0))
 """
 FRAME_ENDS = ("╰─", "+-", "━━")  # of the panel, in ASCII, of the bar
