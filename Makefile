@@ -21,11 +21,11 @@ demo: setup ## from nothing to a recall table: minutes on a laptop, no download 
 	$(BIN)/clipcoco train --preset demo
 
 test: setup ## the tests
-	$(PYTEST) -n 2
+	$(PYTEST) -n 3
 
 test-all: setup ## the long tests too
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
-	$(PYTEST) -n 2 -m ''
+	$(PYTEST) -n 3 -m ''
 
 lint: setup ## format, style, types, import layers
 	$(BIN)/ruff format --check .
