@@ -309,6 +309,23 @@ def test_a_killed_run_leaves_no_workers_behind(clipcoco, data, tmp_path):
         time.sleep(0.2)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads signal masks from /proc")
+def test_a_signal_to_the_group_can_not_reach_the_workers(clipcoco, data, tmp_path):
+    process = clipcoco.start(*arguments(data, 2), "train.epochs=50", cwd=tmp_path)
+    until(process, lambda: len(rows(tmp_path / "runs" / "run")) >= 3)
+    others = [pid for pid in session_members(process.pid) if pid != process.pid]
+    deaf = []
+    for pid in others:
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        unheard = int(fields["SigBlk"], 16) | int(fields["SigIgn"], 16)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+        deaf.append(all(unheard >> (number - 1) & 1 for number in numbers))
+    process.signal(signal.SIGTERM)
+    assert process.wait().code == 75
+    assert len(others) >= 4  # two workers, their fork server, the resource tracker
+    assert all(deaf)
+
+
 def session_members(session: int) -> list[int]:
     """Processes of a session that run (zombies do not)."""
     listed = subprocess.run(["ps", "-eo", "pid=,sess=,stat="], capture_output=True, text=True).stdout
