@@ -1,13 +1,14 @@
 import contextlib
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from clipcoco.assemble import assemble, build_training
+from clipcoco.assemble import assemble, build_training, check_disk
 from clipcoco.config.load import load_config
 from clipcoco.engine.checkpoint import weights_sha256
-from clipcoco.engine.device import choose_device, make_deterministic
+from clipcoco.engine.device import choose_device, is_out_of_memory, make_deterministic, out_of_memory
 from clipcoco.engine.embeddings import Embeddings
 from clipcoco.engine.evaluate import retrievals_worth_showing
 from clipcoco.engine.model import build
@@ -169,3 +170,19 @@ def test_retrievals_show_the_right_answer_of_a_miss():
             assert retrieval.rank == rank[retrieval.query]
             right = [bool(owns(retrieval.query, hit)) for hit in retrieval.found]
             assert right.index(True) == min(retrieval.rank - 1, 5)
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_told_before_anything_is_written(scenes, tmp_path):
+    config = load_config("demo", overrides=[*TOY, f"data.root={scenes}"]).config
+    derived = assemble(config, "cpu", "float32", None).derived
+    check_disk(tmp_path / "runs", derived)
+    with pytest.raises(EnvironmentProblem, match=r"GB are free on .*--set checkpoint\.keep=0"):
+        check_disk(tmp_path / "runs", dataclasses.replace(derived, checkpoint_bytes=10**15))
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_does_not_suffice_names_a_smaller_batch():
+    error = out_of_memory(512, choose_device("cpu", "float32"))
+    assert "--set train.batch_size=256 (255 negatives an image, not 511)" in str(error)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))

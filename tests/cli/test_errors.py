@@ -245,6 +245,19 @@ class TestCheckpoints:
         assert_error(clipcoco("eval", "run", "--protocol", "1k", cwd=folder), 2, "needs 1,000 images, 24 are here")
 
 
+def test_numbers_that_are_not_finite_end_a_run_with_its_last_good_state(clipcoco, folder, scenes, tmp_path):
+    content = torch.load(folder / "runs/run/checkpoints/best.pt", weights_only=True)
+    content["model"]["text.text_projection"].fill_(3e38)  # finite, but no product with it is
+    torch.save(content, tmp_path / "huge.pt")
+    words = train(f"data.root={scenes}", "--init", "huge.pt", "--name", "sick", "train.batch_size=4")
+    done = clipcoco(*words, cwd=tmp_path)
+    assert_error(done, 6, "not finite at step 10", "Try a lower train.lr")
+    status = json.loads((tmp_path / "runs/sick/status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 6)
+    assert not list((tmp_path / "runs/sick/checkpoints").iterdir())
+    assert "Traceback" in (tmp_path / "runs/sick/log.txt").read_text()
+
+
 class TestEmbeddings:
     def write(self, path: Path, **changes: object) -> None:
         arrays = {
