@@ -117,7 +117,7 @@ PLACES = {
         ("in an evaluation", signal.SIGUSR1, True, 2),
         ("at an epoch's end", signal.SIGINT, True, 2),
         ("in a save", signal.SIGUSR1, False, 0),
-        ("in a save", signal.SIGHUP, True, 2),
+        ("in a save", signal.SIGHUP, True, 0),
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(clipcoco, data, calm, tmp_path, place, number, group, workers):
