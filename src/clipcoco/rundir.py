@@ -106,13 +106,18 @@ def create(runs_dir: Path, preset: str, name: str | None) -> RunDir:
 
 def check_name(runs_dir: Path, name: str) -> None:
     """Raise ConfigError unless a run of this name can be made."""
+    check_spelling(name)
+    if (runs_dir / name).exists():
+        free = free_name(runs_dir, name)
+        raise ConfigError(f"run {name} exists in {runs_dir} (--name). Resume it, or take --name {free}")
+
+
+def check_spelling(name: str) -> None:
+    """Raise ConfigError for what is no name: above all for what would lead out of the folder of runs."""
     if not re.fullmatch(r"\w[\w.+-]{0,199}", name) or name in preset_names():
         raise ConfigError(
             f"'{name}' can't name a run (--name). Use letters, digits, dashes and dots, and no preset's name"
         )
-    if (runs_dir / name).exists():
-        free = free_name(runs_dir, name)
-        raise ConfigError(f"run {name} exists in {runs_dir} (--name). Resume it, or take --name {free}")
 
 
 def free_name(runs_dir: Path, name: str) -> str:

@@ -351,6 +351,19 @@ def test_a_job_that_died_before_its_first_save_can_start_again(clipcoco, data, t
     assert [row["step"] for row in rows(run) if row["event"] == "step"] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("name", ["..", "", ".", "mine"])
+def test_only_a_dead_run_of_ours_is_ever_cleared_away(clipcoco, data, tmp_path, name):
+    for folder in (tmp_path, tmp_path / "runs" / "mine"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "precious.txt").write_text("mine")
+    words = [word for word in arguments(data, 0) if word not in ("--name", "run")]
+    done = clipcoco(*words, "--name", name, "--or-resume", cwd=tmp_path)
+    assert done.code == 2, done.stderr
+    assert (tmp_path / "precious.txt").exists()
+    assert (tmp_path / "runs" / "mine" / "precious.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["precious.txt", "runs"]
+
+
 def test_a_dry_run_never_resumes(clipcoco, data, finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     words = [word for word in arguments(data, 0) if word not in ("--name", "run")]

@@ -111,12 +111,13 @@ def _exists(runs_dir: Path, name: str | None) -> bool:
     """Whether there is a run to resume. One that never saved is cleared away: a job must not stumble over it."""
     if name is None:
         raise ConfigError("--or-resume needs the run's name. Give --name NAME")
+    rundir.check_spelling(name)
     run = RunDir(runs_dir / name)
-    if not run.path.exists():
+    if any(run.checkpoints.glob("*.pt")):
+        return True
+    if not run.status():  # nothing there, or a folder that is no run of ours and must not be touched
         return False
     with run.lock():
-        if any(run.checkpoints.glob("*.pt")):
-            return True
         if run.status().get("checkpoint"):
             raise CheckpointError(f"run {name} has no checkpoints left (--or-resume). Take another --name")
         shutil.rmtree(run.path)
