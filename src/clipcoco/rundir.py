@@ -88,7 +88,8 @@ class RunDir:
 def create(runs_dir: Path, preset: str, name: str | None) -> RunDir:
     """A new run directory, never an existing one."""
     if name is None:
-        name = f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+        stem = re.sub(r"[^\w.+-]+", "-", preset).lstrip(".+-") or "run"  # of a file that may be called anything
+        name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         if (runs_dir / name).exists():
             name = free_name(runs_dir, name)
     check_name(runs_dir, name)

@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import pytest
+
+from clipcoco.errors import CheckpointError, ConfigError
+from clipcoco.rundir import RunDir, create, find
+
+
+def make(runs: Path, name: str, started: float) -> RunDir:
+    run = create(runs, "demo", name)
+    run.config.write_text("extends: demo\n")
+    run.write_status(started=started)
+    (run.checkpoints / "last.pt").touch()
+    return run
+
+
+def test_a_run_is_named_after_its_preset_or_file_and_never_twice(tmp_path):
+    names = [create(tmp_path, preset, None).name for preset in ("small", "small", "my config (2)", "...")]
+    assert len(set(names)) == 4
+    for name, stem in zip(names, ("small-20", "small-20", "my-config-2--20", "run-20"), strict=True):
+        assert name.startswith(stem)
+    with pytest.raises(ConfigError, match="exists"):
+        create(tmp_path, "small", names[0])
+
+
+def test_words_find_the_run_that_they_mean(tmp_path):
+    old, new = make(tmp_path, "small-20260101-000000", 1.0), make(tmp_path, "small-20260102-000000", 2.0)
+    other = make(tmp_path, "first-try", 0.5)
+    create(tmp_path, "demo", "never-saved").write_status(started=9.0)
+    found = {words: find(tmp_path, words).run for words in (None, "small", "first", "small-20260101", str(old.path))}
+    assert found == {None: new, "small": new, "first": other, "small-20260101": old, str(old.path): old}
+    assert find(tmp_path, "small/last").checkpoint == new.checkpoints / "last.pt"
+    for words in ("", "/", "nobody", "small/best"):
+        with pytest.raises(CheckpointError):
+            find(tmp_path, words)
+    with pytest.raises(CheckpointError, match="could be any of 2 runs"):
+        find(tmp_path, "small-202601")
