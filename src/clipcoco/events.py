@@ -118,3 +118,17 @@ RECORDED = (StepDone, StepSkipped, ImageReplaced, Evaluated, Warned)
 
 Event = RunStarted | Progress | StepDone | StepSkipped | ImageReplaced | Evaluated | Warned | CheckpointSaved | RunEnded
 Report = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class TaskProgress:
+    """How far one part of getting data, encoding a folder and the like has come: cheap and frequent."""
+
+    task: str  # "val2017.zip", "train2017"
+    done: int
+    total: int
+    unit: str  # "bytes" or "images"
+    note: str = ""  # what there is to say at its end: "SHA-256 verified"
+
+
+ReportTask = Callable[[TaskProgress], None]

@@ -55,6 +55,19 @@ class RunDir:
     def retrievals(self) -> Path:
         return self.path / "retrievals.html"
 
+    @property
+    def evaluation(self) -> Path:
+        """What the best checkpoint was measured to be, with the retrievals that the report shows."""
+        return self.path / "evaluation.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
     def status(self) -> dict[str, Any]:
         """What status.json says; empty when there is none or it can't be read."""
         try:

@@ -1,0 +1,79 @@
+"""What lies in a folder of images, file by file: a line of settings, then one JSON line a file.
+
+A manifest grows while files arrive and is the memory of an interrupted preparation: a file that has its line
+is whole. It says what `prepare-data --verify` compares with, and names the copies that a run was trained on.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any, Self
+
+from clipcoco.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Entry:
+    file: str  # relative to the folder: "train2017/000000000009.jpg"
+    size: int  # bytes
+    sha256: str  # of the file, in hexadecimal
+    source: str = ""  # SHA-256 of the original that a copy was made from
+
+
+def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
+    """The settings, and the entries by file; both empty without a file.
+
+    A line that a kill cut short is left out: its file will be made again.
+    """
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return {}, {}
+    settings: dict[str, Any] = {}
+    entries: dict[str, Entry] = {}
+    for number, line in enumerate(lines):
+        try:
+            row = json.loads(line) if line.endswith(b"\n") else None
+            if number == 0 and isinstance(row, dict):
+                settings = row
+            elif number and row is not None:
+                entry = Entry(**row)
+                entries[entry.file] = entry
+        except (ValueError, TypeError):
+            continue
+    return settings, entries
+
+
+class Manifest:
+    """An open manifest: `entries` holds what is whole. Entries made with other `settings` are forgotten.
+
+    `add` may be called from several threads.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        before, self.entries = read_manifest(path)
+        if before != settings:
+            self.entries = {}
+        lines = [settings, *map(asdict, self.entries.values())]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  closed by __exit__
+        self._lock = Lock()
+
+    def add(self, entry: Entry) -> None:
+        """Note a file that is whole under its name."""
+        line = json.dumps(asdict(entry)).encode() + b"\n"
+        with self._lock:
+            self._file.write(line)
+            self.entries[entry.file] = entry
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
