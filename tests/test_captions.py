@@ -277,14 +277,14 @@ def test_missing_images_are_counted_with_the_first_three(tmp_path: Path) -> None
     write(tmp_path, content)
     table = read_captions(tmp_path, "val2017")
     with pytest.raises(DataError, match=r"120 of 120 images are missing.*000000000001\.jpg"):
-        check_files(table, tmp_path)
+        check_files(table)
     folder = draw_files(tmp_path, content)
-    check_files(table, tmp_path)
+    check_files(table)
     for i in (71, 22, 8, 834):
         (folder / f"{i:012}.jpg").unlink()
     (folder / f"{71:012}.jpg").mkdir()  # a folder is no image
     with pytest.raises(DataError, match="4 of 120 images are missing") as caught:
-        check_files(table, tmp_path)
+        check_files(table)
     names = [f"val2017/{i:012}.jpg" for i in (8, 22, 71)]
     assert f"first {', '.join(names)}. Get them: clipcoco prepare-data" in str(caught.value)
 
@@ -297,20 +297,25 @@ def test_links_may_not_leave_the_root_but_the_root_may_be_one(tmp_path: Path) ->
     table = read_captions(root, "val2017")
     folder = draw_files(root, content)
     (tmp_path / "alias").symlink_to(root)
-    check_files(table, tmp_path / "alias")
+    check_files(read_captions(tmp_path / "alias", "val2017"))
     (tmp_path / "secret").write_text("secret")
     image = root / table.files[3]
     image.unlink()
     image.symlink_to(root / table.files[4])
-    check_files(table, root)
+    check_files(table)
     image.unlink()
     image.symlink_to("../../secret")
     with pytest.raises(DataError, match="is a link that leaves"):
-        check_files(table, root)
+        check_files(table)
+    image.unlink()
+    image.write_bytes(b"")
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="is a link that leaves"):
-        check_files(table, root)
+        check_files(table)
+    (root / ".clipcoco").mkdir()  # as `prepare-data --images` notes the folder that its user named
+    (root / ".clipcoco" / "linked.json").write_text(json.dumps({"folders": [str(tmp_path / "elsewhere")]}))
+    check_files(table)
 
 
 def test_subsets_are_nested_rounded_and_fixed_for_ever(tmp_path: Path) -> None:

@@ -576,14 +576,14 @@ def test_warmup_in_steps_and_as_a_share() -> None:
 
 def test_auto_settings_say_why() -> None:
     auto = load_config("full").config.train
-    assert resolve_frozen_epochs(auto, "imagenet-v1", 924) == (
+    assert resolve_frozen_epochs(auto, "imagenet-v1", 924, "cuda") == (
         3,
         "until the heads have had about 2,000 steps",
     )
-    assert resolve_frozen_epochs(auto, "none", 924)[0] == 0
+    assert resolve_frozen_epochs(auto, "none", 924, "cpu")[0] == 0
     assert resolve_backbone_lr_scale(auto, "my.pt")[0] == 0.1
     fixed = load_config("full", overrides=["train.frozen_epochs=1", "train.backbone_lr_scale=0.5"]).config.train
-    assert resolve_frozen_epochs(fixed, "none", 924) == (1, "as set")
+    assert resolve_frozen_epochs(fixed, "none", 924, "cpu") == (1, "as set")
     assert resolve_backbone_lr_scale(fixed, "none") == (0.5, "as set")
 
 

@@ -26,7 +26,7 @@ def training(root, *changes, report=lambda event: None):
     parts = assemble(config, "cpu", config.train.precision, None)
     make_deterministic(config.seed, parts.device.device)
     model = build(config.model, parts.tokenizer.vocab_size)
-    return build_training(parts, model, TrainState(), report, stop=lambda: None)
+    return build_training(parts, model, TrainState(), None, report, stop=lambda: None)
 
 
 def everything(run):

@@ -2,27 +2,31 @@
 
 import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from clipcoco import __version__
-from clipcoco.config.derive import Derived, count_parameters, derive
-from clipcoco.config.schema import Config
+from clipcoco.config.derive import Derived, count_parameters, derive, resolve_frozen_epochs
+from clipcoco.config.schema import BACKBONES, Config
 from clipcoco.data.captions import CaptionTable, check_files, overlap, read_captions
+from clipcoco.data.features import Features
 from clipcoco.data.loader import TrainingLoader, choose_workers
+from clipcoco.data.sources import ORIGINALS, Source, choose_source
 from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.engine.device import Device, choose_device
+from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.evaluate import Split, embed, validation_loss
+from clipcoco.engine.features import cache_features, feature_key
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.optim import build_optimizer
 from clipcoco.engine.recall import RecallTable, recall_table
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Schedule, Stop, Training, temperature
 from clipcoco.errors import EnvironmentProblem
-from clipcoco.events import Report
+from clipcoco.events import Report, Warned
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Assembled:
     device: Device
     train_table: CaptionTable
     val_table: CaptionTable
+    source: Source
     tokenizer: Tokenizer
     derived: Derived
     workers: int
@@ -41,13 +46,23 @@ class Assembled:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
+        copies = {"copies": self.source.sha256} if self.source.name != ORIGINALS else {}
         return {
-            "source": "originals",
+            "source": self.source.name,
+            **copies,
             "train": self.train_table.fingerprint(),
             "val": self.val_table.fingerprint(),
             "train_images": len(self.train_table.files),
             "val_images": len(self.val_table.files),
         }
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A frozen backbone's features of both splits."""
+
+    train: Features
+    val: Features
 
 
 def assemble(
@@ -58,9 +73,12 @@ def assemble(
     *,
     preset: str = "base",
     origin: str | None = None,
+    source_like: str | None = None,
+    frozen_epochs: int | None = None,
 ) -> Assembled:
     """Choose the device, then read the data and check it. `tokenizer` None trains one on the captions.
 
+    Of a run that goes on: `source_like` is where it read its images from, `frozen_epochs` what was resolved.
     To tell a person: `preset` is the one to prepare data for, `origin` where the weights are from.
     """
     which = f"--preset {preset}" if preset != "base" else f"--train-fraction {config.data.train_fraction:g}"
@@ -68,8 +86,11 @@ def assemble(
     device = choose_device(device_name, precision)
     root = Path(config.data.root).expanduser()
     train_all, val_all = (read_captions(root, split, get_them=get_them) for split in ("train2017", "val2017"))
-    train_table = train_all.subset(config.data.train_fraction, config.data.subset_seed)
-    val_table = val_all.subset(config.data.val_fraction, config.data.subset_seed)
+    subsets = (
+        train_all.subset(config.data.train_fraction, config.data.subset_seed),
+        val_all.subset(config.data.val_fraction, config.data.subset_seed),
+    )
+    source, (train_table, val_table) = choose_source(config.data, subsets, source_like)
     derived = derive(
         config,
         train_images=len(train_all.files),
@@ -77,9 +98,12 @@ def assemble(
         val_images=len(val_all.files),
         val_captions=len(val_all.captions),
         counted_from=str(root),
+        device=device.device.type,
     )
-    check_files(train_table, root, get_them=get_them)
-    check_files(val_table, root, get_them=get_them)
+    if frozen_epochs is not None:
+        derived = replace(derived, frozen_epochs=frozen_epochs)
+    check_files(train_table, get_them=get_them)
+    check_files(val_table, get_them=get_them)
     if tokenizer is None:
         tokenizer = Tokenizer.train(train_table.captions, config.model.text.vocab_size)
     workers, why = choose_workers(config.data.workers, device.device.type)
@@ -89,14 +113,41 @@ def assemble(
         warnings.append(f"{both:,} images are in both splits: recall on them says little")
     header = (
         ("", f"clipcoco {__version__} · torch {torch.__version__} · {device.description}"),
-        ("data", _say_data(config, train_table, val_table, workers, why)),
+        ("data", _say_data(config, train_table, val_table, source, workers, why)),
         ("model", _say_model(config, count_parameters(config.model, tokenizer.vocab_size), origin)),
-        ("train", _say_training(config, derived)),
+        ("train", _say_training(config, derived, device)),
+        *([("features", _say_features(config, derived))] if derived.frozen_epochs else []),
     )
-    return Assembled(config, device, train_table, val_table, tokenizer, derived, workers, tuple(warnings), header)
+    return Assembled(
+        config, device, train_table, val_table, source, tokenizer, derived, workers, tuple(warnings), header
+    )
 
 
-def build_training(parts: Assembled, model: DualEncoder, state: TrainState, report: Report, stop: Stop) -> Training:
+def backbone_features(parts: Assembled, model: DualEncoder, report: Report, stop: Stop) -> Cached | None:
+    """What the frozen backbone sees in the training and the validation images, computed where it is not kept yet.
+
+    None when stopped meanwhile.
+    """
+    config, device, root = parts.config, parts.device, Path(parts.config.data.root).expanduser()
+    device.place(model).eval()
+    weights = weights_sha256(model.visual.trunk.state_dict())
+    cached = []
+    for table, mirror in ((parts.train_table, config.data.flip), (parts.val_table, False)):
+        key = feature_key(config.model, weights, config.data.image_size, device.precision, parts.source, mirror)
+        features, note = cache_features(
+            model.visual.features, key, table, root, parts.source, parts.workers, device, report, stop
+        )
+        if features is None:
+            return None
+        if note:
+            report(Warned(0, 1, note))
+        cached.append(features)
+    return Cached(*cached)
+
+
+def build_training(
+    parts: Assembled, model: DualEncoder, state: TrainState, cached: Cached | None, report: Report, stop: Stop
+) -> Training:
     """Model on its device, optimiser, loader and evaluation; saving comes with the run directory."""
     config, derived, device = parts.config, parts.derived, parts.device
     device.place(model)
@@ -107,7 +158,9 @@ def build_training(parts: Assembled, model: DualEncoder, state: TrainState, repo
     val = Split(config.data, parts.val_table, val_tokens, parts.workers)
 
     def evaluate() -> tuple[float, RecallTable] | None:
-        embeddings = embed(model, val, device, report, stop)
+        frozen = cached is not None and state.evaluated_epochs < derived.frozen_epochs
+        split = replace(val, features=cached.val) if cached is not None and frozen else val
+        embeddings = embed(model, split, device, report, stop)
         if embeddings is None:
             return None
         loss = validation_loss(embeddings, config.train.batch_size, temperature(model))
@@ -136,6 +189,7 @@ def build_training(parts: Assembled, model: DualEncoder, state: TrainState, repo
             parts.workers,
             pin_memory=device.device.type == "cuda",
         ),
+        features=cached.train if cached else None,
         evaluate=evaluate,
         save=lambda best, epoch: None,
     )
@@ -155,10 +209,11 @@ def check_disk(runs_dir: Path, derived: Derived) -> None:
         )
 
 
-def _say_data(config: Config, train: CaptionTable, val: CaptionTable, workers: int, why: str) -> str:
+def _say_data(config: Config, train: CaptionTable, val: CaptionTable, source: Source, workers: int, why: str) -> str:
     return (
         f"{config.data.root}: {len(train.files):,} + {len(val.files):,} images, "
-        f"{len(train.captions):,} + {len(val.captions):,} captions; {workers} workers ({why})"
+        f"{len(train.captions):,} + {len(val.captions):,} captions; {source.name} ({source.why}); "
+        f"{workers} workers ({why})"
     )
 
 
@@ -172,9 +227,24 @@ def _say_model(config: Config, parameters: int, origin: str | None) -> str:
     )
 
 
-def _say_training(config: Config, derived: Derived) -> str:
-    frozen = f", backbone frozen for {derived.frozen_epochs} epochs" if derived.frozen_epochs else ""
+def _say_training(config: Config, derived: Derived, device: Device) -> str:
+    weights, epochs = config.model.vision.weights, config.train.epochs
+    _, why = resolve_frozen_epochs(config.train, weights, derived.steps_per_epoch, device.device.type)
+    frozen = ""
+    if derived.frozen_epochs:
+        many = "all epochs" if derived.frozen_epochs == epochs else f"{derived.frozen_epochs} epochs"
+        frozen = f", backbone frozen for {'1 epoch' if many == '1 epochs' else many} ({why})"
     return (
         f"{config.train.epochs} epochs x {derived.steps_per_epoch:,} steps x {config.train.batch_size} images, "
         f"lr {config.train.lr:g}, seed {config.seed}{frozen}"
+    )
+
+
+def _say_features(config: Config, derived: Derived) -> str:
+    views, width = 1 + config.data.flip, BACKBONES[config.model.vision.backbone][0]
+    size = 2 * width * (views * derived.train_images + derived.val_images)
+    mirrored = " and its mirror image" if config.data.flip else ""
+    return (
+        f"each image{mirrored} passes the backbone once: {size / 1e6:,.0f} MB in "
+        f"{Path(config.data.root) / '.clipcoco'}, kept for later runs"
     )

@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 from clipcoco import __version__
-from clipcoco.assemble import Assembled, build_training
+from clipcoco.assemble import Assembled, backbone_features, build_training
 from clipcoco.config.load import to_plain
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import Device, is_out_of_memory, out_of_memory
@@ -39,15 +39,17 @@ def conduct(
     """Train from `state` on; `content` is the checkpoint of a resume. The directory exists and is locked."""
     metrics = MetricsFile(run.metrics, content["metrics"] if content else [])
     with contextlib.closing(TensorBoard(run.tensorboard, state.step if content else None)) as tensorboard:
-        report = fan_out(show, metrics, tensorboard, lambda event: _keep_status(run, state, event))
+        report = fan_out(show, metrics, tensorboard, lambda event: _keep_status(run, parts, state, event))
         try:
-            training = build_training(parts, model, state, report, stop)
-            if content:
-                _restore(training, content)
-            training = replace(training, save=_saver(run, parts, training, metrics, report))
             report(_started(run, parts, state, tuple(metrics.rows) if content else ()))
             for message in () if content else parts.warnings:
                 report(Warned(state.step, 1, message))
+            frozen = state.evaluated_epochs < parts.derived.frozen_epochs
+            cached = backbone_features(parts, model, report, stop) if frozen else None
+            training = build_training(parts, model, state, cached, report, stop)
+            if content:
+                _restore(training, content)
+            training = replace(training, save=_saver(run, parts, training, metrics, report))
             return train(training, report, stop)
         except BaseException as error:
             _note_failure(run, state, error)
@@ -127,15 +129,26 @@ def changed_versions(content: dict[str, Any], device: Device) -> list[str]:
     return [f"{name} {old.get(name)} -> {new}" for name, new in _versions(device).items() if old.get(name) != new]
 
 
-def _keep_status(run: RunDir, state: TrainState, event: Event) -> None:
+def _keep_status(run: RunDir, parts: Assembled, state: TrainState, event: Event) -> None:
     if isinstance(event, RunStarted):
-        run.write_status(state="running", step=event.step, total_steps=event.total_steps, exit_code=None, reason="")
+        run.write_status(
+            state="running",
+            step=event.step,
+            total_steps=event.total_steps,
+            epochs=event.epochs,
+            val_images=len(parts.val_table.files),
+            device=str(parts.device.device),
+            exit_code=None,
+            reason="",
+        )
     elif isinstance(event, CheckpointSaved):
         best = {"r1": state.best_r1, "epoch": state.best_epoch} if state.best_epoch else None
-        run.write_status(step=event.step, checkpoint="checkpoints/last.pt", best=best)
+        run.write_status(step=event.step, checkpoint="checkpoints/last.pt", best=best, seconds=state.seconds)
     elif isinstance(event, RunEnded):
         code = ExitCode.OK if event.state == "finished" else ExitCode.STOPPED
-        run.write_status(state=event.state, step=event.step, exit_code=int(code), reason=event.reason)
+        run.write_status(
+            state=event.state, step=event.step, exit_code=int(code), reason=event.reason, seconds=event.seconds
+        )
 
 
 def _started(run: RunDir, parts: Assembled, state: TrainState, rows: tuple[dict[str, Any], ...]) -> RunStarted:

@@ -32,7 +32,7 @@ class RunStarted:
 class Progress:
     """Cheap and frequent: how far the phase has come. No device is asked for anything."""
 
-    phase: str  # "train" (steps of the run) or "evaluate" (images and captions encoded)
+    phase: str  # "train" (steps), "evaluate" (images and captions), "features" (images past a frozen backbone)
     done: int
     total: int
 

@@ -9,17 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from clipcoco.assemble import Assembled, assemble, build_training, check_disk
 from clipcoco.conduct import changed_versions, conduct
 from clipcoco.config.load import LoadedConfig, dump, flatten, load_config, to_plain
-from clipcoco.config.schema import Config
+from clipcoco.config.schema import BACKBONES, Config
+from clipcoco.data.features import Features
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import choose_device, is_out_of_memory, make_deterministic, out_of_memory
 from clipcoco.engine.model import DualEncoder, build, pretrained_backbone
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.train import Stop, start_epoch, train_step
+from clipcoco.engine.train import Stop, Training, start_epoch, train_step
 from clipcoco.errors import CheckpointError, ConfigError
 from clipcoco.events import Report, RunEnded
 from clipcoco.files import write_atomically
@@ -67,7 +69,7 @@ def start(
     with stopping() as stop, run.lock():
         note = f"# Started with --init {init}\n" if init else ""
         write_atomically(run.config, note + dump(loaded))
-        state = TrainState(precision=parts.device.precision)
+        state = TrainState(precision=parts.device.precision, frozen_epochs=parts.derived.frozen_epochs)
         return run, conduct(run, parts, model, state, None, report(run), stop)
 
 
@@ -77,10 +79,14 @@ def rehearse(
     """All the checks of `start` and a few real steps on the device; writes nothing. What to tell, by label."""
     loaded, parts, model = _prepare(loaded, name, runs_dir, device_name, init)
     state, device, derived = TrainState(precision=parts.device.precision), parts.device, parts.derived
-    training = build_training(parts, model, state, report=lambda event: None, stop=lambda: None)
+    frozen, views = derived.frozen_epochs > 0, 1 + loaded.config.data.flip
+    blank = _blank_features(loaded.config, derived.train_images) if frozen else None
+    training = build_training(parts, model, state, None, report=lambda event: None, stop=lambda: None)
     start_epoch(model, 0, derived.frozen_epochs)
-    batches, seconds = training.loader.epoch(0), []
+    seconds: list[float] = []
     try:
+        encoding = _seconds_an_image(training) * views if frozen else 0.0
+        batches = training.loader.epoch(0, features=blank)
         for _ in range(min(4, derived.steps_per_epoch)):
             began = time.monotonic()
             train_step(training, next(batches).to(device.device), loaded.config.train.lr)
@@ -95,13 +101,34 @@ def rehearse(
         kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
         memory = f"{kilobytes / 2**20:.1f} GiB"
     step = min(seconds)  # the first ones warm up
+    once = f"{derived.train_images * encoding / 60:,.0f} min for the features, once, then " if frozen else ""
     return {
         **dict(parts.header),
         "memory": f"{memory} at its highest",
         "disk": f"{derived.checkpoints_kept} checkpoints of {derived.checkpoint_bytes / 1e6:,.0f} MB at most",
-        "time": f"{step:.2f} s a step, {derived.total_steps * step / 60:,.0f} min of steps, evaluations apart",
+        "time": f"{once}{step:.2f} s a step, {derived.total_steps * step / 60:,.0f} min of steps, evaluations apart",
         "wrote": "nothing (--dry-run)",
     }
+
+
+def _blank_features(config: Config, images: int) -> Features:
+    """A row of zeros for every image: what a step costs does not depend on what it sees."""
+    shape = (1, 1 + config.data.flip, BACKBONES[config.model.vision.backbone][0])
+    return Features(np.zeros(shape, np.float16), np.zeros(images, np.int64), np.ones(images, np.bool_))
+
+
+@torch.inference_mode()
+def _seconds_an_image(training: Training) -> float:
+    """Of the backbone, decoding included."""
+    seconds, device = [], training.device
+    batches = training.loader.epoch(0)
+    for _ in range(min(2, training.loader.steps_per_epoch)):
+        began = time.monotonic()
+        images = next(batches).images.to(device.device)
+        with device.autocast():
+            float(training.model.visual.features(images).sum())
+        seconds.append((time.monotonic() - began) / len(images))
+    return min(seconds)
 
 
 def _prepare(
@@ -171,7 +198,15 @@ def resume(
             f"{path} holds weights but no {', '.join(sorted(missing))}. Train on from its weights: "
             f"clipcoco train --preset NAME --init {path}"
         )
-    parts = assemble(config, device_name, state.precision, saved.tokenizer, origin=str(path))
+    parts = assemble(
+        config,
+        device_name,
+        state.precision,
+        saved.tokenizer,
+        origin=str(path),
+        source_like=content["data"].get("source"),
+        frozen_epochs=_frozen_epochs(state, saved.config, config),
+    )
     differing = [key for key, value in parts.fingerprint.items() if content["data"].get(key) != value]
     if differing:
         raise CheckpointError(
@@ -189,6 +224,13 @@ def resume(
         if changes:
             write_atomically(run.config, dump(load_config(file=run.config, overrides=changes)))
         return run, conduct(run, parts, saved.model, state, content, report(run), stop)
+
+
+def _frozen_epochs(state: TrainState, before: Config, after: Config) -> int | None:
+    """As the run began, whatever the device is now; a run that is longer now and was all frozen stays so."""
+    if state.frozen_epochs < 0:
+        return None
+    return after.train.epochs if state.frozen_epochs == before.train.epochs else state.frozen_epochs
 
 
 def check_changes(before: Config, after: Config) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clipcoco import __version__
-from clipcoco.cli import data, evaluate, train
+from clipcoco.cli import evaluate, inspect, prepare, train
 from clipcoco.cli.options import debugging
 from clipcoco.console import error_line
 from clipcoco.errors import ClipcocoError, ExitCode
@@ -22,8 +22,8 @@ app = typer.Typer(
 app.command("train", rich_help_panel="Train and measure")(train.train)
 app.command("resume", rich_help_panel="Train and measure")(train.resume)
 app.command("eval", rich_help_panel="Train and measure")(evaluate.evaluate)
-app.command("prepare-data", rich_help_panel="Data")(data.prepare_data)
-app.command("inspect-config", rich_help_panel="Look")(data.inspect_config)
+app.command("prepare-data", rich_help_panel="Data")(prepare.prepare_data)
+app.command("inspect-config", rich_help_panel="Look")(inspect.inspect_config)
 
 
 @app.callback(invoke_without_command=True)

@@ -122,14 +122,16 @@ def _measure(
         )
 
 
-def measure_run(run: RunDir, data: DataConfig, device: str | None) -> "Evaluation":
-    """What `eval` would say of the run, and its page of retrievals."""
-    from clipcoco.evaluation import evaluate_checkpoint, show_retrievals
+def measure_run(run: RunDir, data: DataConfig | None, device: str | None) -> "Evaluation":
+    """What `eval` would say of the run's best checkpoint, kept as evaluation.json; `data` None: as it was trained."""
+    from clipcoco.evaluation import evaluate_checkpoint, write_record
     from clipcoco.model_file import open_model
 
     model_file = open_model(rundir.Found(run, None).weights())
-    evaluation = evaluate_checkpoint(model_file, run.name, data, "val", None, ("own", "1k"), device, lambda event: None)
-    show_retrievals(evaluation, run.retrievals, run.name, model_file.config.seed)
+    data = data or model_file.config.data
+    with RunConsole(open_terminal()) as console:
+        evaluation = evaluate_checkpoint(model_file, run.name, data, "val", None, ("own", "1k"), device, console)
+    write_record(evaluation, model_file, run.evaluation)
     return evaluation
 
 
@@ -147,6 +149,8 @@ def _show(evaluation: "Evaluation", protocols: tuple[str, ...], json_: bool) -> 
         f"{what}{which} · {result['split']} · {result['source']} · {result['precision'] or 'float32'}",
         "",
     )
+    if result["trained_on"] not in (None, result["source"]):
+        show(terminal.err, f"warning: trained on {result['trained_on']}, measured on {result['source']}", "")
     note = say_seconds(result["seconds"])
     for key, entry in result["protocols"].items():
         show(terminal.out, *recall_table(result["split"], key, entry, note), "")

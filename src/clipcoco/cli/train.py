@@ -156,8 +156,9 @@ def _resume_same(run: RunDir, loaded: LoadedConfig, device: str | None, terminal
     from clipcoco.run import CHANGEABLE
 
     _, content, _ = checkpoint.newest(run.checkpoints)
-    old, new = flatten(content["config"]), flatten(to_plain(loaded.config))
-    differing = sorted(key for key in new if key not in CHANGEABLE and old.get(key) != new[key])
+    old = flatten(config_from_plain(content["config"], str(run.path)))
+    new = flatten(loaded.config)
+    differing = sorted(key for key in new if key not in CHANGEABLE and old[key] != new[key])
     if differing:
         raise ConfigError(
             f"run {run.name} has another configuration: {', '.join(differing[:4])} (--or-resume). Take another --name"
@@ -171,6 +172,7 @@ def _resume(
     from clipcoco import run as runs
     from clipcoco.engine import checkpoint
     from clipcoco.engine.state import TrainState
+    from clipcoco.report.page import is_measured
 
     with run.lock():
         newest, content, damaged = checkpoint.newest(run.checkpoints)
@@ -187,7 +189,7 @@ def _resume(
         config = override(before, changes) if changes else before
         changed = runs.check_changes(before, config)
         state = TrainState.from_plain(content["state"])
-        if state.is_finished(config.train) and run.retrievals.exists() and not json_:
+        if state.is_finished(config.train) and is_measured(run) and run.report.exists() and not json_:
             show(
                 terminal.err,
                 f"{run.name} is finished ({state.step:,} steps). Train longer: clipcoco resume {run.words} "
@@ -246,10 +248,13 @@ def _conduct(
             console.show(f"Stopped at once. Go on with: clipcoco resume {RunDir(console.run.folder).words}")
         raise
     if ended.state == "stopped":
+        _report_stopped(run, ended.reason, console)
         return ExitCode.STOPPED
     from clipcoco.cli.evaluate import measure_run
+    from clipcoco.report.page import write_report
 
     evaluation = measure_run(run, data, device)
+    write_report(run)
     result = evaluation.result
     status = run.status()
     note = f"epoch {(status.get('best') or {}).get('epoch', '?')} is the best"
@@ -261,9 +266,21 @@ def _conduct(
     ]
     show(terminal.out, "", *lines, "")
     rows = [
-        ("pictures", str(run.retrievals)),
+        ("report", str(run.report)),
         ("again", f"clipcoco eval {run.words}"),
         ("curves", f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}"),
     ]
     show(terminal.out, *summary_rows(rows))
     return ExitCode.OK
+
+
+def _report_stopped(run: RunDir, reason: str, console: RunConsole) -> None:
+    """The page of a run that has saved and stops: other signals have nothing to add, a second Ctrl-C still leaves."""
+    with stop_signals(lambda signal: None) as stop:
+        stop.reason = reason
+        try:
+            from clipcoco.report.page import write_report
+
+            write_report(run)
+        except OSError as error:
+            console.show(f"warning: no report: {error.strerror or error} ({run.report})")

@@ -60,12 +60,16 @@ def resolve_warmup(warmup_steps: int | float, total_steps: int) -> int:
     return warmup_steps
 
 
-def resolve_frozen_epochs(train: TrainConfig, weights: str, steps_per_epoch: int) -> tuple[int, str]:
-    """Epochs with a frozen backbone, and why."""
+def resolve_frozen_epochs(train: TrainConfig, weights: str, steps_per_epoch: int, device: str) -> tuple[int, str]:
+    """Epochs with a frozen backbone, and why. `device` is its type; "" where it is not known."""
+    if train.frozen_epochs == "all":
+        return train.epochs, "as set"
     if train.frozen_epochs != "auto":
-        return train.frozen_epochs, "as set"
+        return min(train.frozen_epochs, train.epochs), "as set"
     if weights == "none":
         return 0, "no pretrained weights to keep"
+    if device == "cpu":
+        return train.epochs, "on a CPU each image then passes the backbone once"
     enough = math.ceil(_HEAD_STEPS / steps_per_epoch)
     if enough >= train.epochs:
         return train.epochs, f"the heads need about {_HEAD_STEPS:,} steps, the run has no more"
@@ -88,6 +92,7 @@ def derive(
     val_images: int,
     val_captions: int,
     counted_from: str,
+    device: str = "",
 ) -> Derived:
     """From the counts of the whole splits, before the fractions.
 
@@ -119,7 +124,7 @@ def derive(
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         warmup_steps=resolve_warmup(train.warmup_steps, total_steps),
-        frozen_epochs=resolve_frozen_epochs(train, weights, steps_per_epoch)[0],
+        frozen_epochs=resolve_frozen_epochs(train, weights, steps_per_epoch, device)[0],
         backbone_lr_scale=resolve_backbone_lr_scale(train, weights)[0],
         parameters=parameters,
         checkpoint_bytes=_BYTES_A_PARAMETER * parameters,

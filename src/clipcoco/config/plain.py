@@ -11,6 +11,8 @@ from clipcoco.config.schema import SECTIONS, SETTINGS, Config
 from clipcoco.config.text import shown, written
 from clipcoco.errors import ConfigError
 
+# Settings born after format 1, with the value that an older checkpoint means by its silence.
+_LATER = {"data.prepared_size": 0}
 UNREADABLE = object()  # stands for a value whose mistake has been noted already
 
 
@@ -97,7 +99,7 @@ def config_from_plain(values: object, where: str) -> Config:
     if not isinstance(values, dict):
         raise ConfigError(f"the configuration is no mapping ({where}).")
     mistakes: list[str] = []
-    return validated([layer_of(values, where, lambda _: where, mistakes)], mistakes)
+    return validated([Layer(where, dict(_LATER)), layer_of(values, where, lambda _: where, mistakes)], mistakes)
 
 
 def to_plain(config: Config) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 Fraction = Annotated[float, Field(gt=0, le=1)]
 # One line, without what a terminal or YAML could not carry: controls, line separators, non-characters.
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}\x{FFFE}\x{FFFF}]+$")]
-Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v3_large", "efficientnet_b0"]
 
 # Width of the features and number of parameters (without the classifier) of torchvision's backbones, and
 # which published ImageNet weights exist. Known here without importing torch.
@@ -22,6 +22,8 @@ BACKBONES: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "resnet34": (512, 21_284_672, ("imagenet-v1",)),
     "resnet50": (2048, 23_508_032, ("imagenet-v1", "imagenet-v2")),
     "resnet101": (2048, 42_500_160, ("imagenet-v1", "imagenet-v2")),
+    "mobilenet_v3_large": (960, 2_971_952, ("imagenet-v1", "imagenet-v2")),
+    "efficientnet_b0": (1280, 4_007_548, ("imagenet-v1",)),
 }
 
 
@@ -37,6 +39,7 @@ class DataConfig(Section):
     val_fraction: Fraction
     subset_seed: int = Field(ge=0)  # which images a fraction takes; apart from `seed`, so fetched data stay right
     image_size: int = Field(ge=32, le=1024)  # pixels, square
+    prepared_size: Annotated[int, Field(ge=32, le=1024)] | Literal[0]  # shorter side of the copies; 0: only originals
     crop_scale: Annotated[list[Fraction], Field(min_length=2, max_length=2)]  # area of the random crop, from..to
     flip: bool  # mirror half of the training images; off where captions speak of left and right
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)]  # processes that decode images
@@ -92,7 +95,7 @@ class TrainConfig(Section):
     batch_size: int = Field(ge=2, le=65_536)  # sets the negatives of each image: batch_size - 1
     lr: float = Field(gt=0, le=10)
     backbone_lr_scale: Literal["auto"] | Annotated[float, Field(ge=0, le=10)]  # auto: 0.1 with weights, 1 from scratch
-    frozen_epochs: Literal["auto"] | Annotated[int, Field(ge=0)]  # epochs with the backbone frozen
+    frozen_epochs: Literal["auto", "all"] | Annotated[int, Field(ge=0)]  # trained from cached features of the backbone
     weight_decay: float = Field(ge=0, le=10)  # not on biases, norms, temperature
     # a number of steps, or a share of all steps when below 1
     warmup_steps: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]

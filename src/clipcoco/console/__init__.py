@@ -1,6 +1,7 @@
 """What a person sees of a command. No torch in here: `--help` must answer at once."""
 
 from clipcoco.console.run import RunConsole
+from clipcoco.console.tasks import TaskConsole
 from clipcoco.console.terminal import (
     Terminal,
     error_line,
@@ -15,6 +16,7 @@ from clipcoco.console.terminal import (
 
 __all__ = [
     "RunConsole",
+    "TaskConsole",
     "Terminal",
     "error_line",
     "open_terminal",

@@ -61,6 +61,7 @@ class RunConsole:
         self.saved: events.CheckpointSaved | None = None
         self.step_seconds: list[float] = []
         self._mark: tuple[float, int] | None = None  # when and where undisturbed steps began
+        self._features_began: tuple[float, int] | None = None  # when and where
         self._next_line = time.monotonic() + LINE_SECONDS
         self._began = time.monotonic()
         self._live: Live | None = None
@@ -122,6 +123,8 @@ class RunConsole:
 
     def _progress(self, event: events.Progress) -> None:
         self.phase = event
+        if event.phase == "features" and (self._features_began is None or event.done < self._features_began[1]):
+            self._features_began = (time.monotonic(), event.done)
         if event.phase == "train":
             self.done = event.done
             self._mark = self._mark or (time.monotonic(), event.done)
@@ -180,8 +183,10 @@ class RunConsole:
 
     def _progress_line(self) -> None:
         self._next_line = time.monotonic() + LINE_SECONDS
-        if self.phase.phase == "evaluate":
-            self._line(f"encoding {self.phase.done}/{self.phase.total}")
+        if self.phase.phase != "train":
+            what = "encoding" if self.phase.phase == "evaluate" else "features"
+            left = self._features_left()
+            self._line(f"{what} {self.phase.done}/{self.phase.total}" + (f" eta {short_seconds(left)}" if left else ""))
             return
         assert self.run
         text = f"step {self.done}/{self.run.total_steps} epoch {self._epoch()}/{self.run.epochs}"
@@ -218,8 +223,21 @@ class RunConsole:
         evaluations = (self._evaluation_seconds() or 0.0) * self._evaluations_left()
         return _median(steps) * (self.run.total_steps - self.done) + evaluations
 
+    def _features_left(self) -> float | None:
+        """Of the images that a frozen backbone has still to see."""
+        if self.phase.phase != "features" or self._features_began is None:
+            return None
+        began, first = self._features_began
+        done = self.phase.done - first
+        return (time.monotonic() - began) / done * (self.phase.total - self.phase.done) if done else None
+
     def _time(self) -> str:
         left, phase = self._seconds_left(), self.phase
+        if phase.phase == "features":
+            rest = self._features_left()
+            return f"features of {phase.done:,} of {phase.total:,} images" + (
+                f", about {say_seconds(round(rest))} left, then the training" if rest else ""
+            )
         where = f"evaluating, {phase.done / phase.total:.0%} · ".replace("%", " %") if phase.phase == "evaluate" else ""
         if left is None:
             return where + "measuring the time left"

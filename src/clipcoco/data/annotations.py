@@ -26,7 +26,7 @@ _ID_FIELDS = {"images": ("id",), "annotations": ("id", "image_id")}
 _TEXT_FIELD = {"images": "file_name", "annotations": "caption"}
 
 
-def _clean(caption: str) -> str:
+def clean(caption: str) -> str:
     """NFC, without control characters, each stretch of white space one space, none at the ends."""
     if caption.isascii() and caption.isprintable():
         return " ".join(caption.split())
@@ -121,7 +121,7 @@ def _problem(row: Any, key: str, place: str, path: Path) -> str | None:
 def _joined(path: Path, images: Rows, annotations: Rows, notes: list[str]) -> tuple[Rows, Rows]:
     """Only captions that have a text and an image, only images that have a caption."""
     for row in annotations:
-        row["caption"] = _clean(row["caption"])
+        row["caption"] = clean(row["caption"])
     written = [row for row in annotations if row["caption"]]
     if empty := len(annotations) - len(written):
         notes.append(f"{path.name}: {empty:,} of {len(annotations):,} captions are empty, dropped")

@@ -3,10 +3,12 @@
 import contextlib
 import hashlib
 import io
+import json
 import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ from clipcoco.data.annotations import PREPARE, Rows, annotation_file, checked_ro
 from clipcoco.errors import DataError, EnvironmentProblem
 
 Ids = npt.NDArray[np.int64]
+LINKED = Path(".clipcoco", "linked.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +27,10 @@ class CaptionTable:
     The captions of image i are `captions[offsets[i]:offsets[i + 1]]`, at least one.
     """
 
+    folder: Path  # of the files: data.root, or the copies in it
     image_ids: Ids  # (N,), ascending
-    files: list[str]  # N, relative to data.root: "train2017/000000000009.jpg"
+    files: list[str]  # N, relative to `folder`: "train2017/000000000009.jpg"
+    sizes: Ids  # (N, 2), width and height in pixels as annotated; 0 where they are not
     caption_ids: Ids  # (M,), by image, then ascending
     captions: list[str]  # M, cleaned
     offsets: Ids  # (N + 1,)
@@ -64,6 +69,7 @@ class CaptionTable:
             self,
             image_ids=self.image_ids[chosen],
             files=[self.files[i] for i in chosen],
+            sizes=self.sizes[chosen],
             caption_ids=self.caption_ids[taken],
             captions=[self.captions[i] for i in taken],
             offsets=np.cumsum([0, *map(len, spans)], dtype=np.int64),
@@ -83,13 +89,20 @@ def read_captions(root: Path, split: str, *, get_them: str = PREPARE) -> Caption
     groups = [sorted(by_image[row["id"]], key=lambda row: row["id"]) for row in images]
     captions = [row["caption"] for group in groups for row in group]
     return CaptionTable(
+        folder=root,
         image_ids=np.array([row["id"] for row in images], dtype=np.int64),
         files=[f"{split}/{row['file_name']}" for row in images],
+        sizes=np.array([[_pixels(row, "width"), _pixels(row, "height")] for row in images], dtype=np.int64),
         caption_ids=np.array([row["id"] for group in groups for row in group], dtype=np.int64),
         captions=captions,
         offsets=np.cumsum([0, *map(len, groups)], dtype=np.int64),
         notes=tuple(notes),
     )
+
+
+def _pixels(row: dict[str, Any], key: str) -> int:
+    value = row.get(key)
+    return value if type(value) is int and 0 < value < 2**31 else 0
 
 
 def count_entries(root: Path, split: str) -> tuple[int, int] | None:
@@ -109,29 +122,45 @@ def overlap(train: CaptionTable, val: CaptionTable) -> int:
     return len(np.intersect1d(train.image_ids, val.image_ids, assume_unique=True))
 
 
-def check_files(table: CaptionTable, root: Path, *, get_them: str = PREPARE) -> None:
-    """See that every image of the table is a file below `root`, without opening or asking after each.
+def check_files(table: CaptionTable, *, get_them: str = PREPARE) -> None:
+    """See that every image of the table is a file below its folder, without opening or asking after each.
 
-    `root` itself may be a symbolic link; a link below it must not lead out of it. Raises DataError.
+    That folder itself may be a symbolic link; a link below it must not lead out of it, but into a folder that
+    the user gave to `prepare-data`. Raises DataError.
     """
-    wanted, found = set(table.files), set()
-    for folder in sorted({file.split("/")[0] for file in wanted}):
-        _refuse_outside(root / folder, root)
-        found |= _present(root, folder, wanted)
-    if missing := sorted(wanted - found):
-        some = f"{len(missing):,} of {len(table.files):,} images are missing in {root} (data.root)"
+    if missing := missing_files(table):
+        some = f"{len(missing):,} of {len(table.files):,} images are missing in {table.folder} (data.root)"
         first = ", ".join(missing[:3])
         raise DataError(f"{some}, first {first}. Get them: {get_them}, or use yours: --set data.root=DIR")
 
 
-def _present(root: Path, folder: str, wanted: set[str]) -> set[str]:
+def missing_files(table: CaptionTable) -> list[str]:
+    """The images of the table that are no files below its folder, sorted."""
+    wanted, found = set(table.files), set()
+    inside = [table.folder, *_linked_folders(table.folder)]
+    for folder in sorted({file.split("/")[0] for file in wanted}):
+        _refuse_outside(table.folder / folder, inside)
+        found |= _present(table.folder, folder, wanted, inside)
+    return sorted(wanted - found)
+
+
+def _linked_folders(root: Path) -> list[Path]:
+    """Where the links of one's own pictures lead, when they could not be hard links."""
+    try:
+        folders = json.loads((root / LINKED).read_text())["folders"]
+        return [Path(folder) for folder in folders]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _present(root: Path, folder: str, wanted: set[str], inside: list[Path]) -> set[str]:
     found = set()
     try:
         with os.scandir(root / folder) as entries:
             for entry in entries:
                 if (file := f"{folder}/{entry.name}") in wanted:
                     if entry.is_symlink():
-                        _refuse_outside(root / file, root)
+                        _refuse_outside(root / file, inside)
                     if entry.is_file():
                         found.add(file)
     except (FileNotFoundError, NotADirectoryError):
@@ -141,10 +170,10 @@ def _present(root: Path, folder: str, wanted: set[str]) -> set[str]:
     return found
 
 
-def _refuse_outside(path: Path, root: Path) -> None:
+def _refuse_outside(path: Path, inside: list[Path]) -> None:
     target = os.path.realpath(path)
-    if not Path(target).is_relative_to(os.path.realpath(root)):
-        where = f"{path} is a link that leaves {root} (data.root), to {target!r}"
+    if not any(Path(target).is_relative_to(os.path.realpath(folder)) for folder in inside):
+        where = f"{path} is a link that leaves {inside[0]} (data.root), to {target!r}"
         raise DataError(f"{where}. Let data.root be the folder that really holds the images")
 
 

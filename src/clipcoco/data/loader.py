@@ -7,11 +7,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable
+from clipcoco.data.features import Features
 from clipcoco.data.images import UnreadableImage, evaluation_view, read, sample_rng, training_view
 from clipcoco.data.tokenizer import PAD
 from clipcoco.errors import DataError, EnvironmentProblem
@@ -38,7 +38,7 @@ def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batch:
-    images: Tensor  # uint8 (B,3,H,W)
+    images: Tensor  # uint8 (B,3,H,W), or a frozen backbone's features of them, float16 (B,F)
     tokens: Tensor  # int32 (B,L), L the longest caption rounded up to 8, at least 16
     image_ids: Tensor  # int64 (B,)
     replaced: tuple[int, ...]  # rows of the table whose image could not be read
@@ -66,7 +66,7 @@ class _TrainingImages(Dataset[tuple[Tensor, int, int, int]]):
     """(epoch, row) -> view, row shown, caption, and the row that was asked for when it is another one."""
 
     def __init__(self, config: DataConfig, table: CaptionTable, seed: int) -> None:
-        self.root = Path(config.root).expanduser()
+        self.folder = table.folder
         self.size, self.flip = config.image_size, config.flip
         self.crop_scale = (config.crop_scale[0], config.crop_scale[1])
         self.files, self.image_ids, self.offsets = table.files, table.image_ids, table.offsets
@@ -77,32 +77,35 @@ class _TrainingImages(Dataset[tuple[Tensor, int, int, int]]):
         for distance in range(min(len(self.files), MAX_REPLACEMENTS)):
             row = (asked + distance) % len(self.files)
             try:
-                image = read(self.root / self.files[row])
+                image = read(self.folder / self.files[row])
             except UnreadableImage:
                 continue
             image_id = int(self.image_ids[row])
             rng = sample_rng(self.seed, epoch, image_id, "view")
             view = training_view(image, self.size, self.crop_scale, self.flip, rng)
-            first, end = int(self.offsets[row]), int(self.offsets[row + 1])
-            caption = sample_rng(self.seed, epoch, image_id, "caption").randrange(first, end)
-            return view, row, caption, asked if row != asked else -1
+            return view, row, self.caption(epoch, row), asked if row != asked else -1
         # No image in sight: let the main process say so, as an exception here would lose its one line.
         return torch.zeros(3, self.size, self.size, dtype=torch.uint8), asked, -1, asked
 
+    def caption(self, epoch: int, row: int) -> int:
+        """The one of its captions that an image has in this epoch."""
+        first, end = int(self.offsets[row]), int(self.offsets[row + 1])
+        return sample_rng(self.seed, epoch, int(self.image_ids[row]), "caption").randrange(first, end)
+
 
 class _EvaluationImages(Dataset[tuple[Tensor, int]]):
-    """row -> view, and the row again when its image can't be read, else -1."""
+    """The n-th of `rows` -> view, and its row when its image can't be read, else -1."""
 
-    def __init__(self, config: DataConfig, table: CaptionTable) -> None:
-        self.root, self.size = Path(config.root).expanduser(), config.image_size
-        self.files = table.files
+    def __init__(self, table: CaptionTable, rows: Sequence[int], size: int) -> None:
+        self.folder, self.files, self.rows, self.size = table.folder, table.files, rows, size
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.rows)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        row = self.rows[position]
         try:
-            return evaluation_view(read(self.root / self.files[row]), self.size), -1
+            return evaluation_view(read(self.folder / self.files[row]), self.size), -1
         except UnreadableImage:
             return torch.zeros(3, self.size, self.size, dtype=torch.uint8), row
 
@@ -126,14 +129,17 @@ class TrainingLoader:
         self.lengths = (self.tokens != PAD).sum(dim=1)
         self.steps_per_epoch = len(table.files) // batch_size
         self._batches = _EpochBatches(seed, len(table.files), batch_size)
-        self._loader = _loader(
-            _TrainingImages(config, table, seed), workers, pin_memory, batch_sampler=self._batches, keep=True
-        )
+        self._images = _TrainingImages(config, table, seed)
+        self._loader = _loader(self._images, workers, pin_memory, batch_sampler=self._batches, keep=True)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` (from 0), from number `start` on."""
+    def epoch(self, epoch: int, start: int = 0, features: Features | None = None) -> Iterator[Batch]:
+        """The batches of `epoch` (from 0), from number `start` on; of `features` where there are any.
+
+        These show the same images with the same captions, in the evaluation's view or mirrored.
+        """
         self._batches.epoch, self._batches.start = epoch, start
-        for images, rows, captions, replaced in _guarded(self._loader):
+        samples = _guarded(self._loader) if features is None else map(self._cached(features), self._batches)
+        for images, rows, captions, replaced in samples:
             if (captions < 0).any():
                 file = self.table.files[int(replaced[captions < 0][0])]
                 raise DataError(
@@ -148,18 +154,52 @@ class TrainingLoader:
                 tuple(replaced[replaced >= 0].tolist()),
             )
 
+    def _cached(self, features: Features) -> Callable[[list[tuple[int, int]]], tuple[Tensor, ...]]:
+        images = self._images
+
+        def collate(keys: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+            rows, captions, mirrored, replaced = [], [], [], []
+            for epoch, asked in keys:
+                row = _next_readable(features, asked)
+                rng = sample_rng(images.seed, epoch, int(images.image_ids[row]), "view")
+                mirrored.append(images.flip and rng.random() < 0.5)
+                rows.append(row)
+                captions.append(images.caption(epoch, row))
+                replaced.append(asked if row != asked else -1)
+            views = torch.from_numpy(features.take(rows, mirrored))
+            return views, torch.tensor(rows), torch.tensor(captions), torch.tensor(replaced)
+
+        return collate
+
+
+def _next_readable(features: Features, asked: int) -> int:
+    """As with images: the next one takes the place of one that can't be read."""
+    for distance in range(len(features.readable)):
+        row = (asked + distance) % len(features.readable)
+        if features.readable[row]:
+            return row
+    raise DataError("no image of the training set can be read (data.root). Is the folder whole?")
+
 
 def evaluation_images(config: DataConfig, table: CaptionTable, workers: int, pin_memory: bool) -> Iterator[Tensor]:
     """All images of the table in its order, uint8 (B,3,H,W), B = EVALUATION_BATCH but for the last."""
-    dataset = _EvaluationImages(config, table)
-    for images, unreadable in _guarded(_loader(dataset, workers, pin_memory, batch_size=EVALUATION_BATCH)):
-        broken = unreadable[unreadable >= 0]
-        if len(broken):
+    rows = range(len(table.files))
+    for images, broken in evaluation_views(table, rows, config.image_size, workers, pin_memory):
+        if broken:
             raise DataError(
-                f"{dataset.root / table.files[int(broken[0])]} can't be read, and recall over the rest would "
+                f"{table.folder / table.files[broken[0]]} can't be read, and recall over the rest would "
                 f"be another number (data.root). Get the file anew, or give another --fraction"
             )
         yield images
+
+
+def evaluation_views(
+    table: CaptionTable, rows: Sequence[int], size: int, workers: int, pin_memory: bool
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """These images of the table, uint8 (B,3,H,W), and which rows of it are black since they can't be read."""
+    dataset = _EvaluationImages(table, rows, size)
+    for images, unreadable in _guarded(_loader(dataset, workers, pin_memory, batch_size=EVALUATION_BATCH)):
+        yield images, unreadable[unreadable >= 0].tolist()
 
 
 def _loader(

@@ -23,6 +23,15 @@ class Entry:
     source: str = ""  # SHA-256 of the original that a copy was made from
 
 
+def copies_folder(root: Path, size: int) -> Path:
+    """Where the copies lie whose shorter side has `size` pixels, under their originals' names."""
+    return root / f"prepared-{size}"
+
+
+def copies_manifest(root: Path, size: int) -> Path:
+    return copies_folder(root, size) / "manifest.jsonl"
+
+
 def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
     """The settings, and the entries by file; both empty without a file.
 

@@ -3,7 +3,7 @@
 Letters: N images, M captions, D dimensions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable
+from clipcoco.data.features import Features
 from clipcoco.data.loader import EVALUATION_BATCH, evaluation_images
 from clipcoco.engine.device import Device
 from clipcoco.engine.embeddings import Embeddings
@@ -29,6 +30,16 @@ class Split:
     table: CaptionTable
     tokens: np.ndarray  # int32 (M,context)
     workers: int
+    features: Features | None = None  # of a frozen backbone: then no image is read
+
+    def images(self, pin_memory: bool) -> Iterator[Tensor]:
+        """Batches of at most EVALUATION_BATCH: uint8 (B,3,H,W), or the features of them (B,F)."""
+        features = self.features
+        if features is None or not features.readable.all():  # the images then say which one can't be read
+            yield from evaluation_images(self.config, self.table, self.workers, pin_memory)
+            return
+        for rows in torch.arange(len(self.table.files)).split(EVALUATION_BATCH):
+            yield torch.from_numpy(features.take(rows.tolist(), [False] * len(rows)))
 
 
 @torch.inference_mode()
@@ -45,9 +56,7 @@ def embed(
         images, texts = [], []
         distinct, inverse = np.unique(split.tokens, axis=0, return_inverse=True)
         total, done = len(split.table.files) + len(distinct), 0
-        for batch in evaluation_images(
-            split.config, split.table, split.workers, pin_memory=device.device.type == "cuda"
-        ):
+        for batch in split.images(pin_memory=device.device.type == "cuda"):
             with device.autocast():
                 images.append(model.encode_images(batch.to(device.device, non_blocking=True)).cpu())
             report(Progress("evaluate", done := done + len(batch), total))

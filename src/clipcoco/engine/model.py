@@ -26,7 +26,10 @@ MAX_SCALE = math.log(100)  # the clamp of Radford et al., 2021: a temperature of
 
 
 class ImageEncoder(nn.Module):
-    """A torchvision ResNet (He et al., 2015) and a linear projection: uint8 (B,3,H,W) -> float32 (B,D)."""
+    """A convolutional trunk of torchvision and a linear projection: uint8 (B,3,H,W) -> float32 (B,D).
+
+    ResNet (He et al., 2015), MobileNetV3 (Howard et al., 2019) or EfficientNet (Tan and Le, 2019).
+    """
 
     mean: Tensor
     std: Tensor
@@ -34,7 +37,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: VisionConfig, projection_dim: int) -> None:
         super().__init__()
         self.trunk = torchvision.models.get_model(config.backbone, weights=None)
-        self.trunk.fc = nn.Identity()
+        setattr(self.trunk, _classifier(self.trunk), nn.Identity())
         features = BACKBONES[config.backbone][0]
         self.head = nn.Sequential(OrderedDict(proj=nn.Linear(features, projection_dim, bias=False)))
         self.pretrained = config.weights != "none"
@@ -49,11 +52,17 @@ class ImageEncoder(nn.Module):
             self.trunk.eval()
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (B,3,H,W) -> what the trunk sees in them, (B,F)."""
         pixels = (images.float() - self.mean) / self.std
-        if self.trunk.conv1.weight.is_contiguous(memory_format=torch.channels_last):
+        if next(self.trunk.parameters()).is_contiguous(memory_format=torch.channels_last):
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        features = self.trunk(pixels)
+        features: Tensor = self.trunk(pixels)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Of images, or of features (B,F) that a frozen trunk gave earlier."""
+        features = images if images.dim() == 2 else self.features(images)
         # In float32 even under autocast: its cost is nil, and rounding here would make ties.
         with torch.autocast(images.device.type, enabled=False):
             embeddings: Tensor = self.head(features.float())
@@ -152,7 +161,7 @@ class DualEncoder(nn.Module):
         self.logit_scale.requires_grad = config.learn_temperature
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """uint8 (B,3,H,W) -> float32 unit vectors (B,D)."""
+        """uint8 (B,3,H,W), or features of the trunk (B,F) -> float32 unit vectors (B,D)."""
         return F.normalize(self.visual(images), dim=1)
 
     def encode_texts(self, tokens: Tensor) -> Tensor:
@@ -185,10 +194,11 @@ def pretrained_backbone(config: VisionConfig) -> dict[str, Tensor] | None:
         state = _published_weights(config)
     else:
         state = _weights_from_file(Path(config.weights).expanduser())
-    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
     with torch.device("meta"):
-        expected = torchvision.models.get_model(config.backbone, weights=None).state_dict()
-    shapes = {name: value.shape for name, value in expected.items() if not name.startswith("fc.")}
+        expected = torchvision.models.get_model(config.backbone, weights=None)
+    head = _classifier(expected) + "."
+    state = {name: value for name, value in state.items() if not name.startswith(head)}
+    shapes = {name: value.shape for name, value in expected.state_dict().items() if not name.startswith(head)}
     wrong = [name for name in shapes if name not in state or state[name].shape != shapes[name]]
     if wrong or len(state) != len(shapes):
         first = (wrong or [name for name in state if name not in shapes])[0]
@@ -197,6 +207,11 @@ def pretrained_backbone(config: VisionConfig) -> dict[str, Tensor] | None:
             f"(model.vision.weights). Give a torchvision state dict of that backbone"
         )
     return state
+
+
+def _classifier(trunk: nn.Module) -> str:
+    """The name of torchvision's last part, which we have no use for."""
+    return "fc" if hasattr(trunk, "fc") else "classifier"
 
 
 def _published_weights(config: VisionConfig) -> dict[str, Tensor]:
@@ -212,8 +227,8 @@ def _published_weights(config: VisionConfig) -> dict[str, Tensor]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EnvironmentProblem(
             f"{config.weights} weights of {config.backbone} can't be had: {reason} "
-            f"(model.vision.weights). Either put {weights.url} at {target}, "
-            f"or train from scratch: --set model.vision.weights=none"
+            f"(model.vision.weights). Put {weights.url} at {target} (TORCH_HOME moves that folder), its SHA-256 "
+            f"begins with {target.stem.rpartition('-')[2]}; or train from scratch: --set model.vision.weights=none"
         ) from error
 
 

@@ -29,6 +29,7 @@ class TrainState:
     unreadable: list[int] = field(default_factory=list)  # ids of images that were replaced
     warned: list[str] = field(default_factory=list)  # kinds of warnings that are given once
     precision: str = "float32"  # as resolved at the start; evaluation uses it too
+    frozen_epochs: int = -1  # as resolved at the start: a resume on another device must not change it
     seconds: float = 0.0  # of training so far, over all stops
 
     def epoch(self, steps_per_epoch: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clipcoco.config.schema import TrainConfig
+from clipcoco.data.features import Features
 from clipcoco.data.loader import Batch, TrainingLoader
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import Device
@@ -46,6 +47,7 @@ class Training:
     schedule: Schedule
     state: TrainState
     loader: TrainingLoader
+    features: Features | None  # of the training images, for the epochs with a frozen backbone
     evaluate: Callable[[], tuple[float, RecallTable] | None]
     save: Callable[[bool, int | None], None]  # (as the best too, as the file of this epoch too)
 
@@ -69,7 +71,8 @@ def train(run: Training, report: Report, stop: Stop) -> RunEnded:
         # ---- the steps of an epoch ----------------------------------------------------------------------
         epoch = state.step // per_epoch
         start_epoch(run.model, epoch, schedule.frozen_epochs)
-        batches = run.loader.epoch(epoch, start=state.step % per_epoch)
+        features = run.features if epoch < schedule.frozen_epochs else None
+        batches = run.loader.epoch(epoch, state.step % per_epoch, features)
         for _ in range(per_epoch - state.step % per_epoch):
             start = time.monotonic()
             batch = next(batches)

@@ -1,4 +1,4 @@
-"""`clipcoco prepare-data` and `clipcoco inspect-config`."""
+"""`clipcoco inspect-config`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,74 +6,12 @@ from typing import Annotated
 
 import typer
 
-from clipcoco.cli.options import Debug, Json, Preset, Set, print_json, split_words
+from clipcoco.cli.options import Debug, Json, Set, print_json, split_words
 from clipcoco.config.derive import OFFICIAL, Derived, derive
 from clipcoco.config.load import LoadedConfig, dump, load_config, preset_names, presets_folder, to_plain
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
-from clipcoco.data.captions import check_files, count_entries, overlap, read_captions
+from clipcoco.data.captions import count_entries
 from clipcoco.errors import ConfigError, ExitCode
-
-BY_HAND = "unpack train2017.zip, val2017.zip and annotations_trainval2017.zip of cocodataset.org there"
-
-
-def prepare_data(
-    preset: Preset = None,
-    train_fraction: Annotated[float | None, typer.Option(help="Of train2017's images.", show_default=False)] = None,
-    val_fraction: Annotated[float | None, typer.Option(help="Of val2017's images.", show_default=False)] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="The folder; the preset's data.root otherwise.", show_default=False)
-    ] = None,
-    changes: Set = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> int:
-    """Draw the embedded data set, or check a COCO folder.
-
-    [bold]clipcoco prepare-data --preset demo[/bold]
-
-    [bold]clipcoco prepare-data --preset small --root /data/coco[/bold]
-    """
-    terminal = open_terminal()
-    overrides = [*(changes or [])]
-    if train_fraction is not None:
-        overrides.append(f"data.train_fraction={train_fraction}")
-    if val_fraction is not None:
-        overrides.append(f"data.val_fraction={val_fraction}")
-    loaded = load_config(preset=preset or "full", overrides=overrides)
-    folder = Path(root or loaded.config.data.root).expanduser()
-    if "demo" in loaded.chain:
-        from clipcoco.prepare.scenes import draw_scenes, is_drawn
-
-        if is_drawn(folder):
-            show(terminal.err, f"Nothing to do: the scenes are in {folder}.")
-        else:
-            draw_scenes(folder)
-    data = loaded.config.data
-    train = read_captions(folder, "train2017", get_them=BY_HAND).subset(data.train_fraction, data.subset_seed)
-    val = read_captions(folder, "val2017", get_them=BY_HAND).subset(data.val_fraction, data.subset_seed)
-    for note in (*train.notes, *val.notes):
-        show(terminal.err, f"note: {note}")
-    check_files(train, folder, get_them=BY_HAND)
-    check_files(val, folder, get_them=BY_HAND)
-    if both := overlap(train, val):
-        show(terminal.err, f"warning: {both:,} images are in both splits: recall on them says little")
-    counts = {
-        "root": str(folder),
-        "train_images": len(train.files),
-        "train_captions": len(train.captions),
-        "val_images": len(val.files),
-        "val_captions": len(val.captions),
-    }
-    if json_:
-        print_json({"schema": 1, **counts})
-        return ExitCode.OK
-    show(
-        terminal.out,
-        f"Ready: {len(train.files):,} train and {len(val.files):,} val images, "
-        f"{len(train.captions) + len(val.captions):,} captions in {folder}.",
-        f"Next: clipcoco train --preset {preset or 'full'}",
-    )
-    return ExitCode.OK
 
 
 def inspect_config(

@@ -1,0 +1,282 @@
+"""`clipcoco prepare-data`."""
+
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clipcoco.cli.options import Debug, Json, Preset, Set, print_json
+from clipcoco.cli.verify import show_verified
+from clipcoco.config.load import LoadedConfig, load_config, preset_names
+from clipcoco.console import TaskConsole, Terminal, open_terminal, say_bytes, say_seconds, show, summary_rows
+from clipcoco.data.captions import check_files, overlap, read_captions
+from clipcoco.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from clipcoco.events import ReportTask
+    from clipcoco.prepare.plan import Part, Plan, Wish
+
+LICENCE = "COCO's annotations are CC BY 4.0 (cocodataset.org), its images keep their Flickr terms."
+
+
+def prepare_data(
+    preset: Preset = None,
+    train_fraction: Annotated[float | None, typer.Option(help="Of train2017's images.", show_default=False)] = None,
+    val_fraction: Annotated[float | None, typer.Option(help="Of val2017's images.", show_default=False)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All images of both splits: 20 GB.")] = False,
+    root: Annotated[
+        Path | None, typer.Option(help="The folder; the preset's data.root otherwise.", show_default=False)
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Take archives or unpacked folders from here.", show_default=False),
+    ] = None,
+    mirror: Annotated[
+        str | None, typer.Option(metavar="URL", help="Fetch from here; the layout of COCO's host.", show_default=False)
+    ] = None,
+    only_prepared: Annotated[
+        bool, typer.Option("--only-prepared", help="Keep the smaller copies alone: 3 GB for all of COCO.")
+    ] = False,
+    captions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your own captions: CSV, TSV or JSON lines.", show_default=False),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Your own pictures, for --captions.", show_default=False)
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare; fetches nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    changes: Set = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Get COCO onto the disk, resumable and verified; or your own pictures.
+
+    [bold]clipcoco prepare-data --preset small[/bold]
+
+    [bold]clipcoco prepare-data --captions captions.csv --images photos --root data/mine[/bold]
+    """
+    terminal = open_terminal()
+    if captions is not None or images is not None:
+        return _own(terminal, captions, images, root, preset, dry_run or verify or only_prepared, json_)
+    if not (preset or everything or verify) and train_fraction is None and val_fraction is None:
+        raise ConfigError(
+            f"which images? Give --preset NAME ({', '.join(preset_names())}), --train-fraction F or --all (20 GB)"
+        )
+    overrides = [*(changes or [])]
+    for key, value in (("train_fraction", train_fraction), ("val_fraction", val_fraction)):
+        if value is not None or everything:
+            overrides.append(f"data.{key}={1 if value is None else value}")
+    loaded = load_config(preset=preset or "full", overrides=overrides)
+    wish = _wish(loaded, root, mirror, source, only_prepared)
+    again = _again(loaded, preset, wish)
+    if verify:
+        return show_verified(terminal, wish, working, json_)
+    if "demo" in loaded.chain:
+        return _draw(terminal, wish, again, dry_run, json_)
+    return _fetch(terminal, wish, again, dry_run, json_)
+
+
+def _wish(
+    loaded: LoadedConfig, root: Path | None, mirror: str | None, source: Path | None, only_prepared: bool
+) -> "Wish":
+    from clipcoco.prepare.plan import Wish
+
+    data = loaded.config.data
+    if source is not None and not source.is_dir():
+        raise ConfigError(f"{source} is no folder (--source). It should hold COCO's archives, or their content")
+    if mirror is not None and not mirror.startswith(("http://", "https://")):
+        raise ConfigError(f"'{mirror}' is no http or https address (--mirror)")
+    if only_prepared and data.prepared_size == 0:
+        raise ConfigError("--only-prepared keeps copies alone, and data.prepared_size is 0. Set it, as to 256")
+    return Wish(
+        root=Path(root or data.root).expanduser(),
+        fractions={"train2017": data.train_fraction, "val2017": data.val_fraction},
+        subset_seed=data.subset_seed,
+        prepared_size=data.prepared_size,
+        only_prepared=only_prepared,
+        mirror=mirror,
+        source=source,
+    )
+
+
+def _again(loaded: LoadedConfig, preset: str | None, wish: "Wish") -> str:
+    """The command that trains on what was prepared."""
+    words = ["clipcoco", "train", "--preset", preset or "full"]
+    given = load_config(preset=preset or "full").config.data
+    for key, value in (("train_fraction", wish.fractions["train2017"]), ("val_fraction", wish.fractions["val2017"])):
+        if getattr(given, key) != value:
+            words.append(f"data.{key}={value:g}")
+    if str(wish.root) != given.root:
+        words.append(f"data.root={wish.root}")
+    return shlex.join(words)
+
+
+def _fetch(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: bool) -> int:
+    from clipcoco.prepare.coco import prepare
+    from clipcoco.prepare.plan import make_plan
+
+    began, plan = time.monotonic(), make_plan(wish)
+    nothing = plan.copies == 0 and all(part.way == "there" for part in plan.parts)
+    if dry_run and json_:
+        print_json({"schema": 1, "root": str(wish.root), **asdict(plan)})
+        return ExitCode.OK
+    if dry_run or not nothing:
+        show(terminal.out if dry_run else terminal.err, *summary_rows(_say_plan(plan, wish)), "")
+    if dry_run:
+        return ExitCode.OK
+    with working(terminal) as report:
+        prepared = prepare(wish, report)
+    train, val = prepared.tables["train2017"], prepared.tables["val2017"]
+    for note in (*train.notes, *val.notes):
+        show(terminal.err, f"note: {note}")
+    if both := overlap(train, val):
+        show(terminal.err, f"warning: {both:,} images are in both splits: recall on them says little")
+    seconds = time.monotonic() - began
+    counts = {
+        "root": str(wish.root),
+        "train_images": len(train.files),
+        "train_captions": len(train.captions),
+        "val_images": len(val.files),
+        "val_captions": len(val.captions),
+        "copies_made": prepared.copies,
+        "bytes_before": prepared.bytes_before,
+        "bytes_after": prepared.bytes_after,
+        "seconds": seconds,
+    }
+    if json_:
+        print_json({"schema": 1, **counts})
+        return ExitCode.OK
+    if prepared.copies:
+        show(
+            terminal.out,
+            f"Copies of {wish.prepared_size} px: {prepared.copies:,} images, {say_bytes(prepared.bytes_before)} "
+            f"before, {say_bytes(prepared.bytes_after)} after.",
+        )
+    ready = (
+        f"{len(train.files):,} train and {len(val.files):,} val images, "
+        f"{len(train.captions) + len(val.captions):,} captions"
+    )
+    show(
+        terminal.out,
+        f"Nothing to do: {ready} are in {wish.root}." if nothing else f"Ready: {ready}, {say_seconds(seconds)}.",
+        *([] if nothing else [LICENCE]),
+        f"Next: {again}",
+    )
+    return ExitCode.OK
+
+
+def _say_plan(plan: "Plan", wish: "Wish") -> list[tuple[str, str]]:
+    rows = [(_LABELS[part.name], _say_part(part, wish)) for part in plan.parts]
+    if plan.copies:
+        originals = ", the originals are not kept" if wish.only_prepared else ""
+        rows.append(("copies", f"{plan.copies:,} images, shorter side {wish.prepared_size} px{originals}"))
+    room = f"{wish.root.absolute()} · needs {say_bytes(plan.room)}, {say_bytes(plan.free)} free"
+    return [*rows, ("to", room)]
+
+
+_LABELS = {"captions": "captions", "val2017": "val images", "train2017": "train images"}
+
+
+def _say_part(part: "Part", wish: "Wish") -> str:
+    from clipcoco.prepare.plan import COCO
+
+    images = f"{part.missing:,} of {part.images:,} images" if part.missing < part.images else f"{part.images:,} images"
+    if part.way == "there":
+        return "there" + (f", {images}" if part.images else "")
+    if part.way == "source":
+        return f"from {wish.source}" + (f", {images}" if part.images else "")
+    size = f"{say_bytes(part.fetched):>7}"
+    archive = COCO.annotations if part.name == "captions" else COCO.images[part.name]
+    if part.way == "archive":
+        return f"{size}  {archive.name}" + (f", {images}" if part.images else "")
+    percent = f"{100 * wish.fractions[part.name]:g} %"
+    return f"{size}  {images.replace(' images', ' single images')} ({percent}; all of them: {say_bytes(archive.size)})"
+
+
+@contextmanager
+def working(terminal: Terminal) -> Iterator["ReportTask"]:
+    """Progress; and whatever ends it, a person learns that nothing is lost."""
+    try:
+        with TaskConsole(terminal) as console:
+            yield console
+    except KeyboardInterrupt:
+        show(terminal.err, "Stopped. The same command goes on where it was.")
+        raise
+
+
+def _draw(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: bool) -> int:
+    from clipcoco.prepare.scenes import draw_scenes, is_drawn
+
+    drawn = is_drawn(wish.root)
+    if dry_run:
+        show(terminal.out, f"Nothing to do: the scenes are in {wish.root}." if drawn else "6,500 scenes to draw.")
+        return ExitCode.OK
+    if not drawn:
+        draw_scenes(wish.root)
+    train, val = (
+        read_captions(wish.root, split).subset(wish.fractions[split], wish.subset_seed)
+        for split in ("train2017", "val2017")
+    )
+    check_files(train)
+    check_files(val)
+    counts = {
+        "root": str(wish.root),
+        "train_images": len(train.files),
+        "train_captions": len(train.captions),
+        "val_images": len(val.files),
+        "val_captions": len(val.captions),
+    }
+    if json_:
+        print_json({"schema": 1, **counts})
+        return ExitCode.OK
+    show(
+        terminal.out,
+        f"{'Nothing to do' if drawn else 'Ready'}: {len(train.files):,} train and {len(val.files):,} val images, "
+        f"{len(train.captions) + len(val.captions):,} captions in {wish.root}.",
+        f"Next: {again}",
+    )
+    return ExitCode.OK
+
+
+def _own(
+    terminal: Terminal,
+    captions: Path | None,
+    images: Path | None,
+    root: Path | None,
+    preset: str | None,
+    other: bool,
+    json_: bool,
+) -> int:
+    from clipcoco.prepare.own import adopt
+    from clipcoco.prepare.resize import make_copies
+
+    if captions is None or images is None or root is None:
+        raise ConfigError("your own pictures need all three: --captions FILE --images DIR --root DIR (where to)")
+    if other:
+        raise ConfigError("--captions takes your pictures as they are. Leave out --dry-run, --verify, --only-prepared")
+    size = load_config(preset or "small").config.data.prepared_size
+    with working(terminal) as report:
+        adopted = adopt(captions, images, root, report=report)
+        made = 0
+        if size:
+            for split in ("train2017", "val2017"):
+                made += make_copies(root, read_captions(root, split).files, size, report).made
+    for note in adopted.notes:
+        show(terminal.err, f"note: {note}")
+    if json_:
+        print_json({"schema": 1, **asdict(adopted), "root": str(root), "copies_made": made})
+        return ExitCode.OK
+    again = ["clipcoco", "train", "--preset", preset or "small", f"data.root={root}"]
+    show(
+        terminal.out,
+        f"Ready: {adopted.train_images:,} train and {adopted.val_images:,} val images, "
+        f"{adopted.train_captions + adopted.val_captions:,} captions in {root}.",
+        f"Next: {shlex.join([*again, 'data.train_fraction=1', 'data.val_fraction=1'])}",
+    )
+    return ExitCode.OK

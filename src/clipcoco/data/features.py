@@ -1,0 +1,161 @@
+"""Features of a frozen backbone on disk: float16 rows in one file a split, with an index beside it.
+
+The index says how many rows are whole and what their SHA-256 is; it is replaced only after they are on the disk.
+So a kill costs the rows since then, and what is read is what was written.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipcoco.data.captions import CaptionTable
+from clipcoco.data.manifest import copies_manifest, read_manifest
+from clipcoco.data.sources import ORIGINALS, Source
+from clipcoco.files import write_json
+
+_CHUNK = 2**22
+
+
+@dataclass(frozen=True)
+class FeatureKey:
+    """All that decides a feature, the image itself apart: with another key it is another file."""
+
+    weights: str  # SHA-256 of the backbone's parameters and buffers
+    backbone: str
+    image_size: int
+    precision: str
+    source: str  # "originals" or "prepared-256"
+    views: int  # 1: the evaluation's view; 2: and its mirror image
+    width: int  # F, of one view
+
+    def path(self, root: Path, split: str) -> Path:
+        digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+        return root / ".clipcoco" / f"features-{self.backbone}-{digest[:12]}-{split}.f16"
+
+    @property
+    def row_bytes(self) -> int:
+        return 2 * self.views * self.width
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Of the N images of a table."""
+
+    rows: np.ndarray  # float16 (R,V,F), mapped from the disk
+    places: np.ndarray  # int64 (N,): the row of each image
+    readable: np.ndarray  # bool (N,)
+
+    def take(self, rows: Sequence[int], mirrored: Sequence[bool]) -> np.ndarray:
+        """float16 (B,F) of these images of the table."""
+        views = np.asarray(mirrored, dtype=np.int64)
+        taken: np.ndarray = self.rows[self.places[np.asarray(rows, dtype=np.int64)], views]
+        return taken
+
+
+class FeatureFile:
+    """The rows that are whole. `missing` says what to compute, `append` and `save` keep it, `features` reads it."""
+
+    def __init__(self, path: Path, key: FeatureKey) -> None:
+        self.path, self.key = path, key
+        self.images: dict[int, int] = {}  # image id -> row
+        self.stamps: list[str] = []  # of each row: which bytes the image had
+        self.unreadable: list[int] = []
+        self.note = ""  # why what was there is of no use
+        self._digest = hashlib.sha256()
+        index = self._read_index()
+        if index and self._matches(index):
+            self.images = {image: row for row, image in enumerate(index["images"])}
+            self.stamps, self.unreadable = index["stamps"], index["unreadable"]
+        else:
+            self._digest = hashlib.sha256()
+
+    def missing(self, table: CaptionTable, stamps: Sequence[str]) -> list[int]:
+        """Rows of the table that are not there. When an image is another one than before, all are."""
+        known = [(self.images.get(int(image)), stamp) for image, stamp in zip(table.image_ids, stamps, strict=True)]
+        if any(row is not None and self.stamps[row] != stamp for row, stamp in known):
+            self.note = f"images have changed since {self.path.name} was made: made anew"
+            self.images, self.stamps, self.unreadable = {}, [], []
+            self._digest = hashlib.sha256()
+            return list(range(len(known)))
+        return [position for position, (row, _) in enumerate(known) if row is None]
+
+    def append(self, images: Sequence[int], stamps: Sequence[str], rows: np.ndarray, unreadable: Sequence[int]) -> None:
+        """float16 (B,V,F). On the disk for good only after `save`."""
+        assert rows.shape == (len(images), self.key.views, self.key.width)
+        self.path.parent.mkdir(exist_ok=True)
+        data = np.ascontiguousarray(rows, dtype=np.float16).tobytes()
+        with open(self.path, "r+b" if self.path.exists() else "w+b") as file:
+            file.seek(len(self.stamps) * self.key.row_bytes)
+            file.write(data)
+            file.truncate()
+        self._digest.update(data)
+        self.images |= {image: len(self.stamps) + offset for offset, image in enumerate(images)}
+        self.stamps.extend(stamps)
+        self.unreadable.extend(unreadable)
+
+    def save(self) -> None:
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())
+        index = {
+            "key": asdict(self.key),
+            "sha256": self._digest.hexdigest(),
+            "images": list(self.images),
+            "stamps": self.stamps,
+            "unreadable": self.unreadable,
+        }
+        write_json(self._index, index)
+
+    def features(self, table: CaptionTable) -> Features:
+        shape = (len(self.stamps), self.key.views, self.key.width)
+        broken = set(self.unreadable)
+        return Features(
+            np.memmap(self.path, dtype=np.float16, mode="r", shape=shape),
+            np.array([self.images[image] for image in table.image_ids.tolist()], dtype=np.int64),
+            np.array([image not in broken for image in table.image_ids.tolist()]),
+        )
+
+    @property
+    def _index(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def _read_index(self) -> dict[str, Any] | None:
+        try:
+            index = json.loads(self._index.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            index = None
+        if isinstance(index, dict) and index.get("key") == asdict(self.key):
+            return index
+        self.note = f"{self._index.name} can't be used: made anew"
+        return None
+
+    def _matches(self, index: dict[str, Any]) -> bool:
+        """Read all rows once: a flipped bit would be trained on unseen."""
+        left = len(index["stamps"]) * self.key.row_bytes
+        try:
+            with open(self.path, "rb") as file:
+                while left and (chunk := file.read(min(left, _CHUNK))):
+                    self._digest.update(chunk)
+                    left -= len(chunk)
+        except OSError:
+            left = 1
+        if left or self._digest.hexdigest() != index["sha256"]:
+            self.note = f"{self.path.name} is damaged: made anew"
+            return False
+        return True
+
+
+def stamps_of(table: CaptionTable, root: Path, source: Source) -> list[str]:
+    """For each image of the table what changes when its bytes do."""
+    if source.name != ORIGINALS:
+        _, copies = read_manifest(copies_manifest(root, int(source.name.removeprefix("prepared-"))))
+        return [copies[file].sha256 for file in table.files]
+    stats = [os.stat(table.folder / file) for file in table.files]
+    return [f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats]

@@ -1,0 +1,45 @@
+"""Where the images of a run are read from: the originals, or copies that were made smaller once."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from clipcoco.config.schema import DataConfig
+from clipcoco.data.captions import CaptionTable
+from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest
+
+ORIGINALS = "originals"
+
+
+@dataclass(frozen=True)
+class Source:
+    name: str  # "originals", or "prepared-256" for copies whose shorter side has 256 pixels
+    sha256: str  # of the copies of all images in question, in hexadecimal; "" for originals
+    why: str  # for a person
+
+
+def choose_source(
+    data: DataConfig, tables: Sequence[CaptionTable], like: str | None = None
+) -> tuple[Source, list[CaptionTable]]:
+    """The source, and the tables with their folder in it.
+
+    Copies are taken when there is one of every image and they are no smaller than what the model sees. `like` is
+    the source of an earlier run: one that was trained on originals goes on with originals.
+    """
+    size, name = data.prepared_size, f"prepared-{data.prepared_size}"
+    if like not in (None, name):
+        return Source(ORIGINALS, "", "as the run began"), list(tables)
+    if size == 0:
+        return Source(ORIGINALS, "", "data.prepared_size is 0"), list(tables)
+    settings, entries = read_manifest(copies_manifest(tables[0].folder, size))
+    files = [file for table in tables for file in table.files]
+    lacking = sum(file not in entries for file in files)
+    if lacking == len(files) or settings.get("size") != size:
+        return Source(ORIGINALS, "", "no smaller copies"), list(tables)
+    if data.image_size > size:
+        return Source(ORIGINALS, "", f"{name} is smaller than {data.image_size} px"), list(tables)
+    if lacking:
+        return Source(ORIGINALS, "", f"{name} lacks {lacking:,} of {len(files):,} images"), list(tables)
+    digest = hashlib.sha256("\n".join(f"{file} {entries[file].sha256}" for file in sorted(files)).encode())
+    folder = copies_folder(tables[0].folder, size)
+    return Source(name, digest.hexdigest(), "smaller copies"), [replace(table, folder=folder) for table in tables]

@@ -1,0 +1,131 @@
+"""What a frozen backbone sees in every image, computed once: from then on training needs no image.
+
+Letters: B images, V views of each, F features of a view.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from clipcoco.config.schema import BACKBONES, ModelConfig
+from clipcoco.data.captions import CaptionTable
+from clipcoco.data.features import FeatureFile, FeatureKey, Features, stamps_of
+from clipcoco.data.loader import evaluation_views
+from clipcoco.data.sources import Source
+from clipcoco.engine.device import Device
+from clipcoco.errors import EnvironmentProblem
+from clipcoco.events import Progress, Report
+
+Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B,3,H,W) -> (B,F)
+_SAVE_SECONDS = 20.0
+
+
+def feature_key(
+    model: ModelConfig, weights: str, image_size: int, precision: str, source: Source, mirror: bool
+) -> FeatureKey:
+    """`weights` is the SHA-256 of the backbone; with `mirror` each image has a second, mirrored view."""
+    width = BACKBONES[model.vision.backbone][0]
+    return FeatureKey(weights, model.vision.backbone, image_size, precision, source.name, 1 + mirror, width)
+
+
+@torch.inference_mode()
+def cache_features(
+    encode: Encode,
+    key: FeatureKey,
+    table: CaptionTable,
+    root: Path,
+    source: Source,
+    workers: int,
+    device: Device,
+    report: Report,
+    stop: Callable[[], object],
+) -> tuple[Features | None, str]:
+    """The features of the table's images, from `root`/.clipcoco or computed into it; and a note for a person.
+
+    None when stopped meanwhile: what is there by then is kept. Raises EnvironmentProblem without room or access.
+    """
+    path = key.path(root, table.files[0].partition("/")[0])
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with _alone(path, stop) as held:
+            if not held:
+                return None, ""
+            file = FeatureFile(path, key)
+            stamps = stamps_of(table, root, source)
+            missing = file.missing(table, stamps)
+            _check_room(path, len(missing) * key.row_bytes)
+            whole = _fill(file, encode, table, stamps, missing, workers, device, report, stop)
+            return (file.features(table) if whole else None), file.note
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"the features can't be kept at {path}: {error.strerror} (data.root). Make it writable, "
+            f"or train from images: --set train.frozen_epochs=0"
+        ) from error
+
+
+def _fill(
+    file: FeatureFile,
+    encode: Encode,
+    table: CaptionTable,
+    stamps: list[str],
+    missing: list[int],
+    workers: int,
+    device: Device,
+    report: Report,
+    stop: Callable[[], object],
+) -> bool:
+    """Always the same images side by side, for a batch decides the last bits: a kill then leaves no trace."""
+    done, saved = 0, time.monotonic()
+    views = evaluation_views(table, missing, file.key.image_size, workers, device.device.type == "cuda")
+    for images, unreadable in views:
+        with device.autocast():
+            pixels = images.to(device.device, non_blocking=True)
+            seen = [encode(view) for view in (pixels, pixels.flip(-1))[: file.key.views]]
+        rows = missing[done : done + len(images)]
+        file.append(
+            table.image_ids[rows].tolist(),
+            [stamps[row] for row in rows],
+            torch.stack(seen, dim=1).to(torch.float16).cpu().numpy(),
+            table.image_ids[unreadable].tolist(),
+        )
+        done += len(images)
+        report(Progress("features", done, len(missing)))
+        stopping = bool(stop())
+        if stopping or done == len(missing) or time.monotonic() - saved > _SAVE_SECONDS:
+            file.save()
+            saved = time.monotonic()
+        if stopping:
+            return done == len(missing)
+    return True
+
+
+class _alone:
+    """The file is ours until the end; another run that fills it is waited for. False when stopped meanwhile."""
+
+    def __init__(self, path: Path, stop: Callable[[], object]) -> None:
+        self.lock, self.stop = FileLock(path.with_suffix(".lock")), stop
+
+    def __enter__(self) -> bool:
+        while not self.stop():
+            try:
+                self.lock.acquire(timeout=0.5)
+            except Timeout:
+                continue
+            return True
+        return False
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+def _check_room(path: Path, needed: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise EnvironmentProblem(
+            f"the features need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on the volume of {path.parent} "
+            f"(data.root). Free space, or train from images: --set train.frozen_epochs=0"
+        )

@@ -1,0 +1,296 @@
+"""Training from a frozen backbone's features: the same learning as from images, and never from old features."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from clipcoco.assemble import Assembled, assemble, backbone_features, build_training
+from clipcoco.config.load import load_config
+from clipcoco.engine.device import make_deterministic
+from clipcoco.engine.evaluate import Split, embed
+from clipcoco.engine.model import DualEncoder, build, pretrained_backbone
+from clipcoco.engine.state import TrainState
+from clipcoco.engine.train import start_epoch, train_step
+from clipcoco.errors import DataError
+from clipcoco.events import Progress
+from clipcoco.prepare.resize import make_copies
+from clipcoco.run import start
+from conftest import TOY
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A file of backbone weights such as torchvision saves; random ones do here."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def data(scenes: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(scenes, tmp_path / "data")
+
+
+def parts_of(root: Path, weights: Path, *changes: str) -> tuple[Assembled, DualEncoder]:
+    overrides = [*TOY, f"data.root={root}", f"model.vision.weights={weights}", "train.frozen_epochs=all", *changes]
+    config = load_config("demo", overrides=overrides).config
+    parts = assemble(config, "cpu", config.train.precision, None)
+    make_deterministic(config.seed, parts.device.device)
+    model = build(config.model, parts.tokenizer.vocab_size)
+    model.visual.trunk.load_state_dict(pretrained_backbone(config.model.vision))
+    return parts, model
+
+
+def cached(parts: Assembled, model: DualEncoder, report=lambda event: None, stop=lambda: None):
+    return backbone_features(parts, model, report, stop)
+
+
+def losses(root: Path, weights: Path, from_cache: bool, steps: int = 20) -> list[float]:
+    # No augmentation: the largest centred square, never mirrored, is what the cache holds too.
+    parts, model = parts_of(root, weights, "data.crop_scale=[1.0, 1.0]", "data.flip=false")
+    features = cached(parts, model) if from_cache else None
+    run = build_training(parts, model, TrainState(), features, lambda event: None, lambda: None)
+    start_epoch(model, 0, frozen_epochs=9)
+    found = []
+    while len(found) < steps:
+        epoch = len(found) // run.loader.steps_per_epoch
+        for batch in run.loader.epoch(epoch, features=run.features):
+            found.append(train_step(run, batch, 1e-3)[0])
+            run.state.step += 1
+    return found[:steps]
+
+
+def test_the_losses_are_those_of_training_from_images(data, weights):
+    from_images, from_cache = (losses(data, weights, way) for way in (False, True))
+    assert from_images[0] - from_images[-1] > 0.05  # it learns
+    assert np.abs(np.subtract(from_images, from_cache)).max() < 1e-3
+
+
+def test_recall_from_the_cache_is_that_through_the_whole_model(data, weights):
+    parts, model = parts_of(data, weights)
+    features = cached(parts, model)
+    tokens = parts.tokenizer.encode(parts.val_table.captions, parts.config.model.text.context_length)
+    split = Split(parts.config.data, parts.val_table, tokens, workers=0)
+    whole, short = (
+        embed(model, part, parts.device, lambda event: None, lambda: None)
+        for part in (split, dataclasses.replace(split, features=features.val))
+    )
+    assert torch.equal(whole.texts, short.texts)
+    assert not torch.equal(whole.images, short.images)  # float16 has rounded
+    assert (whole.images * short.images).sum(dim=1).min() > 1 - 1e-5
+
+
+def test_half_of_the_samples_are_mirrored_and_no_two_epochs_are_equal(data, weights):
+    parts, model = parts_of(data, weights, "data.flip=true")
+    features = cached(parts, model)
+    assert features.train.rows.shape[1] == 2
+    run = build_training(parts, model, TrainState(), features, lambda event: None, lambda: None)
+    shown = {}
+    for epoch in range(8):
+        for batch in run.loader.epoch(epoch, features=features.train):
+            for image, row in zip(batch.image_ids.tolist(), batch.images.numpy(), strict=True):
+                shown.setdefault(image, set()).add(row.tobytes())
+    assert max(len(views) for views in shown.values()) == 2
+    assert sum(len(views) for views in shown.values()) > 1.8 * len(shown)
+
+
+def files(root: Path) -> dict[str, str]:
+    folder = root / ".clipcoco"
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("features-*.f16"))}
+
+
+def counting(seen: list[int]):
+    return lambda event: seen.append(event.done) if getattr(event, "phase", "") == "features" else None
+
+
+def test_a_later_run_finds_them_and_a_larger_subset_adds_to_them(data, weights):
+    seen: list[int] = []
+    cached(*parts_of(data, weights, "data.train_fraction=0.5"), report=counting(seen))
+    assert max(seen) == 24
+    half = next(path for path in (data / ".clipcoco").glob("*train2017.f16")).read_bytes()
+    seen.clear()
+    cached(*parts_of(data, weights, "data.train_fraction=0.5"), report=counting(seen))
+    assert not seen
+    parts, model = parts_of(data, weights)
+    features = cached(parts, model, report=counting(seen))
+    assert max(seen) == 24  # only the other half
+    whole = next(path for path in (data / ".clipcoco").glob("*train2017.f16")).read_bytes()
+    assert whole[: len(half)] == half
+    model.eval()
+    images = next(iter(Split(parts.config.data, parts.train_table, np.zeros((1, 1)), 0).images(False)))
+    with torch.inference_mode():
+        expected = model.visual.features(images).numpy()
+    got = features.train.take(range(len(expected)), [False] * len(expected))
+    assert np.abs(got - expected).max() < 1e-2 * np.abs(expected).max()
+
+
+def test_other_weights_another_view_or_another_source_is_another_file(data, weights, tmp_path):
+    cached(*parts_of(data, weights))
+    assert len(files(data)) == 2
+    torch.manual_seed(2)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "other.pth")
+    cached(*parts_of(data, tmp_path / "other.pth"))
+    cached(*parts_of(data, weights, "data.image_size=40"))
+    cached(*parts_of(data, weights, "data.flip=true"))
+    names = [f"train2017/{path.name}" for path in (data / "train2017").iterdir()]
+    make_copies(data, [*names, *(f"val2017/{path.name}" for path in (data / "val2017").iterdir())], 40, lambda t: None)
+    parts, model = parts_of(data, weights, "data.prepared_size=40")
+    assert parts.source.name == "prepared-40"
+    cached(parts, model)
+    assert len(files(data)) == 2 + 2 + 2 + 1 + 2  # the mirrored views change the training file alone
+
+
+def test_a_changed_image_makes_them_anew(data, weights):
+    parts, model = parts_of(data, weights)
+    before = cached(parts, model).train.take([3], [False])
+    shutil.copy(parts.train_table.folder / parts.train_table.files[4], data / parts.train_table.files[3])
+    told: list[str] = []
+    features = cached(parts, model, report=lambda event: told.append(getattr(event, "message", "")))
+    assert any("images have changed" in message for message in told)
+    assert np.array_equal(features.train.take([3], [False]), features.train.take([4], [False]))
+    assert not np.array_equal(features.train.take([3], [False]), before)
+
+
+@pytest.mark.parametrize("part", [".f16", ".json"])
+def test_a_flipped_bit_is_seen_and_made_good(data, weights, part):
+    parts, model = parts_of(data, weights)
+    cached(parts, model)
+    sound = files(data)
+    path = next((data / ".clipcoco").glob(f"features-*-train2017{part}"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    told: list[str] = []
+    cached(parts, model, report=lambda event: told.append(getattr(event, "message", "")))
+    assert any("made anew" in message for message in told)
+    assert files(data) == sound
+
+
+FILL = """
+import sys
+import clipcoco.data.loader, clipcoco.engine.features as features
+features._SAVE_SECONDS = 0.0
+clipcoco.data.loader.EVALUATION_BATCH = 4  # many moments to be killed at
+sys.path[:0] = [{tests!r}]
+from pathlib import Path
+from test_features import cached, parts_of
+cached(*parts_of(Path({data!r}), Path({weights!r})), report=lambda event: print(event.done, flush=True))
+"""
+
+
+def test_kill_9_while_they_are_written_leaves_no_trace(data, weights, tmp_path):
+    calm = shutil.copytree(data, tmp_path / "calm")
+
+    def fill(root: Path, kill_at: int | None) -> int:
+        code = FILL.format(tests=str(Path(__file__).parent), data=str(root), weights=str(weights))
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+            for count, _ in enumerate(process.stdout):
+                if count == kill_at:
+                    os.kill(process.pid, signal.SIGKILL)
+        return process.returncode
+
+    assert fill(calm, None) == 0
+    for kill_at in (3, 5):
+        assert fill(data, kill_at) == -signal.SIGKILL
+        index = next((data / ".clipcoco").glob("*.json"))
+        assert 0 < len(json.loads(index.read_text())["images"]) < 48
+    assert fill(data, None) == 0
+    assert files(data) == files(calm)
+
+
+def test_stopped_meanwhile_keeps_what_is_there(data, weights, monkeypatch):
+    monkeypatch.setattr("clipcoco.data.loader.EVALUATION_BATCH", 8)
+    parts, model = parts_of(data, weights)
+    seen: list[int] = []
+    assert cached(parts, model, report=counting(seen), stop=lambda: len(seen) >= 2) is None
+    assert seen == [8, 16]
+    seen.clear()
+    assert cached(parts, model, report=counting(seen)) is not None
+    assert seen[0] == 8
+    assert max(seen) == 32
+
+
+def test_an_unreadable_image_is_replaced_as_in_training_from_images(data, weights):
+    parts, model = parts_of(data, weights)
+    (data / parts.train_table.files[5]).write_bytes(b"no image")
+    features = cached(parts, model)
+    run = build_training(parts, model, TrainState(), features, lambda event: None, lambda: None)
+    by_image, from_cache = (list(run.loader.epoch(0, features=way)) for way in (None, features.train))
+    for one, other in zip(by_image, from_cache, strict=True):
+        assert torch.equal(one.image_ids, other.image_ids)
+        assert torch.equal(one.tokens, other.tokens)
+        assert one.replaced == other.replaced
+    assert sum(len(batch.replaced) for batch in from_cache) == 1
+
+
+def test_an_unreadable_validation_image_is_an_error_as_ever(data, weights):
+    parts, model = parts_of(data, weights)
+    (data / parts.val_table.files[5]).write_bytes(b"no image")
+    features = cached(parts, model)
+    run = build_training(parts, model, TrainState(), features, lambda event: None, lambda: None)
+    with pytest.raises(DataError, match=parts.val_table.files[5]):
+        run.evaluate()
+
+
+def test_a_run_goes_from_the_cache_into_fine_tuning_and_resumes_to_the_bit(clipcoco, data, weights, tmp_path):
+    words = ["--preset", "demo", *TOY, f"data.root={data}", f"model.vision.weights={weights}", "train.frozen_epochs=1"]
+    calm = clipcoco("train", *words, "--name", "calm", cwd=tmp_path)
+    assert calm.code == 0, calm.stderr
+    assert "backbone frozen for 1 epoch (as set)" in calm.stderr
+    assert "passes the backbone once" in calm.stderr
+    last = "checkpoints/last.pt"
+    expected = torch.load(tmp_path / "runs/calm" / last, weights_only=True)
+    started = torch.load(weights, weights_only=True)
+    name = "conv1.weight"
+    assert not torch.equal(expected["model"][f"visual.trunk.{name}"], started[name])  # fine-tuned at last
+    for step in (4, 6, 7):  # within the frozen epoch, at its border, behind it
+        done = [0]
+
+        def watch(event, done=done):
+            done[0] = event.done if isinstance(event, Progress) and event.phase == "train" else done[0]
+
+        _, ended = start(
+            load_config("demo", overrides=words[2:]),
+            name=f"stopped-{step}",
+            runs_dir=tmp_path / "runs",
+            device_name="cpu",
+            init=None,
+            report=lambda run, watch=watch: watch,
+            stopping=lambda done=done, step=step: nullcontext(lambda: "a test" if done[0] >= step else None),
+        )
+        assert (ended.state, ended.step) == ("stopped", step)
+        assert clipcoco("resume", f"stopped-{step}", cwd=tmp_path).code == 0
+        got = torch.load(tmp_path / f"runs/stopped-{step}" / last, weights_only=True)
+        assert all(torch.equal(value, got["model"][key]) for key, value in expected["model"].items())
+
+
+def test_on_a_cpu_pretrained_weights_are_frozen_for_all_epochs(clipcoco, data, weights, tmp_path):
+    words = ["--preset", "demo", *TOY, f"data.root={data}", f"model.vision.weights={weights}"]
+    done = clipcoco("train", *words, "--device", "cpu", "--name", "laptop", "--json", cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    assert "backbone frozen for all epochs (on a CPU each image then passes the backbone once)" in done.stderr
+    # the table at the end comes through the whole model, the rows before from the cache
+    rows = [json.loads(line) for line in (tmp_path / "runs/laptop/metrics.jsonl").read_text().splitlines()]
+    best = max(row["r1"] for row in rows if row["event"] == "evaluation")
+    assert done.json["r1"] == pytest.approx(best, abs=5)
+    again = clipcoco("eval", "laptop", "--json", cwd=tmp_path).json
+    assert again["protocols"] == done.json["protocols"]
+    longer = clipcoco("resume", "laptop", "train.epochs=4", cwd=tmp_path)
+    assert longer.code == 0, longer.stderr
+    content = torch.load(tmp_path / "runs/laptop/checkpoints/last.pt", weights_only=True)
+    assert content["state"]["step"] == 24
+    trunk = torch.load(weights, weights_only=True)["conv1.weight"]
+    assert torch.equal(content["model"]["visual.trunk.conv1.weight"], trunk)
