@@ -23,13 +23,14 @@ def show_verified(
 ) -> int:
     """Verify and show one table; 3 when a file is not as it should be."""
     from clipcoco.prepare.check import verify, verify_copies
+    from clipcoco.prepare.plan import COCO
 
     found, copies = [], {}
     with working(terminal) as report:
         for split in ("val2017", "train2017"):
             whole = read_captions(wish.root, split)
             table = whole.subset(wish.fractions[split], wish.subset_seed)
-            found.append(verify(whole, table, wish.prepared_size, report))
+            found.append(verify(whole, table, COCO.counts[split], wish.prepared_size, report))
             if wish.prepared_size:
                 copies[split] = verify_copies(table, wish.prepared_size, report)
     across = len(found[0].hashes & found[1].hashes)

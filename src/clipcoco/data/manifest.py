@@ -59,13 +59,14 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
 class Manifest:
     """An open manifest: `entries` holds what is whole. Entries made with other `settings` are forgotten.
 
+    What "made_with" says, the libraries' versions, is no setting: a new one may move a pixel by one step.
     `add` may be called from several threads.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
         before, self.entries = read_manifest(path)
-        if before != settings:
+        if {**before, "made_with": 0} != {**settings, "made_with": 0}:
             self.entries = {}
         lines = [settings, *map(asdict, self.entries.values())]
         path.parent.mkdir(parents=True, exist_ok=True)

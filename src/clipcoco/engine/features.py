@@ -51,7 +51,7 @@ def cache_features(
     path = key.path(root, table.files[0].partition("/")[0])
     try:
         path.parent.mkdir(exist_ok=True)
-        with _alone(path, stop) as held:
+        with _Alone(path, stop) as held:
             if not held:
                 return None, ""
             file = FeatureFile(path, key)
@@ -103,7 +103,7 @@ def _fill(
     return True
 
 
-class _alone:
+class _Alone:
     """The file is ours until the end; another run that fills it is waited for. False when stopped meanwhile."""
 
     def __init__(self, path: Path, stop: Callable[[], object]) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipcoco.config.derive import OFFICIAL
 from clipcoco.data.captions import CaptionTable, missing_files
 from clipcoco.data.manifest import Entry, copies_folder, copies_manifest, read_manifest
 from clipcoco.events import ReportTask, TaskProgress
@@ -55,7 +54,9 @@ class Verified:
         return len(self.missing) + len(self.altered) + len(self.unreadable)
 
 
-def verify(whole: CaptionTable, table: CaptionTable, prepared_size: int, report: ReportTask) -> Verified:
+def verify(
+    whole: CaptionTable, table: CaptionTable, published: tuple[int, int], prepared_size: int, report: ReportTask
+) -> Verified:
     """Check `table`, a part of the split `whole`. An original that was never kept, but copied, is not missing."""
     split = table.files[0].partition("/")[0]
     _, noted = read_manifest(originals_manifest(table.folder))
@@ -77,7 +78,7 @@ def verify(whole: CaptionTable, table: CaptionTable, prepared_size: int, report:
         split=split,
         images=len(table.files),
         captions=len(table.captions),
-        official=found == OFFICIAL[split],
+        official=found == published,
         greyscale=sum(finding.greyscale for finding in findings),
         wrong_type=tuple(finding.file for finding in findings if finding.wrong_type),
         duplicates=sum(count for count in times.values() if count > 1),

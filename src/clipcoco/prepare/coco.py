@@ -6,9 +6,9 @@ Whatever ends a call, the same call goes on: what has its final name is whole.
 import hashlib
 import os
 import re
+import shutil
 import socket
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -17,11 +17,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from clipcoco.data.captions import CaptionTable, check_files, missing_files
-from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest, read_manifest
+from clipcoco.data.manifest import Entry, Manifest, copies_manifest, read_manifest
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.files import sync_folder, write_atomically
-from clipcoco.prepare.download import Patience, RemoteImage, download, fetch_images
+from clipcoco.files import sync_folder, write_atomically, write_temporary
+from clipcoco.prepare import carried
+from clipcoco.prepare.download import download
+from clipcoco.prepare.network import Patience
 from clipcoco.prepare.plan import (
     COCO,
     SPLITS,
@@ -37,7 +39,8 @@ from clipcoco.prepare.plan import (
     still_missing,
     wanted,
 )
-from clipcoco.prepare.resize import make_copies, settings, write_copy
+from clipcoco.prepare.resize import CopyStore, make_copies
+from clipcoco.prepare.single_images import RemoteImage, fetch_images
 from clipcoco.prepare.unpack import unpack
 
 _CHUNK = 2**20
@@ -56,13 +59,14 @@ def originals_manifest(root: Path) -> Path:
     return root / WORK / "originals.jsonl"
 
 
-def prepare(wish: Wish, report: ReportTask, coco: Coco = COCO, patience: Patience = Patience()) -> Prepared:
+def prepare(wish: Wish, report: ReportTask, coco: Coco = COCO, patience: Patience = Patience()) -> Prepared:  # noqa: B008
     """Do what `make_plan` says. Raises DataError or EnvironmentProblem; the same call then goes on."""
     try:
         (wish.root / WORK).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentProblem(f"{wish.root} can't be made: {error.strerror} (--root). Give another") from error
     with lock(wish.root), Manifest(originals_manifest(wish.root), {"images": "originals"}) as originals:
+        _sweep(wish.root)
         check_room(make_plan(wish, coco), wish.root)
         _get_captions(wish, coco, report, patience)
         tables = {split: wanted(wish, split) for split in SPLITS}
@@ -114,7 +118,7 @@ def _get_captions(wish: Wish, coco: Coco, report: ReportTask, patience: Patience
         return
     if wish.source and all((wish.source / "annotations" / name).is_file() for name in names):
         for name in names:
-            link(wish.source / "annotations" / name, wish.root / "annotations" / name)
+            carried.link(wish.source / "annotations" / name, wish.root / "annotations" / name)
         return
     archive, ours = _archive(wish, coco.annotations, coco, report, patience)
     unpack(archive, wish.root, _CAPTIONS, coco.captions_bytes, report, lambda entry: None)
@@ -146,94 +150,53 @@ def _get_images(
 ) -> None:
     missing = still_missing(wish, table)
     if missing and wish.source:
-        _take_from_source(wish, coco, split, missing, originals, report, patience)
+        there = carried.take(wish.source, wish, missing, report)
+        if len(there) < len(missing) and (wish.source / coco.images[split].name).is_file():
+            archive, _ = _archive(wish, coco.images[split], coco, report, patience)
+            if wish.only_prepared:
+                carried.copy_members(archive, wish, missing, report)
+            else:
+                _unpack_images(archive, wish, coco, split, originals, report)
         missing = still_missing(wish, table)
     if not missing:
         return
-    way = choose_part(replace(wish, source=None), coco, split, len(table.files), len(missing)).way
-    if way == "archive":
+    images = remote_images(table, missing, coco, wish)
+    if wish.only_prepared:
+        with CopyStore(wish.root, wish.prepared_size) as copies:
+            fetch_images(images, lambda image, data: copies.store(image.file, data), report, patience=patience)
+    elif choose_part(replace(wish, source=None), coco, split, len(table.files), len(missing)).way == "archive":
         archive, _ = _archive(wish, coco.images[split], coco, report, patience)
         _unpack_images(archive, wish, coco, split, originals, report)
-        archive.unlink(missing_ok=True)
-    elif wish.only_prepared:
-        with _storing_copies(wish) as store:
-            fetch_images(
-                remote_images(table, missing, coco, wish), lambda image, data: store(image.file, data), report,
-                patience=patience,
-            )  # fmt: skip
+        archive.unlink()
     else:
         (wish.root / split).mkdir(exist_ok=True)
+        incoming = _incoming(wish.root)
+        incoming.mkdir(exist_ok=True)
 
-        def store_original(image: RemoteImage, data: bytes) -> None:
+        def store(image: RemoteImage, data: bytes) -> None:
             # Noted first: a kill in between leaves a line without a file, which is then fetched anew.
             originals.add(Entry(image.file, len(data), hashlib.sha256(data).hexdigest()))
-            write_atomically(wish.root / image.file, data)
+            arrived = incoming / image.file.replace("/", "-")
+            os.replace(write_temporary(arrived, lambda file: file.write(data)), wish.root / image.file)
 
-        fetch_images(remote_images(table, missing, coco, wish), store_original, report, patience=patience)
-
-
-@contextmanager
-def _storing_copies(wish: Wish) -> Iterator[Callable[[str, bytes], None]]:
-    """A function that keeps an original's smaller copy, and nothing else."""
-    folder = copies_folder(wish.root, wish.prepared_size)
-    with Manifest(copies_manifest(wish.root, wish.prepared_size), settings(wish.prepared_size)) as copies:
-        yield lambda file, data: copies.add(write_copy(folder, file, data, wish.prepared_size))
-        os.sync()
+        fetch_images(images, store, report, patience=patience)
+        sync_folder(wish.root / split)
 
 
-def _take_from_source(
-    wish: Wish,
-    coco: Coco,
-    split: str,
-    missing: list[str],
-    originals: Manifest,
-    report: ReportTask,
-    patience: Patience,
-) -> None:
-    """What a person carried here: an archive, or a folder of images that is linked, never copied needlessly."""
-    assert wish.source is not None
-    here = [file for file in missing if (wish.source / file).is_file()]
-    if wish.only_prepared:
-        with _storing_copies(wish) as store:
-            for done, file in enumerate(here):
-                store(file, (wish.source / file).read_bytes())
-                report(TaskProgress(split, done + 1, len(here), "images"))
-    else:
-        for file in here:
-            link(wish.source / file, wish.root / file)
-    if len(here) < len(missing) and (wish.source / coco.images[split].name).is_file():
-        archive, _ = _archive(wish, coco.images[split], coco, report, patience)
-        if wish.only_prepared:
-            _copies_from_archive(archive, wish, set(missing) - set(here), report)
-        else:
-            _unpack_images(archive, wish, coco, split, originals, report)
+def _incoming(root: Path) -> Path:
+    return root / WORK / "incoming"
+
+
+def _sweep(root: Path) -> None:
+    """Remove what a killed call had not finished; the caller holds the lock."""
+    shutil.rmtree(_incoming(root), ignore_errors=True)
+    for path in (root / WORK).glob(".*.tmp"):
+        path.unlink()
 
 
 def _unpack_images(archive: Path, wish: Wish, coco: Coco, split: str, originals: Manifest, report: ReportTask) -> None:
     members = re.compile(rf"{split}/\d{{12}}\.jpg")
     unpack(archive, wish.root, members, coco.images[split].size, report, originals.add)
-
-
-def _copies_from_archive(archive: Path, wish: Wish, files: set[str], report: ReportTask) -> None:
-    """The archive is the published one to the bit, so its members are what they say."""
-    with zipfile.ZipFile(archive) as members, _storing_copies(wish) as store:
-        there = sorted(files & set(members.namelist()))
-        for done, file in enumerate(there):
-            store(file, members.read(file))
-            report(TaskProgress(archive.name, done + 1, len(there), "images"))
-
-
-def link(source: Path, target: Path) -> None:
-    """`target` becomes the same file: a hard link, or a copy where the two lie on different volumes."""
-    target.parent.mkdir(exist_ok=True)
-    source = source.resolve()
-    beside = target.with_name(f".{target.name}.tmp")
-    beside.unlink(missing_ok=True)
-    try:
-        os.link(source, beside)
-    except OSError:
-        beside.write_bytes(source.read_bytes())
-    os.replace(beside, target)
 
 
 def _note_originals(wish: Wish, table: CaptionTable, originals: Manifest, report: ReportTask) -> None:

@@ -10,12 +10,13 @@ from clipcoco.config.derive import OFFICIAL, subset_size
 from clipcoco.data.annotations import annotation_file
 from clipcoco.data.captions import CaptionTable, missing_files, read_captions
 from clipcoco.data.manifest import copies_manifest, read_manifest
-from clipcoco.prepare.download import RemoteFile, RemoteImage
+from clipcoco.prepare.download import RemoteFile
+from clipcoco.prepare.resize import copy_bytes
+from clipcoco.prepare.single_images import RemoteImage
 
 SPLITS = ("val2017", "train2017")  # the small one first: what is wrong shows early
 WORK = ".clipcoco"  # in data.root: what is under way, and the manifests
 _REQUEST = 1_000  # bytes of headers and handshakes that a single image costs beside itself
-COPY_BYTES = 22_000  # of a 256-px copy on average, measured on COCO
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,9 @@ def make_plan(wish: Wish, coco: Coco = COCO) -> Plan:
             copies += images if wish.prepared_size else 0
         parts.append(choose_part(wish, coco, split, images, missing))
     # Archives are unpacked and removed one after the other: the highest is what remains and the largest one.
-    kept = sum(part.room - _archive_room(part, coco) for part in parts) + copies * COPY_BYTES
+    kept = sum(part.room - _archive_room(part, coco) for part in parts) + (
+        copies * copy_bytes(wish.prepared_size) if copies else 0
+    )
     room = kept + max(_archive_room(part, coco) for part in parts)
     return Plan(tuple(parts), copies, room, free_bytes(wish.root))
 

@@ -1,0 +1,57 @@
+"""What a person carried here by hand: images that lie in another folder, or in an archive."""
+
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from clipcoco.data.captions import LINKED
+from clipcoco.events import ReportTask, TaskProgress
+from clipcoco.files import write_json
+from clipcoco.prepare.plan import Wish
+from clipcoco.prepare.resize import CopyStore
+
+
+def take(source: Path, wish: Wish, missing: Sequence[str], report: ReportTask) -> list[str]:
+    """Link those of `missing` that lie below `source`, or keep their smaller copies alone; gives their names."""
+    there = [file for file in missing if (source / file).is_file()]
+    if wish.only_prepared:
+        with CopyStore(wish.root, wish.prepared_size) as copies:
+            for done, file in enumerate(there, start=1):
+                copies.store(file, (source / file).read_bytes())
+                report(TaskProgress(str(source), done, len(there), "images"))
+        return there
+    _trust(wish.root, source)
+    for file in there:
+        link(source / file, wish.root / file)
+    return there
+
+
+def copy_members(archive: Path, wish: Wish, missing: Sequence[str], report: ReportTask) -> None:
+    """Smaller copies of what an archive holds, which is the published one to the bit: its members are no strangers."""
+    with zipfile.ZipFile(archive) as members, CopyStore(wish.root, wish.prepared_size) as copies:
+        there = sorted(set(copies.missing(missing)) & set(members.namelist()))
+        for done, file in enumerate(there, start=1):
+            copies.store(file, members.read(file))
+            report(TaskProgress(archive.name, done, len(there), "images"))
+
+
+def link(source: Path, target: Path) -> None:
+    """`target` becomes the same file; between two volumes by a symbolic link."""
+    target.parent.mkdir(exist_ok=True)
+    source = source.resolve()
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        os.symlink(source, target)
+
+
+def _trust(root: Path, folder: Path) -> None:
+    """Let links below `root` lead into `folder`: its user named it."""
+    try:
+        before = json.loads((root / LINKED).read_text())["folders"]
+    except (OSError, ValueError, KeyError, TypeError):
+        before = []
+    write_json(root / LINKED, {"folders": sorted({*before, str(folder.resolve())})})

@@ -1,0 +1,210 @@
+"""Fetch images one by one, many at a time, each checked before it is stored.
+
+The network runs in an event loop in a thread of its own: waiting for a slow server, it can be stopped at once,
+and progress, errors and Ctrl-C stay with the caller's thread. Checking and storing run in worker threads.
+"""
+
+import asyncio
+import contextlib
+import io
+import posixpath
+import struct
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PIL import Image, UnidentifiedImageError
+
+from clipcoco.errors import ClipcocoError, DataError
+from clipcoco.events import ReportTask, TaskProgress
+from clipcoco.prepare.network import (
+    MOST_REDIRECTS,
+    Failure,
+    Patience,
+    Tries,
+    as_failure,
+    network_errors,
+    new_client,
+    next_hop,
+    refusal,
+    shown,
+)
+
+if TYPE_CHECKING:
+    from httpx2 import AsyncClient, Response
+
+MOST_BYTES = 32 << 20  # of one image; COCO's largest has less than a megabyte
+MOST_IN_A_ROW = 10  # lost images without a good one between them: it is not the images
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, MemoryError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class RemoteImage:
+    file: str  # "train2017/000000000009.jpg"
+    urls: tuple[str, ...]  # tried in order
+    width: int  # pixels, as annotated
+    height: int
+
+
+Store = Callable[[RemoteImage, bytes], None]
+
+
+def fetch_images(
+    images: Sequence[RemoteImage],
+    store: Store,
+    report: ReportTask,
+    connections: int = 16,
+    patience: Patience = Patience(),  # noqa: B008
+) -> None:
+    """Fetch each image and `store(image, bytes)` what is a whole JPEG or PNG of the annotated size.
+
+    `store` is called in worker threads, up to `connections` at a time; what it raises stops all and is raised
+    here. Images that can't be had are left out and told together at the end: DataError when content is wrong
+    or missing, EnvironmentProblem when the network fails. Ten in a row end it early.
+    """
+    fetching = _Fetching(images, store, connections, patience)
+    task, total = " and ".join(sorted({posixpath.dirname(image.file) for image in images})), len(images)
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(asyncio.run, fetching.run())
+        try:
+            while wait([running], timeout=0.1).not_done:
+                report(TaskProgress(task, fetching.stored, total, "images"))
+        except BaseException:
+            fetching.stop()
+            raise
+        running.result()
+    if fetching.lost:
+        raise fetching.problem()
+    report(TaskProgress(task, total, total, "images"))
+
+
+class _Lost(Exception):  # told to the user with all others
+    """An image that can't be had."""
+
+    def __init__(self, image: RemoteImage, reason: str, kind: type[ClipcocoError]) -> None:
+        super().__init__(f"{image.file} ({reason})")
+        self.image, self.kind = image, kind
+
+
+class _Fetching:
+    def __init__(self, images: Sequence[RemoteImage], store: Store, connections: int, patience: Patience) -> None:
+        self.images, self.store, self.connections, self.patience = images, store, connections, patience
+        self.waiting = iter(images)
+        self.stored = self.lost_in_a_row = 0
+        self.lost: list[_Lost] = []
+        self._begun = threading.Event()
+
+    async def run(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._loop, self._task = asyncio.get_running_loop(), task
+        self._begun.set()
+        import httpx2
+
+        with ThreadPoolExecutor(self.connections) as self._threads:  # its end waits for what is being stored
+            async with new_client(httpx2.AsyncClient, self.patience, self.connections) as client:
+                workers = [asyncio.create_task(self._work(client)) for _ in range(self.connections)]
+                try:
+                    await asyncio.gather(*workers)
+                finally:
+                    for worker in workers:
+                        worker.cancel()
+                    await asyncio.gather(*workers, return_exceptions=True)
+
+    def stop(self) -> None:
+        """From another thread: drop all connections; what is being stored is finished."""
+        self._begun.wait()
+        with contextlib.suppress(RuntimeError):  # it has ended by itself meanwhile
+            self._loop.call_soon_threadsafe(self._task.cancel)
+
+    def problem(self) -> ClipcocoError:
+        """One line for all that is lost."""
+        kinds = [lost.kind for lost in self.lost]
+        kind = kinds[-1] if self.lost_in_a_row >= MOST_IN_A_ROW else DataError if DataError in kinds else kinds[-1]
+        named = ", ".join(str(lost) for lost in self.lost[:3])
+        others = f" and {len(self.lost) - 3} others" if len(self.lost) > 3 else ""
+        return kind(
+            f"{len(self.lost)} of {len(self.images)} images can't be had: {named}{others}. {self.stored} are here. "
+            "Run the same command again to fetch the rest, from another mirror if it stays so. "
+            f"Or fetch them by hand: {shown(self.lost[0].image.urls[0])}, then --source DIR"
+        )
+
+    async def _work(self, client: "AsyncClient") -> None:
+        for image in self.waiting:  # one iterator for all workers
+            if self.lost_in_a_row >= MOST_IN_A_ROW:
+                return
+            try:
+                await self._fetch(client, image)
+            except _Lost as lost:
+                self.lost.append(lost)
+                self.lost_in_a_row += 1
+            else:
+                self.stored += 1
+                self.lost_in_a_row = 0
+
+    async def _fetch(self, client: "AsyncClient", image: RemoteImage) -> None:
+        """Raises _Lost when patience ends; wrong content is asked for twice."""
+        tries, wrong = Tries(image.urls, self.patience), 0
+        while True:
+            try:
+                data = await _body(client, tries.url)
+                await self._loop.run_in_executor(self._threads, self._keep, image, data)
+                return
+            except network_errors() as error:
+                failure = as_failure(error, self.patience)
+                wrong += isinstance(error, _WrongImage)
+                pause = tries.failed(failure)
+                if pause is None or wrong == 2:
+                    raise _Lost(image, str(tries), failure.kind) from error
+                await asyncio.sleep(pause)
+
+    def _keep(self, image: RemoteImage, data: bytes) -> None:
+        _check(data, image)
+        self.store(image, data)
+
+
+class _WrongImage(Failure):
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, kind=DataError)
+
+
+def _check(data: bytes, image: RemoteImage) -> None:
+    """Raise _WrongImage unless `data` is a whole JPEG or PNG of the annotated size, whatever its name says."""
+    try:
+        picture = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+        if picture.size == (image.width, image.height):  # so nobody's claim of a huge image is decoded
+            picture.load()
+    except UnidentifiedImageError:
+        raise _WrongImage("neither a JPEG nor a PNG image") from None
+    except _DAMAGED as error:
+        raise _WrongImage(f"a damaged image: {error}") from error
+    if picture.size != (image.width, image.height):
+        raise _WrongImage(f"{picture.width} x {picture.height} pixels, annotated {image.width} x {image.height}")
+
+
+async def _body(client: "AsyncClient", url: str) -> bytes:
+    """All bytes of a reply. Fewer than announced are an error of httpx2's."""
+    async with _reply(client, url) as response:
+        if response.status_code != 200:
+            raise refusal(response)
+        body = bytearray()
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > MOST_BYTES:
+                raise _WrongImage(f"more than {MOST_BYTES >> 20} MiB")
+        return bytes(body)
+
+
+@contextlib.asynccontextmanager
+async def _reply(client: "AsyncClient", url: str) -> "AsyncIterator[Response]":
+    request = client.build_request("GET", url)
+    for _ in range(MOST_REDIRECTS + 1):
+        async with contextlib.aclosing(await client.send(request, stream=True)) as response:
+            following = next_hop(response)
+            if following is None:
+                yield response
+                return
+            request = following
+    raise Failure("too many redirects", final=True)

@@ -1,0 +1,246 @@
+"""COCO's archives -> files below data.root.
+
+The archive is untrusted data, whatever its checksum said. A member counts as unpacked once it has the size and
+the CRC that the archive declares, so that a call after a kill or a full disk goes on where the last one ended.
+"""
+
+import errno
+import hashlib
+import io
+import os
+import re
+import shutil
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from clipcoco.data.manifest import Entry
+from clipcoco.errors import DataError, EnvironmentProblem
+from clipcoco.events import ReportTask, TaskProgress
+from clipcoco.files import sync_folder
+
+MAX_MEMBERS = 200_000  # train2017.zip has 118,288
+MAX_DIRECTORY = 64 * 2**20  # bytes of the list of members; about 11 MB in train2017.zip
+MAX_EXCESS = 0.01  # by which the members may be larger than expected
+
+_CHUNK = 2**20  # bytes
+_BLOCK = 4096  # bytes: what the last, begun block of a file takes from the disk
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # LZMA lets an archive ask for gigabytes of memory
+_LISTED, _LEAST = b"PK\1\2", 46  # how a member in the list begins, and the bytes that it takes without its name
+_ENCRYPTED = 0x1  # among a member's flags
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_AGAIN = "Get the archive again"
+# What zipfile raises on damaged archives; RuntimeError covers the features that it lacks.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OverflowError)
+
+Members = dict[str, zipfile.ZipInfo]  # by name: "val2017/000000000139.jpg"
+
+
+class _Archive(io.BufferedReader):
+    """A file from which zipfile cannot be made to read more members than memory has room for.
+
+    zipfile takes the list of members in one piece, of the size that the end of the archive declares.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = f"{size:,} bytes" if size and size > MAX_DIRECTORY else ""
+        data = b"" if found else super().read(size)
+        if len(data) > MAX_MEMBERS * _LEAST:
+            count = data.count(_LISTED)
+            found = f"{count:,} members" if count > MAX_MEMBERS else ""
+        if found:
+            bounds = f"at most {MAX_MEMBERS:,} members in {MAX_DIRECTORY:,} bytes are read"
+            raise DataError(f"the list of members has {found}, {bounds} ({self.name}). {_AGAIN}")
+        return data
+
+
+def unpack(
+    archive: Path,
+    root: Path,
+    members: re.Pattern[str],
+    total_bytes: int,
+    report: ReportTask,
+    keep: Callable[[Entry], None],
+) -> None:
+    """Write the members whose whole name matches `members`, each "folder/name", below `root`.
+
+    `total_bytes` is what they have together when all is well. `keep` is told of each file once it lies at its
+    place, whole. Files that are there already with the right size and CRC are read, not written. Raises
+    DataError for an archive that is damaged or hostile and for folders that are links, EnvironmentProblem for
+    disk and permissions; what was unpacked until then stays for the next call.
+    """
+    staging = root / ".clipcoco" / f"unpacking-{archive.stem}"
+    try:
+        with _Archive(io.FileIO(archive)) as file:
+            zip_file = _opened(file, archive)
+            wanted = _wanted(zip_file, members, total_bytes, archive)
+            _make_folders(root, staging, wanted)
+            _check_space(root, staging, wanted, archive)
+            staged = _written(zip_file, wanted, root, staging, archive, report, keep)
+        _move(staged, root, staging, keep)
+    except OSError as error:
+        where = f"cannot unpack {archive.name} into {root} ({error.strerror or error})"
+        make = "Make room" if error.errno in _FULL else "Check the permissions"
+        raise EnvironmentProblem(f"{where}. {make}, then run the same command: what is unpacked stays") from error
+    total = sum(info.file_size for info in wanted.values())
+    report(TaskProgress(f"unpack {archive.name}", total, total, "bytes", f"{len(wanted):,} files"))
+
+
+def _opened(file: _Archive, archive: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(file)
+    except _DAMAGED as error:
+        raise DataError(f"{archive.name} is no whole zip archive: {_said(error)} ({archive}). {_AGAIN}") from None
+
+
+def _said(error: Exception) -> str:
+    """An error's text, which may quote the archive, at a length for one line."""
+    return " ".join(str(error).split())[:120]
+
+
+def _wanted(zip_file: zipfile.ZipFile, members: re.Pattern[str], total_bytes: int, archive: Path) -> Members:
+    wanted: Members = {}
+    size = archive.stat().st_size
+    for info in zip_file.infolist():
+        matches = members.fullmatch(info.filename) is not None
+        problem = _hostile(info) or (
+            matches and (_unreadable(info, size) or (info.filename in wanted and "is there twice"))
+        )
+        if problem:
+            raise DataError(f"member {info.orig_filename[:80]!r} {problem} ({archive}). {_AGAIN}")
+        if matches:
+            wanted[info.filename] = info
+    declared = sum(info.file_size for info in wanted.values())
+    if not wanted:
+        raise DataError(f"{archive.name} has no member that is looked for ({archive}). {_AGAIN}")
+    if declared > total_bytes * (1 + MAX_EXCESS):
+        sizes = f"would take {declared:,} bytes, expected are {total_bytes:,}"
+        raise DataError(f"unpacked, {archive.name} {sizes} ({archive}). {_AGAIN}")
+    return wanted
+
+
+def _hostile(info: zipfile.ZipInfo) -> str | None:
+    """What no honest archive has, not even in a member that is ignored."""
+    name = info.orig_filename  # zipfile cuts `filename` at a NUL character
+    if name != info.filename or name.startswith("/") or "\\" in name or ".." in name.split("/"):
+        return "has an unsafe name"
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    return None if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "is a link or a device"
+
+
+def _unreadable(info: zipfile.ZipInfo, archive_size: int) -> str | None:
+    if info.flag_bits & _ENCRYPTED:
+        return "is encrypted"
+    if not 0 <= info.header_offset < archive_size:
+        return "lies outside of the archive"
+    return None if info.compress_type in _METHODS else f"is compressed by method {info.compress_type}"
+
+
+def _make_folders(root: Path, staging: Path, wanted: Members) -> None:
+    """The staging folders, without what another archive of this name left there."""
+    for folder in {name.split("/")[0] for name in wanted}:
+        target = root / folder
+        if target.is_symlink() or (target.exists() and not target.is_dir()):
+            what = f"{target} is a link or a file, not a folder (data.root)"
+            raise DataError(f"{what}. Remove it, or let data.root be the folder that really holds the images")
+        (staging / folder).mkdir(parents=True, exist_ok=True)
+        with os.scandir(staging / folder) as entries:
+            for entry in entries:
+                if f"{folder}/{entry.name}" not in wanted:
+                    os.unlink(entry)
+
+
+def _check_space(root: Path, staging: Path, wanted: Members, archive: Path) -> None:
+    missing = (
+        -(-info.file_size // _BLOCK) * _BLOCK
+        for name, info in wanted.items()
+        if info.file_size not in (_size(root / name), _size(staging / name))
+    )
+    needed, free = sum(missing), shutil.disk_usage(root).free
+    if needed > free:
+        sizes = f"{needed / 1e6:,.1f} MB more, {free / 1e6:,.1f} MB are free"
+        raise EnvironmentProblem(f"unpacking {archive.name} needs {sizes} ({root}). Make room, or use another folder")
+
+
+def _size(path: Path) -> int:
+    """Of a regular file, in bytes; -1 of all else."""
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
+
+
+def _written(
+    zip_file: zipfile.ZipFile,
+    wanted: Members,
+    root: Path,
+    staging: Path,
+    archive: Path,
+    report: ReportTask,
+    keep: Callable[[Entry], None],
+) -> dict[str, list[Entry]]:
+    """See that each member lies at its place or in `staging`; gives what does in `staging`, by folder."""
+    staged: dict[str, list[Entry]] = {}
+    done, total = 0, sum(info.file_size for info in wanted.values())
+    for name, info in wanted.items():
+        report(TaskProgress(f"unpack {archive.name}", done, total, "bytes"))
+        if digest := _verified(root / name, info):
+            keep(Entry(name, info.file_size, digest))
+        else:
+            digest = _verified(staging / name, info) or _extract(zip_file, info, staging / name, archive)
+            staged.setdefault(name.split("/")[0], []).append(Entry(name, info.file_size, digest))
+        done += info.file_size
+    return staged
+
+
+def _verified(path: Path, info: zipfile.ZipInfo) -> str | None:
+    """The SHA-256 of a file that has the size and the CRC of the member; None if it has not."""
+    if _size(path) != info.file_size:
+        return None
+    crc, digest = 0, hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+            digest.update(chunk)
+    return digest.hexdigest() if crc == info.CRC else None
+
+
+def _extract(zip_file: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, archive: Path) -> str:
+    """Write one member, and give its SHA-256. zipfile checks its CRC, and reads no more than it declares."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        with zip_file.open(info) as source, open(target, "wb") as file:
+            while chunk := source.read(_CHUNK):
+                file.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+        if size != info.file_size:
+            raise zipfile.BadZipFile(f"{size:,} bytes where {info.file_size:,} are declared")
+    except BaseException as error:
+        target.unlink(missing_ok=True)
+        if isinstance(error, _DAMAGED):
+            what = f"member {info.filename!r} is damaged: {_said(error)}"
+            raise DataError(f"{what} ({archive}). {_AGAIN}") from None
+        raise
+    return digest.hexdigest()
+
+
+def _move(staged: dict[str, list[Entry]], root: Path, staging: Path, keep: Callable[[Entry], None]) -> None:
+    """To where training looks: a new folder in one step, into one that exists file by file."""
+    if staged:
+        os.sync()  # once for all, instead of 118,287 times for each
+    for folder, entries in staged.items():
+        if (root / folder).exists():
+            for entry in entries:
+                os.replace(staging / entry.file, root / entry.file)
+        else:
+            os.rename(staging / folder, root / folder)
+        sync_folder(root / folder)
+        sync_folder(root)
+        for entry in entries:
+            keep(entry)
+    shutil.rmtree(staging)

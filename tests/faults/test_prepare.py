@@ -1,0 +1,408 @@
+"""`prepare-data` against a whole COCO in miniature on a real server, with the published sums replaced by its own."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import miniature
+from clipcoco.data.captions import read_captions
+from clipcoco.data.manifest import read_manifest
+from clipcoco.prepare.coco import originals_manifest
+from conftest import TOY
+from http_server import Reply, Server
+
+# The command line as installed, but that COCO is the miniature and patience is short.
+DRIVER = """
+import sys
+sys.path[:0] = [{tests!r}]
+import miniature
+from clipcoco.prepare import coco, network, plan
+plan.COCO = miniature.from_json(open({coco!r}).read())
+plan.make_plan.__defaults__ = (plan.COCO,)
+coco.prepare.__defaults__ = (plan.COCO, network.Patience(attempts=2, pause=0.01, timeout=5))
+from clipcoco.__main__ import main
+sys.argv[0] = "clipcoco"
+main()
+"""
+
+
+@dataclass
+class Mini:
+    folder: Path  # in the layout of the host
+    coco: object
+    driver: str
+    server: Server
+
+    def start(self, *words: object, cwd: Path, **more) -> subprocess.Popen:
+        environment = {**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1", **more.pop("env", {})}
+        command = [sys.executable, "-c", self.driver, "prepare-data", *map(str, words)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=cwd, env=environment, **pipes, **more)
+
+    def __call__(self, *words: object, cwd: Path, **more) -> subprocess.CompletedProcess:
+        process = self.start(*words, cwd=cwd, **more)
+        out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, object, str]:
+    base = tmp_path_factory.mktemp("coco")
+    real = Path(__file__).parents[3] / "shared" / "coco-real"
+    coco = miniature.build(base / "host", real if real.is_dir() else None)
+    (base / "coco.json").write_text(miniature.to_json(coco))
+    driver = DRIVER.format(tests=str(Path(__file__).parents[1]), coco=str(base / "coco.json"))
+    return base / "host", coco, driver
+
+
+@pytest.fixture
+def mini(made):
+    folder, coco, driver = made
+    with Server(folder) as server:
+        yield Mini(folder, coco, driver, server)
+
+
+def tree(root: Path) -> dict[str, str]:
+    """Every file that a person sees, and the manifests as what they say."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_file() and not name.startswith(".clipcoco") and path.name != "manifest.jsonl":
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for manifest in (originals_manifest(root), root / "prepared-256" / "manifest.jsonl"):
+        found[manifest.name] = str(sorted(map(str, read_manifest(manifest)[1].values())))
+    return found
+
+
+def fetched(mini: Mini) -> list[str]:
+    return [request.path for request in mini.server.requests]
+
+
+def from_server(mini: Mini, *words: object) -> list[object]:
+    return [*words, "--mirror", mini.server.url]
+
+
+def test_from_nothing_to_training_and_back_to_a_flipped_byte(mini, clipcoco, tmp_path):
+    words = from_server(mini, "--preset", "small", "--train-fraction", 0.5, "--val-fraction", 0.25, "--root", "data")
+    done = mini(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    root = tmp_path / "data"
+    # exactly what training with these fractions reads, image by image, for that is fewer bytes than the archives
+    for split, fraction in (("train2017", 0.5), ("val2017", 0.25)):
+        table = read_captions(root, split).subset(fraction, 0)
+        assert sorted(table.files) == sorted(f"{split}/{path.name}" for path in (root / split).iterdir())
+        assert set(table.files) <= {path.lstrip("/") for path in fetched(mini)}
+    assert "Ready: 20 train and 6 val images" in done.stdout
+    assert "CC BY 4.0" in done.stdout
+    assert "Next: clipcoco train --preset small data.train_fraction=0.5 data.val_fraction=0.25" in done.stdout
+
+    mini.server.requests.clear()
+    again = mini(*words, cwd=tmp_path)
+    assert again.returncode == 0
+    assert "Nothing to do: 20 train and 6 val images" in again.stdout
+    assert not mini.server.requests
+
+    fractions = ["data.train_fraction=0.5", "data.val_fraction=0.25", "data.root=data"]
+    settings = ["--preset", "small", *fractions, *TOY, "model.vision.weights=none", "train.epochs=1"]
+    trained = clipcoco("train", *settings, "--json", "--name", "one", cwd=tmp_path)
+    assert trained.code == 0, trained.stderr
+    assert "prepared-256 (smaller copies)" in trained.stderr
+    assert trained.json["source"] == "prepared-256"
+
+    check = [*words, "--verify", "--json"]
+    sound = mini(*check, cwd=tmp_path)
+    assert sound.returncode == 0, sound.stdout
+    told = json.loads(sound.stdout)
+    assert told["sound"]
+    assert told["splits"]["train2017"]["images"] == 20
+    assert told["splits"]["train2017"]["official"]
+    image, copy = sorted((root / "train2017").iterdir())[0], sorted((root / "prepared-256/val2017").iterdir())[0]
+    for path in (image, copy):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    gone = sorted((root / "val2017").iterdir())[0]
+    gone.unlink()
+    unreadable = sorted((root / "val2017").iterdir())[1]
+    unreadable.write_bytes(b"GIF89a")
+    altered = mini(*check, cwd=tmp_path)
+    assert altered.returncode == 3
+    told = json.loads(altered.stdout)
+    assert told["splits"]["train2017"]["altered"] == [f"train2017/{image.name}"]
+    assert told["splits"]["val2017"]["missing"] == [f"val2017/{gone.name}"]
+    assert told["splits"]["val2017"]["altered"] == [f"val2017/{unreadable.name}"]
+    assert told["copies"]["val2017"]["altered"] == [f"val2017/{copy.name}"]
+    table = mini(*words, "--verify", cwd=tmp_path)
+    assert table.returncode == 3
+    assert f"missing: val2017/{gone.name}" in table.stdout
+    assert "Traceback" not in table.stderr
+
+
+def test_all_of_it_comes_as_archives_which_do_not_stay(mini, tmp_path):
+    done = mini(*from_server(mini, "--all", "--root", "data", "--set", "data.prepared_size=0"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert fetched(mini) == ["/annotations/annotations_trainval2017.zip", "/zips/val2017.zip", "/zips/train2017.zip"]
+    root = tmp_path / "data"
+    for split in ("train2017", "val2017"):
+        assert {p.name: p.read_bytes() for p in (root / split).iterdir()} == {
+            p.name: p.read_bytes() for p in (mini.folder / split).iterdir()
+        }
+    assert not [path for path in root.rglob("*") if path.suffix in (".zip", ".part")]
+    assert not (root / "prepared-256").exists()
+
+
+def test_a_larger_part_fetches_only_what_is_new(mini, tmp_path):
+    words = from_server(mini, "--val-fraction", 0.25, "--root", "data")
+    assert mini("--train-fraction", 0.25, *words, cwd=tmp_path).returncode == 0
+    mini.server.requests.clear()
+    assert mini("--train-fraction", 0.5, *words, cwd=tmp_path).returncode == 0
+    assert len(mini.server.requests) == 10
+    assert len(list((tmp_path / "data/prepared-256/train2017").iterdir())) == 20
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(mini, tmp_path):
+    words = ["--preset", "small", "--root", "data", "--dry-run"]
+    done = mini(*words, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "4 single images (10 %; all of them:" in done.stdout
+    assert "5 single images (20 %" in done.stdout
+    assert "annotations_trainval2017.zip" in done.stdout
+    assert "needs" in done.stdout
+    assert json.loads(mini(*words, "--json", cwd=tmp_path).stdout)["parts"][2]["way"] == "single"
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_smaller_copies_are_kept_and_trained_on(mini, clipcoco, tmp_path):
+    words = from_server(mini, "--train-fraction", 0.5, "--root", "data", "--only-prepared")
+    done = mini(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    root = tmp_path / "data"
+    assert not (root / "train2017").exists()
+    assert len(list((root / "prepared-256/train2017").iterdir())) == 20
+    mini.server.requests.clear()
+    assert mini(*words, cwd=tmp_path).returncode == 0
+    assert not mini.server.requests
+    settings = ["data.train_fraction=0.5", *TOY, "data.root=data", "model.vision.weights=none", "train.epochs=1"]
+    trained = clipcoco("train", "--preset", "full", *settings, "--json", cwd=tmp_path)
+    assert trained.code == 0, trained.stderr
+    assert trained.json["source"] == "prepared-256"
+    assert mini(*words, "--verify", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("carried", ["archives", "folders"])
+def test_what_was_carried_here_by_hand_is_taken_from_there(mini, tmp_path, carried):
+    source = tmp_path / "stick"
+    if carried == "archives":
+        shutil.copytree(mini.folder / "zips", source)
+        shutil.copy(mini.folder / "annotations" / "annotations_trainval2017.zip", source)
+    else:
+        source.mkdir()
+        shutil.unpack_archive(mini.folder / "annotations" / "annotations_trainval2017.zip", source)
+        for split in ("train2017", "val2017"):
+            shutil.copytree(mini.folder / split, source / split)
+    done = mini("--all", "--root", "data", "--source", source, "--mirror", "http://127.0.0.1:9", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    inside = tmp_path / "data" / "train2017"
+    assert len(list(inside.iterdir())) == 40
+    if carried == "folders":  # the same files, not copies of them
+        assert all(path.samefile(source / "train2017" / path.name) for path in inside.iterdir())
+    else:
+        assert sorted(path.name for path in source.iterdir()) == [
+            "annotations_trainval2017.zip", "train2017.zip", "val2017.zip",
+        ]  # fmt: skip
+    streamed = mini("--all", "--root", "small", "--source", source, "--only-prepared", cwd=tmp_path)
+    assert streamed.returncode == 0, streamed.stderr
+    assert not (tmp_path / "small" / "train2017").exists()
+    copies = [tree(tmp_path / root) for root in ("data", "small")]
+    assert [{k: v for k, v in copy.items() if k.startswith("prepared")} for copy in copies][0] == {
+        k: v for k, v in copies[1].items() if k.startswith("prepared")
+    }
+
+
+def test_a_carried_archive_of_other_content_is_refused(mini, tmp_path):
+    shutil.copytree(mini.folder / "zips", tmp_path / "stick")
+    shutil.copy(mini.folder / "annotations" / "annotations_trainval2017.zip", tmp_path / "stick")
+    path = tmp_path / "stick" / "val2017.zip"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    done = mini("--all", "--root", "data", "--source", "stick", cwd=tmp_path)
+    assert_one_line(done, 3, "is not the published val2017.zip")
+    assert not (tmp_path / "data" / "val2017").exists()
+
+
+def assert_one_line(done: subprocess.CompletedProcess, code: int, *parts: str) -> None:
+    assert done.returncode == code, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in errors[0]
+
+
+def test_no_network_says_how_to_fetch_by_hand(mini, tmp_path):
+    done = mini("--preset", "tiny", "--root", "data", cwd=tmp_path)
+    assert_one_line(done, 5, "annotations_trainval2017.zip", "--source DIR")
+
+
+def test_a_portal_page_or_wrong_bytes_never_get_a_final_name(mini, tmp_path):
+    words = from_server(mini, "--all", "--root", "data")
+    path = mini.folder / "zips" / "val2017.zip"
+    mini.server.always["/zips/val2017.zip"] = Reply(content=b"<html>Please log in</html>")
+    assert_one_line(mini(*words, cwd=tmp_path), 5, "val2017.zip")
+    mini.server.always["/zips/val2017.zip"] = Reply(content=bytes(path.stat().st_size))
+    assert_one_line(mini(*words, cwd=tmp_path), 3, "val2017.zip")
+    assert not (tmp_path / "data" / "val2017").exists()
+    mini.server.always.clear()
+    assert mini(*words, cwd=tmp_path).returncode == 0
+
+
+def test_a_single_image_of_other_dimensions_is_refused(mini, tmp_path):
+    words = from_server(mini, "--train-fraction", 0.25, "--val-fraction", 0.25, "--root", "data")
+    assert mini(*words, "--set", "data.prepared_size=0", cwd=tmp_path).returncode == 0
+    name = sorted((tmp_path / "data" / "train2017").iterdir())[0].name
+    shutil.rmtree(tmp_path / "data" / "train2017")
+    other = next(path for path in sorted((mini.folder / "val2017").iterdir()) if path.name != name)
+    from PIL import Image, ImageOps
+
+    with Image.open(other) as picture:
+        ImageOps.expand(picture, 7).save(tmp_path / "wrong.jpg")
+    mini.server.always[f"/train2017/{name}"] = Reply(content=(tmp_path / "wrong.jpg").read_bytes())
+    assert_one_line(mini(*words, cwd=tmp_path), 3, name)
+    assert not (tmp_path / "data" / "train2017" / name).exists()
+
+
+def test_two_at_once_the_second_is_told_who_is_at_work(mini, tmp_path):
+    mini.server.always["/zips/train2017.zip"] = Reply(pace=0.05)
+    words = from_server(mini, "--all", "--root", "data")
+    first = mini.start(*words, cwd=tmp_path)
+    wait_until(lambda: any(path.name == "train2017.zip.part" for path in (tmp_path / "data").rglob("*.part")))
+    assert_one_line(mini(*words, cwd=tmp_path), 5, f"process {first.pid}")
+    first.kill()  # its lock dies with it
+    first.communicate()
+    mini.server.always.clear()
+    assert mini(*words, cwd=tmp_path).returncode == 0
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_ctrl_c_says_that_nothing_is_lost(mini, tmp_path):
+    mini.server.always["/zips/train2017.zip"] = Reply(pace=0.05)
+    words = from_server(mini, "--all", "--root", "data")
+    process = mini.start(*words, cwd=tmp_path)
+    wait_until(lambda: any((tmp_path / "data").rglob("train2017.zip.part")))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "The same command goes on where it was." in err
+    assert "Traceback" not in err
+
+
+def killed_until_done(mini: Mini, words: list[object], cwd: Path, moments: list[float]) -> int:
+    kills = 0
+    for moment in moments:
+        process = mini.start(*words, cwd=cwd)
+        began = time.monotonic()
+        # counted from its first trace on the disk: starting Python takes longer than the work
+        while process.poll() is None and not (cwd / "data" / ".clipcoco" / "holder").exists():
+            time.sleep(0.002)
+        while process.poll() is None and time.monotonic() - began < moment:
+            time.sleep(0.002)
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL)
+        if (holder := cwd / "data" / ".clipcoco" / "holder").exists():
+            holder.unlink()
+    done = mini(*words, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return kills
+
+
+@pytest.mark.parametrize("way", ["archives", "single", "only-prepared"])
+def test_kill_9_at_any_moment_then_the_same_command(mini, tmp_path, way):
+    part = ["--all"] if way == "archives" else ["--train-fraction", 0.5, "--val-fraction", 0.5]
+    more = ["--only-prepared"] if way == "only-prepared" else []
+    words = from_server(mini, *part, *more, "--root", "data")
+    (tmp_path / "calm").mkdir()
+    assert mini(*words, cwd=tmp_path / "calm").returncode == 0
+    mini.server.latency = 0.02
+    for path in ("/zips/val2017.zip", "/zips/train2017.zip"):
+        mini.server.always[path] = Reply(pace=0.003)
+    (tmp_path / "killed").mkdir()
+    kills = killed_until_done(mini, words, tmp_path / "killed", [0.9 + 0.11 * n for n in range(7)])
+    assert kills >= 3
+    assert tree(tmp_path / "killed" / "data") == tree(tmp_path / "calm" / "data")
+    leftovers = [p.name for p in (tmp_path / "killed" / "data").rglob(".*") if p.is_file() and p.suffix == ".tmp"]
+    assert not leftovers
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A volume of 3 MB, where mounting is allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("a small volume can't be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_too_small_is_told_beforehand(mini, small_disk, tmp_path):
+    need = sum(archive.size for archive in mini.coco.images.values())
+    if need < 3_000_000:
+        (small_disk / "ballast").write_bytes(bytes(3_000_000 - need // 2))
+    done = mini(*from_server(mini, "--all", "--root", small_disk / "data"), cwd=tmp_path)
+    assert_one_line(done, 5, "are needed", "are free on the volume of", "--only-prepared")
+    assert not mini.server.requests
+
+
+def test_a_disk_that_fills_up_meanwhile_is_one_line_and_goes_on_later(mini, tmp_path):
+    words = from_server(mini, "--all", "--root", "data")
+
+    def limit() -> None:  # no file may grow beyond: what a full disk does to the largest
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        size = mini.coco.images["train2017"].size // 2
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    done = mini(*words, cwd=tmp_path, preexec_fn=limit)
+    assert_one_line(done, 5)
+    assert os.strerror(errno.EFBIG) in done.stderr or "full" in done.stderr or "room" in done.stderr
+    assert mini(*words, cwd=tmp_path).returncode == 0
+    assert len(list((tmp_path / "data" / "train2017").iterdir())) == 40
+
+
+USAGE = [
+    ([], 2, "--preset NAME"),
+    (["--preset", "tiny", "--source", "nowhere"], 2, "is no folder (--source)"),
+    (["--preset", "tiny", "--mirror", "ftp://x"], 2, "--mirror"),
+    (["--preset", "tiny", "--only-prepared", "--set", "data.prepared_size=0"], 2, "--only-prepared"),
+    (["--captions", "x.csv"], 2, "--captions FILE --images DIR --root DIR"),
+    (["--train-fraction", "2"], 2, "data.train_fraction"),
+    (["--preset", "tiny", "--root", "nowhere", "--verify"], 3, "no captions at nowhere"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "part"), USAGE, ids=[" ".join(case[0]) for case in USAGE])
+def test_usage(mini, tmp_path, words, code, part):
+    assert_one_line(mini(*words, cwd=tmp_path), code, part)
+    assert not list(tmp_path.iterdir())
