@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipcoco.data.captions import check_files, count_entries, overlap, read_captions
+from clipcoco.data.annotations import count_entries
+from clipcoco.data.captions import overlap, read_captions
+from clipcoco.data.presence import check_files
 from clipcoco.errors import DataError
 
 IMAGES, CAPTIONS = 120, 5

@@ -14,6 +14,7 @@ from clipcoco.events import (
     Event,
     ImageReplaced,
     Progress,
+    RunEnded,
     RunStarted,
     StepDone,
     StepSkipped,
@@ -177,3 +178,28 @@ TensorBoard(Path({str(tmp_path)!r}), None)(step(1))
 print({{"torch", "tensorflow"}} & set(sys.modules))
 """
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+def test_tensorboard_holds_the_settings_in_the_run_itself(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    settings = {"train.lr": 5e-4, "data.flip": True, "model.vision.backbone": "resnet18", "data.crop_scale": [0.5, 1]}
+    sink = TensorBoard(tmp_path, None, settings)
+    sink(started(tmp_path))
+    sink(RunEnded(step=3, epoch=1, state="finished", reason="", seconds=1.0))
+    sink.close()
+    reader = EventAccumulator(str(tmp_path))
+    reader.Reload()
+    content = {tag: reader.SummaryMetadata(tag).plugin_data.content for tag in reader.PluginTagToContent("hparams")}
+    start = plugin_data_pb2.HParamsPluginData.FromString(content["_hparams_/session_start_info"])
+    values = start.session_start_info.hparams
+    assert values["train.lr"].number_value == 5e-4
+    assert values["data.flip"].bool_value is True
+    assert values["model.vision.backbone"].string_value == "resnet18"
+    assert values["data.crop_scale"].string_value == "[0.5, 1]"
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
+    assert {info.name for info in experiment.hparam_infos} == set(settings)
+    assert "val/r1" in {info.name.tag for info in experiment.metric_infos}
+    end = plugin_data_pb2.HParamsPluginData.FromString(content["_hparams_/session_end_info"])
+    assert end.session_end_info.status == 1  # success

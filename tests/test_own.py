@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from clipcoco.data.captions import CaptionTable, check_files, overlap, read_captions
+from clipcoco.data.captions import CaptionTable, overlap, read_captions
+from clipcoco.data.presence import check_files
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
 from clipcoco.events import TaskProgress
 from clipcoco.prepare.own import Adopted, adopt

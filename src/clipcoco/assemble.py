@@ -11,13 +11,14 @@ import torch
 from clipcoco import __version__
 from clipcoco.config.derive import Derived, count_parameters, derive, resolve_frozen_epochs
 from clipcoco.config.schema import BACKBONES, Config
-from clipcoco.data.captions import CaptionTable, check_files, overlap, read_captions
+from clipcoco.data.captions import CaptionTable, overlap, read_captions
 from clipcoco.data.features import Features
 from clipcoco.data.loader import TrainingLoader, choose_workers
+from clipcoco.data.presence import check_files
 from clipcoco.data.sources import ORIGINALS, Source, choose_source
 from clipcoco.data.tokenizer import Tokenizer
-from clipcoco.engine.device import Device, choose_device
 from clipcoco.engine.checkpoint import weights_sha256
+from clipcoco.engine.device import Device, choose_device
 from clipcoco.engine.evaluate import Split, embed, validation_loss
 from clipcoco.engine.features import cache_features, feature_key
 from clipcoco.engine.model import DualEncoder

@@ -14,7 +14,7 @@ import torchvision
 
 from clipcoco import __version__
 from clipcoco.assemble import Assembled, backbone_features, build_training
-from clipcoco.config.load import to_plain
+from clipcoco.config.load import flatten, to_plain
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import Device, is_out_of_memory, out_of_memory
 from clipcoco.engine.model import DualEncoder
@@ -38,7 +38,9 @@ def conduct(
 ) -> RunEnded:
     """Train from `state` on; `content` is the checkpoint of a resume. The directory exists and is locked."""
     metrics = MetricsFile(run.metrics, content["metrics"] if content else [])
-    with contextlib.closing(TensorBoard(run.tensorboard, state.step if content else None)) as tensorboard:
+    with contextlib.closing(
+        TensorBoard(run.tensorboard, state.step if content else None, flatten(parts.config))
+    ) as tensorboard:
         report = fan_out(show, metrics, tensorboard, lambda event: _keep_status(run, parts, state, event))
         try:
             report(_started(run, parts, state, tuple(metrics.rows) if content else ()))

@@ -1,21 +1,26 @@
-"""`eval`: a checkpoint or a file of embeddings -> the recall tables as one plain object; the page of retrievals."""
+"""`eval`: a checkpoint or a file of embeddings -> the recall tables as one plain object; the record for the report."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from clipcoco.config.schema import DataConfig
-from clipcoco.data.captions import CaptionTable, check_files, read_captions
+from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.loader import choose_workers
+from clipcoco.data.presence import check_files
+from clipcoco.data.sources import choose_source
+from clipcoco.engine.analysis import Hubs, geometry, hubs, rank_counts, similarities
+from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import choose_for_evaluation, make_deterministic
 from clipcoco.engine.embeddings import Embeddings, read_embeddings
 from clipcoco.engine.evaluate import Retrieval, Split, embed, retrievals_worth_showing
 from clipcoco.engine.recall import folds_table, ranks, recall_table
 from clipcoco.errors import ConfigError
 from clipcoco.events import Report
+from clipcoco.files import write_json
 from clipcoco.model_file import ModelFile
-from clipcoco.report.retrievals import CaptionHit, ImageHit, ImageQuery, TextQuery, write_retrievals
+from clipcoco.report.thumbnails import thumbnails
 
 FOLD = 1000  # images, of protocol 1k
 
@@ -46,7 +51,9 @@ def evaluate_checkpoint(
     if fraction is None:
         fraction = data.val_fraction if split == "val" else data.train_fraction
     table = read_captions(root, f"{split}2017").subset(fraction, data.subset_seed)
-    check_files(table, root)
+    trained_on = model_file.content.get("data", {}).get("source")
+    source, (table,) = choose_source(data, [table], trained_on)
+    check_files(table)
     tokens = model_file.tokenizer.encode(table.captions, model_file.config.model.text.context_length)
     _check_protocols(protocols, len(table.files))
     workers, _ = choose_workers(data.workers, device.device.type)
@@ -59,12 +66,13 @@ def evaluate_checkpoint(
         "checkpoint": str(model_file.path),
         "step": model_file.content["state"].get("step", 0),
         "split": f"{split}2017",
-        "source": "originals",
+        "source": source.name,
+        "trained_on": trained_on,
         **_tables(embeddings, protocols),
         "precision": device.precision,
         "seconds": time.monotonic() - start,
     }
-    return Evaluation(result, embeddings, table, root)
+    return Evaluation(result, embeddings, table, table.folder)
 
 
 def evaluate_embeddings(path: Path, protocols: tuple[str, ...]) -> Evaluation:
@@ -79,6 +87,7 @@ def evaluate_embeddings(path: Path, protocols: tuple[str, ...]) -> Evaluation:
         "step": None,
         "split": str(path),
         "source": note,
+        "trained_on": None,
         **_tables(embeddings, protocols),
         "precision": None,
         "seconds": time.monotonic() - start,
@@ -101,33 +110,68 @@ def _tables(embeddings: Embeddings, protocols: tuple[str, ...]) -> dict[str, Any
     return {"images": own.images, "captions": own.captions, "protocols": tables, "r1": own.r1}
 
 
-def show_retrievals(evaluation: Evaluation, path: Path, title: str, seed: int) -> None:
-    """Write retrievals.html for an evaluated checkpoint."""
-    embeddings, table, root = evaluation.embeddings, evaluation.table, evaluation.root
+def write_record(evaluation: Evaluation, model_file: ModelFile, path: Path) -> None:
+    """Write evaluation.json: all that the report shows of an evaluated checkpoint, without it or the data."""
+    embeddings, table, seed = evaluation.embeddings, evaluation.table, model_file.config.seed
     assert table is not None
-    assert root is not None
     place = ranks(embeddings.images, embeddings.texts, embeddings.owners)
     texts, images = retrievals_worth_showing(embeddings, place, seed)
-    owners = embeddings.owners.tolist()
+    by_captions = hubs(embeddings.texts, embeddings.images)
+    by_images = hubs(embeddings.images, embeddings.texts)
+    shown = {*by_captions.rows, *(query.query for query in images), *(row for query in texts for row in query.found)}
+    content = model_file.content
+    record = {
+        "schema": 1,
+        "result": evaluation.result,
+        "retrievals": {
+            "texts": [_text_query(table, query) for query in texts],
+            "images": [_image_query(table, query) for query in images],
+        },
+        "similarities": asdict(similarities(embeddings)),
+        "ranks": {
+            "i2t": asdict(rank_counts(place.i2t, len(table.captions))),
+            "t2i": asdict(rank_counts(place.t2i, len(table.files))),
+        },
+        "hubs": {
+            "images": {**asdict(by_captions), "found": _image_hubs(table, by_captions)},
+            "captions": {**asdict(by_images), "found": _caption_hubs(table, by_images)},
+        },
+        "geometry": asdict(geometry(embeddings)),
+        "thumbnails": thumbnails(table.folder, [table.files[row] for row in sorted(shown)]),
+        "seed": seed,
+        "provenance": {
+            "checkpoint": model_file.path.name,
+            "weights_sha256": weights_sha256(content["model"]),
+            "parameters": sum(parameter.numel() for parameter in model_file.model.parameters()),
+            "vocabulary": model_file.tokenizer.vocab_size,
+            "versions": content.get("versions", {}),
+            "data": content.get("data", {}),
+        },
+    }
+    write_json(path, record)
 
-    def text_query(query: Retrieval) -> TextQuery:
-        hits = [
-            ImageHit(root / table.files[row], score, row == owners[query.query])
-            for row, score in zip(query.found, query.scores, strict=True)
-        ]
-        return TextQuery(table.captions[query.query], query.rank, query.drawn, tuple(hits))
 
-    def image_query(query: Retrieval) -> ImageQuery:
-        hits = [
-            CaptionHit(table.captions[row], score, owners[row] == query.query)
-            for row, score in zip(query.found, query.scores, strict=True)
-        ]
-        return ImageQuery(root / table.files[query.query], query.rank, query.drawn, tuple(hits))
+def _text_query(table: CaptionTable, query: Retrieval) -> dict[str, Any]:
+    own = table.owners[query.query]
+    hits = [
+        {"file": table.files[row], "score": score, "right": bool(row == own)}
+        for row, score in zip(query.found, query.scores, strict=True)
+    ]
+    return {"caption": table.captions[query.query], "rank": query.rank, "drawn": query.drawn, "hits": hits}
 
-    write_retrievals(
-        path,
-        title,
-        evaluation.result,
-        [text_query(query) for query in texts],
-        [image_query(query) for query in images],
-    )
+
+def _image_query(table: CaptionTable, query: Retrieval) -> dict[str, Any]:
+    hits = [
+        {"caption": table.captions[row], "score": score, "right": bool(table.owners[row] == query.query)}
+        for row, score in zip(query.found, query.scores, strict=True)
+    ]
+    return {"file": table.files[query.query], "rank": query.rank, "drawn": query.drawn, "hits": hits}
+
+
+def _image_hubs(table: CaptionTable, found: Hubs) -> list[dict[str, Any]]:
+    return [{"file": table.files[row], "count": count} for row, count in zip(found.rows, found.counts, strict=True)]
+
+
+def _caption_hubs(table: CaptionTable, found: Hubs) -> list[dict[str, Any]]:
+    rows = zip(found.rows, found.counts, strict=True)
+    return [{"caption": table.captions[row], "count": count} for row, count in rows]

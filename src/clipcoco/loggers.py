@@ -7,13 +7,17 @@ import math
 import os
 import socket
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from clipcoco import files
-from clipcoco.events import RECORDED, Evaluated, Event, Progress, Report, RunStarted, StepDone, Warned
+from clipcoco.events import RECORDED, Evaluated, Event, Progress, Report, RunEnded, RunStarted, StepDone, Warned
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 
 def fan_out(*sinks: Report) -> Report:
@@ -97,29 +101,64 @@ class LogFile:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}".rstrip() + "\n")
 
 
+@dataclass(frozen=True)
+class Picture:
+    tag: str  # "retrievals/text_to_image/01"
+    description: str
+    png: bytes
+    width: int
+    height: int
+
+
 class TensorBoard:
-    """Scalars for TensorBoard, written without torch's writer, whose import costs 2 seconds more.
+    """Scalars, settings and pictures, written without torch's writer, whose import costs 2 seconds more.
 
     `step` is that of the checkpoint a resumed run goes on from: readers then drop what an earlier file
-    holds of later steps. The file is opened with the first scalar.
+    holds of later steps. `settings`, by dotted name, stand in the run itself and not in one of their own, as
+    torch's add_hparams has it. The file is opened with the first record.
     """
 
-    def __init__(self, folder: Path, step: int | None) -> None:
-        self.folder = folder
-        self.step = step
+    def __init__(self, folder: Path, step: int | None, settings: Mapping[str, object] | None = None) -> None:
+        self.folder, self.step, self.settings = folder, step, settings or {}
         self._file: BinaryIO | None = None
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StepDone):
-            self._write(event.step, _step_scalars(event))
+            self._scalars(event.step, _step_scalars(event))
         elif isinstance(event, Evaluated):
-            self._write(event.step, _evaluation_scalars(event))
+            self._scalars(event.step, _evaluation_scalars(event))
+        elif isinstance(event, RunStarted) and self.settings and self.step is None:
+            self._write(0, _hparams(self.settings))
+        elif isinstance(event, RunEnded):
+            self._write(event.step, [_session_end(finished=event.state == "finished")])
+
+    def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+
+        self._write(
+            step,
+            [
+                Summary.Value(
+                    tag=picture.tag,
+                    metadata=SummaryMetadata(summary_description=picture.description),
+                    image=Summary.Image(
+                        width=picture.width, height=picture.height, colorspace=3, encoded_image_string=picture.png
+                    ),
+                )
+                for picture in pictures
+            ],
+        )
 
     def close(self) -> None:
         if self._file:
             self._file.close()
 
-    def _write(self, step: int, scalars: dict[str, float]) -> None:
+    def _scalars(self, step: int, scalars: dict[str, float]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self._write(step, [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()])
+
+    def _write(self, step: int, values: "Sequence[Summary.Value]") -> None:
         from tensorboard.compat.proto.event_pb2 import Event as Record
         from tensorboard.compat.proto.event_pb2 import SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -130,7 +169,6 @@ class TensorBoard:
             if self.step is not None:
                 start = SessionLog(status=SessionLog.START)
                 self._append(Record(wall_time=time.time(), step=self.step + 1, session_log=start))
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self._append(Record(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def _open(self) -> BinaryIO:
@@ -145,6 +183,45 @@ class TensorBoard:
         buffer = io.BytesIO()
         RecordWriter(buffer).write(record.SerializeToString())
         _write(self._file, buffer.getvalue())
+
+
+def _hparams(settings: Mapping[str, object]) -> "list[Summary.Value]":
+    """What the HParams page needs: which settings and metrics there are, then this run's values."""
+    from google.protobuf.struct_pb2 import Value
+    from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+
+    infos, start = [], plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            kind, proto = api_pb2.DATA_TYPE_BOOL, Value(bool_value=value)
+        elif isinstance(value, int | float):
+            kind, proto = api_pb2.DATA_TYPE_FLOAT64, Value(number_value=value)
+        else:
+            kind, proto = api_pb2.DATA_TYPE_STRING, Value(string_value=str(value))
+        infos.append(api_pb2.HParamInfo(name=name, type=kind))
+        start.hparams[name].CopyFrom(proto)
+    metrics = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in ("val/r1", "val/loss", "train/loss")]
+    experiment = api_pb2.Experiment(hparam_infos=infos, metric_infos=metrics)
+    return [
+        _plugin_value("_hparams_/experiment", plugin_data_pb2.HParamsPluginData(experiment=experiment)),
+        _plugin_value("_hparams_/session_start_info", plugin_data_pb2.HParamsPluginData(session_start_info=start)),
+    ]
+
+
+def _session_end(finished: bool) -> "Summary.Value":
+    from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+
+    end = plugin_data_pb2.SessionEndInfo(
+        status=api_pb2.STATUS_SUCCESS if finished else api_pb2.STATUS_UNKNOWN, end_time_secs=time.time()
+    )
+    return _plugin_value("_hparams_/session_end_info", plugin_data_pb2.HParamsPluginData(session_end_info=end))
+
+
+def _plugin_value(tag: str, data: "HParamsPluginData") -> "Summary.Value":
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import metadata
+
+    return Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)
 
 
 def _step_scalars(event: StepDone) -> dict[str, float]:

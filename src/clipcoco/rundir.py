@@ -52,10 +52,6 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
-    def retrievals(self) -> Path:
-        return self.path / "retrievals.html"
-
-    @property
     def evaluation(self) -> Path:
         """What the best checkpoint was measured to be, with the retrievals that the report shows."""
         return self.path / "evaluation.json"

@@ -90,7 +90,9 @@ def test_a_run_directory_holds_what_it_promises(folder):
         "status.json",
         "metrics.jsonl",
         "log.txt",
-        "retrievals.html",
+        "evaluation.json",
+        "report.html",
+        "figures",
         "tensorboard",
         "checkpoints",
     } <= {path.name for path in run.iterdir()}
@@ -98,7 +100,7 @@ def test_a_run_directory_holds_what_it_promises(folder):
     assert status["state"] == "finished"
     assert (status["step"], status["total_steps"], status["exit_code"]) == (18, 18, 0)
     assert status["best"]["r1"] == json.loads((folder / "trained.json").read_text())["r1"]
-    assert (run / "retrievals.html").read_text().count("data:image/jpeg;base64") >= 12
+    assert (run / "report.html").read_text().count("data:image/jpeg;base64") >= 12
 
 
 def test_a_checkpoint_is_plain_data_and_self_contained(folder):

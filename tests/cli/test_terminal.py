@@ -76,7 +76,7 @@ def test_the_panel_ctrl_c_and_a_resume_to_the_table(scenes, tmp_path):
     again.wait_for("run: stopped by Ctrl-C at step")
     assert again.wait() == 0
     assert "image -> text" in again.text()
-    assert "runs/run/retrievals.html" in again.text()
+    assert "runs/run/report.html" in again.text()
     assert not again.screen.cursor.hidden
 
 

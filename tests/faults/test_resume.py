@@ -261,11 +261,11 @@ def finished(calm, tmp_path) -> Path:
 
 def test_a_kill_after_the_last_save_costs_nothing_and_adds_nothing(clipcoco, calm, finished):
     (finished / "status.json").unlink()
-    (finished / "retrievals.html").unlink()
+    (finished / "report.html").unlink()
     done = clipcoco("resume", cwd=finished.parents[1])
     assert done.code == 0, done.stderr
     assert "image -> text" in done.stdout
-    assert (finished / "retrievals.html").exists()
+    assert (finished / "report.html").exists()
     assert_same(finished, calm)
 
 
@@ -275,7 +275,7 @@ def test_an_early_stop_stays_one(clipcoco, data, tmp_path):
     run = tmp_path / "runs" / "run"
     before = rows(run)
     assert before[-1]["epoch"] < 7
-    (run / "retrievals.html").unlink()
+    (run / "report.html").unlink()
     again = clipcoco("resume", cwd=tmp_path)
     assert again.code == 0, again.stderr
     assert rows(run) == before

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from tokenizers import models
 
-from clipcoco.data.captions import check_files, overlap, read_captions
+from clipcoco.data.captions import overlap, read_captions
 from clipcoco.data.images import evaluation_view, read
+from clipcoco.data.presence import check_files
 from clipcoco.data.tokenizer import END, START, Tokenizer, pipeline
 
 SHARED = Path(__file__).parents[2].parent / "shared"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clipcoco import __version__
-from clipcoco.cli import evaluate, inspect, prepare, train
+from clipcoco.cli import env, evaluate, export, inspect, prepare, report, runs, search, train
 from clipcoco.cli.options import debugging
 from clipcoco.console import error_line
 from clipcoco.errors import ClipcocoError, ExitCode
@@ -24,6 +24,11 @@ app.command("resume", rich_help_panel="Train and measure")(train.resume)
 app.command("eval", rich_help_panel="Train and measure")(evaluate.evaluate)
 app.command("prepare-data", rich_help_panel="Data")(prepare.prepare_data)
 app.command("inspect-config", rich_help_panel="Look")(inspect.inspect_config)
+app.command("runs", rich_help_panel="Look")(runs.runs)
+app.command("report", rich_help_panel="Look")(report.report)
+app.command("env", rich_help_panel="Look")(env.env)
+app.command("search", rich_help_panel="Use")(search.search)
+app.command("export", rich_help_panel="Use")(export.export)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,5 +1,6 @@
 """`clipcoco eval`."""
 
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ from clipcoco import rundir
 from clipcoco.cli.options import RUNS, ConfigFile, Debug, Device, Json, Run, RunsDir, Set, print_json, split_words
 from clipcoco.config.load import flatten, load_config, override, to_plain
 from clipcoco.config.schema import DataConfig
-from clipcoco.console import RunConsole, open_terminal, recall_table, say_seconds, show
+from clipcoco.console import RunConsole, Terminal, open_terminal, recall_table, say_seconds, show
 from clipcoco.errors import CheckpointError, ConfigError, ExitCode
 from clipcoco.rundir import RunDir
 
@@ -122,17 +123,30 @@ def _measure(
         )
 
 
-def measure_run(run: RunDir, data: DataConfig | None, device: str | None) -> "Evaluation":
+def measure_run(run: RunDir, data: DataConfig | None, device: str | None, terminal: Terminal) -> "Evaluation":
     """What `eval` would say of the run's best checkpoint, kept as evaluation.json; `data` None: as it was trained."""
     from clipcoco.evaluation import evaluate_checkpoint, write_record
     from clipcoco.model_file import open_model
 
     model_file = open_model(rundir.Found(run, None).weights())
     data = data or model_file.config.data
-    with RunConsole(open_terminal()) as console:
+    with RunConsole(terminal) as console:
         evaluation = evaluate_checkpoint(model_file, run.name, data, "val", None, ("own", "1k"), device, console)
     write_record(evaluation, model_file, run.evaluation)
+    _add_pictures(run)
     return evaluation
+
+
+def _add_pictures(run: RunDir) -> None:
+    """The report's retrievals for TensorBoard too: a second copy, so that a full disk costs no word."""
+    from clipcoco.loggers import TensorBoard
+    from clipcoco.report.record import read_record
+    from clipcoco.report.strips import strips
+
+    record, _ = read_record(run)
+    if record is not None:
+        with suppress(OSError), closing(TensorBoard(run.tensorboard, None)) as tensorboard:
+            tensorboard.pictures(record.result.step, strips(record))
 
 
 def _show(evaluation: "Evaluation", protocols: tuple[str, ...], json_: bool) -> int:

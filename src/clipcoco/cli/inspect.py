@@ -10,7 +10,7 @@ from clipcoco.cli.options import Debug, Json, Set, print_json, split_words
 from clipcoco.config.derive import OFFICIAL, Derived, derive
 from clipcoco.config.load import LoadedConfig, dump, load_config, preset_names, presets_folder, to_plain
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
-from clipcoco.data.captions import count_entries
+from clipcoco.data.annotations import count_entries
 from clipcoco.errors import ConfigError, ExitCode
 
 

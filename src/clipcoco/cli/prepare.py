@@ -14,7 +14,8 @@ from clipcoco.cli.options import Debug, Json, Preset, Set, print_json
 from clipcoco.cli.verify import show_verified
 from clipcoco.config.load import LoadedConfig, load_config, preset_names
 from clipcoco.console import TaskConsole, Terminal, open_terminal, say_bytes, say_seconds, show, summary_rows
-from clipcoco.data.captions import check_files, overlap, read_captions
+from clipcoco.data.captions import overlap, read_captions
+from clipcoco.data.presence import check_files
 from clipcoco.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:

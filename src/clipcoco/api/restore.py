@@ -1,0 +1,53 @@
+"""What training and encoding set for the whole process, and how it is brought back."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
+
+import torch
+
+from clipcoco.errors import EnvironmentProblem
+
+
+@contextmanager
+def globals_restored() -> Iterator[None]:
+    """Inside, torch's own defaults that our code builds on; afterwards all that it sets is as it was before."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, dtype = torch.backends.cudnn.benchmark, torch.get_default_dtype()
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    method = multiprocessing.get_start_method(allow_none=True)  # torch's loader asks, and so fixes it
+    preload = forkserver._forkserver._preload_modules  # type: ignore[attr-defined]  # no one else tells
+    random = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    except RuntimeError as error:
+        if "CUBLAS_WORKSPACE_CONFIG" not in str(error):
+            raise
+        raise EnvironmentProblem(  # torch looked for it once, before we could set it
+            "the GPU was used in this process before clipcoco, in a way that can't give equal bits "
+            "(CUBLAS_WORKSPACE_CONFIG). Set it to :4096:8 before the first use, or load or train first"
+        ) from error
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        multiprocessing.set_start_method(method, force=True)
+        forkserver._forkserver._preload_modules = preload  # type: ignore[attr-defined]
+        if workspace is None:
+            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+        else:
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace
+        torch.set_rng_state(random)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        else:  # its generators begin later, from the seed that they would have had
+            torch.cuda.manual_seed_all(torch.initial_seed())
+        if mps is not None:
+            torch.mps.set_rng_state(mps)

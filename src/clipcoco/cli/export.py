@@ -1,0 +1,83 @@
+"""`clipcoco export`."""
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clipcoco import rundir
+from clipcoco.cli.options import RUNS, Debug, Json, Run, RunsDir, Set, print_json, split_words
+from clipcoco.config.load import override
+from clipcoco.console import RunConsole, open_terminal, say_bytes, show
+from clipcoco.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from clipcoco.export import Export
+
+FORMATS = ("open_clip", "safetensors", "onnx")
+
+
+def _formats(incomplete: str) -> list[str]:
+    return [name for name in FORMATS if name.startswith(incomplete)]
+
+
+def export(
+    format_: Annotated[str, typer.Option("--format", help="open_clip, safetensors or onnx.", autocompletion=_formats)],
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder for it.")],
+    words: Run = None,
+    changes: Set = None,
+    runs_dir: RunsDir = RUNS,
+    json_: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Take a run's best model elsewhere: compared with the checkpoint on tensors and recall before it is there.
+
+    [bold]clipcoco export small --format open_clip --output small-open-clip[/bold]
+
+    [bold]clipcoco export RUN/last --format onnx --output onnx --set data.root=DIR[/bold]
+    """
+    if format_ not in FORMATS:
+        near = difflib.get_close_matches(format_, FORMATS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Choose {', '.join(FORMATS)}"
+        raise ConfigError(f"no format '{format_}' (--format). {hint}")
+    word, bare = split_words(words)
+    changes = [*(changes or []), *bare]
+    if wrong := [change for change in changes if not change.startswith("data.")]:
+        raise ConfigError(f"{wrong[0]} would change the model, not the comparison (--set). Only data.* can be set")
+    from clipcoco.export import check_request, export_model
+
+    check_request(format_, output)
+    found = rundir.find(runs_dir, word)
+    from clipcoco.model_file import open_model
+
+    model_file = open_model(found.weights())
+    data = override(model_file.config, changes).data if changes else model_file.config.data
+    with RunConsole(open_terminal()) as console:
+        exported = export_model(model_file, found.run, format_, output, data, console)
+    return _show(exported, found, format_, json_)
+
+
+def _show(exported: "Export", found: rundir.Found, format_: str, json_: bool) -> int:
+    terminal, parity = open_terminal(), exported.parity
+    if parity.note:
+        show(terminal.err, f"note: recall was not compared: {parity.note}")
+    if json_:
+        result = {"schema": 1, "run": found.run.name if found.run else None, "checkpoint": str(found.weights())}
+        print_json({**result, "format": format_, **exported.to_plain()})
+        return ExitCode.OK
+    size = say_bytes(sum(exported.files.values()))
+    lines = [
+        f"{found.run.name if found.run else found.weights()}, {found.weights().stem} -> {exported.folder} ({size})",
+        f"embeddings differ by {parity.difference:.1e} at most, token ids of {parity.texts:,} texts not at all",
+    ]
+    if parity.texts_cleaned:
+        lines.append(f"{format_} itself cleans {parity.texts_cleaned:,} of these texts to other ids than in training")
+    if parity.recall:
+        before, after = parity.recall.checkpoint, parity.recall.export
+        lines.append(
+            f"mean R@1 on {after['images']:,} validation images: {before['r1']:.2f} of the checkpoint, "
+            f"{after['r1']:.2f} of the export"
+        )
+    show(terminal.out, *lines, f"how to load it: {exported.folder / 'README.md'}")
+    return ExitCode.OK

@@ -1,0 +1,59 @@
+"""`clipcoco report`."""
+
+from clipcoco import rundir
+from clipcoco.cli.evaluate import measure_run
+from clipcoco.cli.options import RUNS, Debug, Device, Json, Run, RunsDir, print_json, split_words
+from clipcoco.config.load import load_config
+from clipcoco.config.schema import DataConfig
+from clipcoco.console import Terminal, open_terminal, printable, show, summary_rows
+from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError, ExitCode
+from clipcoco.rundir import RunDir
+
+
+def report(
+    words: Run = None,
+    runs_dir: RunsDir = RUNS,
+    device: Device = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Write the page of a run, report.html; measures its best checkpoint first, unless that is done.
+
+    [bold]clipcoco report[/bold]
+
+    [bold]clipcoco report small --device cpu[/bold]
+    """
+    from clipcoco.report.page import is_measured, write_report
+
+    word, bare = split_words(words)
+    if bare:
+        raise ConfigError(f"a report changes no setting: {bare[0]} (command line). Leave it out")
+    found = rundir.find(runs_dir, word)
+    if found.run is None:
+        raise CheckpointError(f"{found.checkpoint} lies in no run directory, and a report is of a run. Name a run")
+    run, terminal = found.run, open_terminal()
+    measured = (run.checkpoints / "best.pt").exists() and not is_measured(run) and _measure(run, device, terminal)
+    path = write_report(run)
+    if json_:
+        print_json({"schema": 1, "run": run.name, "report": str(path), "measured": measured})
+    else:
+        show(terminal.out, *summary_rows([("report", str(path)), ("figures", str(run.figures))]))
+    return ExitCode.OK
+
+
+def _measure(run: RunDir, device: str | None, terminal: Terminal) -> bool:
+    """Whether that was possible; if not, a line says why, and the page will do without."""
+    try:
+        measure_run(run, _data(run), device, terminal)
+    except ClipcocoError as error:
+        show(terminal.err, f"note: {run.name} is not measured: {printable(str(error))}")
+        return False
+    return True
+
+
+def _data(run: RunDir) -> DataConfig | None:
+    """Where config.yaml says that the data are: a resume may have noted a new place there."""
+    try:
+        return load_config(file=run.config).config.data
+    except ConfigError:
+        return None

@@ -1,0 +1,182 @@
+"""`clipcoco runs`: every run in a table, or two of them side by side."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+from clipcoco.cli.compare import compare, indented
+from clipcoco.cli.options import RUNS, Debug, Json, RunsDir, print_json
+from clipcoco.cli.standing import Standing, all_standings
+from clipcoco.console import open_terminal, printable, show
+from clipcoco.errors import ConfigError, ExitCode
+
+NAME_WIDTH = 22  # "medium-20261124-021502": columns go before a name is cut shorter
+# From the one that goes last on a narrow terminal.
+IMPORTANCE = ("run", "state", "R@1", "images", "epochs", "when", "took", "device")
+
+
+def runs(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="A B", help="Two runs to compare; nothing: all of them.", show_default=False),
+    ] = None,
+    runs_dir: RunsDir = RUNS,
+    json_: Json = False,
+    debug: Debug = False,
+) -> int:
+    """All runs, the best first; or what differs between two, settings and recalls.
+
+    [bold]clipcoco runs[/bold]
+
+    [bold]clipcoco runs small-20261123-190211 small-20261123-180155[/bold]
+    """
+    terminal = open_terminal()
+    if words:
+        if len(words) != 2:
+            raise ConfigError(f"two runs are compared, not {len(words)} (command line). Give two, or none for the list")
+        return compare(terminal, runs_dir, words[0], words[1], json_)
+    standings = all_standings(runs_dir)
+    if json_:
+        print_json({"schema": 1, "runs_dir": str(runs_dir), "runs": [plain(one) for one in standings]})
+        return ExitCode.OK
+    if not standings:
+        show(terminal.out, f"There is no run in {runs_dir} yet. Start one: clipcoco train --preset demo")
+        return ExitCode.OK
+    show(terminal.out, *table(standings, terminal.out.width, time.time()))
+    return ExitCode.OK
+
+
+def plain(one: Standing) -> dict[str, Any]:
+    return {
+        "run": one.run.name,
+        "path": str(one.run.path),
+        "state": one.state,
+        "reason": one.reason,
+        "step": one.step,
+        "total_steps": one.total_steps,
+        "epochs_done": one.epochs_done,
+        "epochs": one.epochs,
+        "r1": one.r1,
+        "best_epoch": one.best_epoch,
+        "images": one.images,
+        "device": one.device,
+        "seconds": one.seconds,
+        "started": one.started,
+        "changed": one.changed,
+    }
+
+
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    cells: tuple[str, ...]
+    right: bool = False
+
+    @property
+    def width(self) -> int:
+        return max(map(cell_len, (self.title, *self.cells)))
+
+    def cell(self, row: int) -> str:
+        """Padded; row -1 is the title."""
+        text = self.title if row < 0 else self.cells[row]
+        padding = " " * (self.width - cell_len(text))
+        return padding + text if self.right else text + padding
+
+
+def table(standings: Sequence[Standing], width: int, now: float) -> list[Text]:
+    """The list of runs in lines of at most `width` columns, and what its R@1 means."""
+    of_recalls = [one.images for one in standings if one.r1 is not None]
+    galleries = set(of_recalls) - {None}
+    columns = _fitted(_columns(standings, now, galleries=len(galleries) > 1), width)
+    lines = [
+        Text(("  " + "  ".join(column.cell(row) for column in columns)).rstrip()) for row in range(-1, len(standings))
+    ]
+    lines[0].stylize("dim")
+    if not of_recalls:
+        return lines
+    about = "R@1: mean of both directions in percent"
+    if len(galleries) > 1:
+        about += "; it falls as the gallery grows: compare rows of equal images"
+    elif galleries:
+        about += f", {galleries.pop():,} images to search" + (" where known" if None in of_recalls else "")
+        lines[1].highlight_regex(rf"(?<=\s){standings[0].r1:.2f}(?=\s|$)", "green")
+    return [*lines, Text(), *(Text(line, "dim") for line in indented(about, width))]
+
+
+def _columns(standings: Sequence[Standing], now: float, galleries: bool) -> list[_Column]:
+    def column(title: str, cells: list[str], right: bool = False) -> _Column:
+        return _Column(title, tuple(cells), right)
+
+    found = [
+        column("run", [printable(one.run.name) for one in standings]),
+        column("state", [_say_state(one) for one in standings]),
+        column("epochs", [f"{one.epochs_done}/{'?' if one.epochs is None else one.epochs}" for one in standings], True),
+        column("R@1", ["-" if one.r1 is None else f"{one.r1:.2f}" for one in standings], True),
+        column("device", [_say_device(one.device) for one in standings]),
+        column("took", ["-" if one.seconds is None else _short(one.seconds) for one in standings], True),
+        column("when", [_say_when(one, now) for one in standings]),
+    ]
+    if galleries:
+        sizes = ["-" if one.r1 is None else "?" if one.images is None else f"{one.images:,}" for one in standings]
+        found.insert(4, column("images", sizes, True))
+    return found
+
+
+def _fitted(columns: list[_Column], width: int) -> list[_Column]:
+    """Names are cut first, down to the length of usual ones; then columns go, at last names again."""
+
+    def taken(some: list[_Column]) -> int:
+        return sum(column.width + 2 for column in some)
+
+    name = columns[0]
+    for title in reversed(IMPORTANCE[3:]):
+        if taken(columns) - name.width + min(name.width, NAME_WIDTH) <= width:
+            break
+        columns = [column for column in columns if column.title != title]
+    room = max(5, min(name.width, width - taken(columns[1:]) - 2))
+    cells = (text if cell_len(text) <= room else set_cell_size(text, room - 1).rstrip() + "…" for text in name.cells)
+    return [replace(name, cells=tuple(cells)), *columns[1:]]
+
+
+def _say_state(one: Standing) -> str:
+    if one.state == "running" and one.total_steps:
+        return f"running {min(one.step / one.total_steps, 1):.0%}".replace("%", " %")
+    return one.state
+
+
+def _say_device(device: str | None) -> str:
+    return "-" if device is None else printable(device.removesuffix(":0"))[:8]
+
+
+def _short(seconds: float) -> str:
+    """A duration in at most five columns: 45s, 31m, 1h52, 27h, 12d."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    if minutes < 60:
+        return f"{minutes}m"
+    if minutes < 10 * 60:
+        return f"{minutes // 60}h{minutes % 60:02d}"
+    return f"{minutes // 60}h" if minutes < 72 * 60 else f"{minutes // 1440:,}d"
+
+
+def _say_when(one: Standing, now: float) -> str:
+    if one.state in ("running", "starting"):
+        return "now"
+    ago, then = now - one.changed, datetime.fromtimestamp(one.changed).date()
+    days = (date.fromtimestamp(now) - then).days
+    if -60 < ago < 60:
+        return "just now"
+    if 0 <= ago < 3600:
+        return f"{ago / 60:.0f} min ago"
+    if days == 0 and ago > 0:
+        return f"{ago / 3600:.0f} h ago"
+    if days == 1:
+        return "yesterday"
+    return f"{days} days ago" if 1 < days < 7 else str(then)

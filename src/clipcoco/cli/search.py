@@ -1,0 +1,199 @@
+"""`clipcoco search`."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.cells import cell_len
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from clipcoco import rundir
+from clipcoco.cli.options import RUNS, Debug, Device, Json, RunsDir, Set, print_json
+from clipcoco.config.load import override
+from clipcoco.console import RunConsole, Terminal, open_terminal, printable, say_seconds, show
+from clipcoco.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from clipcoco.search.galleries import Gallery
+    from clipcoco.search.models import Model
+    from clipcoco.search.query import Answer, Hit
+
+FEWEST = 12  # columns that a caption is worth showing in
+
+
+def search(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT", help="What is in the picture.", show_default=False)
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Look for what is like this picture instead.", show_default=False),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(metavar="RUN", help="A run, RUN/best or a file; otherwise the newest run.")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="All pictures below this folder, not the run's.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="local-dir:FOLDER", help="Any model of open_clip.", show_default=False),
+    ] = None,
+    count: Annotated[int, typer.Option("-k", min=1, max=10_000, help="How many.")] = 5,
+    changes: Set = None,
+    quiet: Annotated[bool, typer.Option("-q", help="Only the paths, one a line.")] = False,
+    json_: Json = False,
+    runs_dir: RunsDir = RUNS,
+    device: Device = None,
+    debug: Debug = False,
+) -> int:
+    """Find pictures by a sentence, or by a picture.
+
+    [bold]clipcoco search a dog on a sofa[/bold]
+
+    [bold]clipcoco search "a red car" --images ~/Pictures -k 20[/bold]
+    """
+    text = _query_words(words, image)
+    if quiet and json_:
+        raise ConfigError("-q and --json are both given (command line). Keep one")
+    if wrong := [change for change in changes or [] if not change.startswith("data.")]:
+        raise ConfigError(f"{wrong[0]} would change the model (--set). Only data.* can be set")
+    if model is not None and run is None and images is None:
+        raise ConfigError("a model has no pictures of its own (--model). Add --images DIR, or --run RUN")
+    from clipcoco.search.query import Query, Told, answer
+
+    found = rundir.find(runs_dir, run) if model is None or run is not None else None
+    searched, gallery = _open(found, images, model, changes or [])
+    home = found.run.path if found and found.run else runs_dir / "search" / searched.home
+    terminal = open_terminal()
+    with RunConsole(terminal) as console:
+        told = Told(console, lambda line: show(terminal.err, Text.assemble(("note: ", "yellow"), printable(line))))
+        query = Query(image.name if image else text, image)
+        result = answer(query, searched, gallery, home / "index", device, count, told)
+    if result.encoded:
+        took = say_seconds(result.encoding_seconds)
+        things = "captions" if result.captions else "images"
+        kept = ", kept for next time" if result.kept else ""
+        show(terminal.err, f"Encoding {result.encoded:,} {things} … {took}{kept}")
+    name = found.run.name if found and found.run else None
+    about = f"{name + ', ' if name else ''}{searched.words} · {_say_gallery(result)}"
+    if quiet:
+        _lines_to_stdout([os.fsencode(hit.path) for hit in result.hits])
+        return ExitCode.OK
+    page = _write_page(home / "search", result, about, told.tell)
+    if json_:
+        print_json(_plain(result, name, searched.source, page))
+        return ExitCode.OK
+    _show(terminal, result, about, page)
+    return ExitCode.OK
+
+
+def _query_words(words: list[str] | None, image: Path | None) -> str:
+    text = " ".join(words or [])
+    if words and image is not None:
+        raise ConfigError("a text and --image are both given (command line). Keep one")
+    if words is None and image is None:
+        raise ConfigError('what is to be found? (command line). clipcoco search "a dog on a sofa", or --image FILE')
+    return text
+
+
+def _open(
+    found: rundir.Found | None, images: Path | None, model: str | None, changes: list[str]
+) -> tuple["Model", "Gallery"]:
+    """The gallery first when it is a folder: a mistyped path is told before a model is loaded."""
+    from clipcoco.search import galleries, models
+
+    gallery = galleries.folder_gallery(images) if images is not None else None
+    searched = models.open_folder(model) if model is not None else None
+    if gallery and searched:
+        return searched, gallery
+    assert found is not None
+    ours, file = models.open_checkpoint(found.weights())
+    if gallery is None:
+        data = override(file.config, changes).data if changes else file.config.data
+        gallery = galleries.validation_gallery(data, file.content.get("data", {}).get("source"))
+    return searched or ours, gallery
+
+
+def _say_gallery(result: "Answer") -> str:
+    if result.captions:
+        return f"{result.captions:,} captions of {result.gallery}"
+    return f"{result.images:,} images of {result.gallery}"
+
+
+def _write_page(folder: Path, result: "Answer", about: str, tell: Callable[[str], None]) -> Path | None:
+    from clipcoco.search.page import write_page
+
+    try:
+        return write_page(folder, result, about)
+    except OSError as error:
+        tell(f"the page of pictures can't be written: {error.strerror} ({error.filename or folder})")
+        return None
+
+
+def _plain(result: "Answer", run: str | None, model: str, page: Path | None) -> dict[str, object]:
+    return {
+        "schema": 1,
+        "query": str(result.query.picture) if result.query.picture else result.query.words,
+        "run": run,
+        "model": model,
+        "gallery": result.gallery,
+        "images": result.images,
+        "seconds": result.seconds,
+        "hits": [
+            {"rank": hit.rank, "score": hit.score, "file": str(hit.path), "caption": hit.caption} for hit in result.hits
+        ],
+        "page": str(page.absolute()) if page else None,
+    }
+
+
+def _lines_to_stdout(lines: list[bytes]) -> None:
+    """As they are, in bytes: a file name need not be text. A reader that has gone is no error."""
+    try:
+        typer.echo(b"\n".join(lines))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show(terminal: Terminal, result: "Answer", about: str, page: Path | None) -> None:
+    show(terminal.err, f"{about} · {_milliseconds(result.seconds)}", "")
+    show(terminal.out, *_rows(terminal.out, result.hits))
+    if page:
+        linked = _linked(str(page), page.absolute())
+        show(terminal.err, "", Text.assemble("  pictures  ", linked))
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{max(1, round(1000 * seconds))} ms" if seconds < 0.95 else say_seconds(seconds)
+
+
+def _rows(console: Console, hits: tuple["Hit", ...]) -> list[Text]:
+    """A line a hit; on a terminal no longer than it is wide, elsewhere whole."""
+    ranks = max(2, len(str(len(hits))))
+    names = [printable(hit.shown) for hit in hits]
+    room = console.width - ranks - 12 if console.is_terminal else sys.maxsize
+    width = min(max(map(cell_len, names), default=0), max(room, 8))
+    lines = []
+    for hit, name in zip(hits, names, strict=True):
+        shown = name if cell_len(name) <= width else "…" + name[1 - width :]  # the end tells more
+        line = Text.assemble(f"  {hit.rank:>{ranks}}  {hit.score:6.3f}  ", _linked(shown, hit.path))
+        if hit.caption and room - width - 2 >= FEWEST:
+            line.append(" " * (width - cell_len(shown) + 2))
+            line.append(printable(hit.caption), "dim")
+        if console.is_terminal:
+            line.truncate(console.width, overflow="ellipsis")
+        lines.append(line)
+    return lines
+
+
+def _linked(text: str, path: Path) -> Text:
+    """A link that a terminal opens; plain text in a pipe or on a terminal that can't."""
+    dumb = os.environ.get("TERM", "dumb").lower() in ("dumb", "unknown")
+    return Text(text, Style(link=path.as_uri()) if sys.stdout.isatty() and not dumb else "")

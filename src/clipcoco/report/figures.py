@@ -1,0 +1,271 @@
+"""The report's figures as SVG; the one module that knows matplotlib, which it imports when it draws.
+
+Each is drawn in four marker colours that stand for roles. In the page they become its CSS variables, so that
+light, dark and print look right; in a file of its own they become tones that are readable on white and on black.
+"""
+
+import io
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from clipcoco.report.record import RankCounts, Similarities
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT, ACCENT, DIM = "#010101", "#020202", "#030303", "#040404"
+IN_PAGE = {INK: "currentColor", FAINT: "var(--line)", ACCENT: "var(--accent)", DIM: "var(--dim)"}
+ALONE = {INK: "#707070", FAINT: "#b0b0b055", ACCENT: "#1b8a8f", DIM: "#8a8a8a"}
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+POINTS = 400  # of a line: more are averaged, no screen shows them
+SVG = "{http://www.w3.org/2000/svg}"
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text: small, sharp, in the reader's own font
+    "svg.hashsalt": "clipcoco",  # the same bytes from the same run
+    "svg.image_inline": True,
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib; measures the layout, FONT replaces it
+    "font.size": 11,
+    "text.color": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.edgecolor": DIM,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.xmargin": 0.02,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.8,
+    "xtick.color": DIM,
+    "ytick.color": DIM,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "ytick.major.size": 0,
+    "xtick.major.size": 3,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "legend.handlelength": 1.8,
+    "legend.columnspacing": 1.2,
+    "legend.borderaxespad": 0.2,
+    "hatch.linewidth": 0.6,
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    name: str  # of its file, without the ending
+    title: str
+    words: str  # what it shows, with its main numbers: for those who cannot see it
+    in_page: str  # SVG
+    alone: str  # SVG, a file of its own
+
+
+@dataclass(frozen=True)
+class Line:
+    xs: Sequence[float]
+    ys: Sequence[float]
+    label: str = ""
+    color: str = ACCENT
+    style: str = "-"
+    marker: str = ""
+
+
+def curve(
+    name: str,
+    title: str,
+    words: str,
+    xlabel: str,
+    lines: Sequence[Line],
+    *,
+    levels: Sequence[float] = (),
+    level_label: str = "",
+    log: bool = False,
+    zero: bool = False,
+) -> Drawing:
+    """Lines over steps or epochs; `levels` are horizontal and dotted, such as chance; `zero` starts y at 0."""
+    with _drawing() as (figure, axes):
+        axes.set_title(title)
+        axes.set_xlabel(xlabel)
+        for line in lines:
+            xs, ys = _thinned(line.xs, line.ys)
+            marker = line.marker or ("o" if len(xs) == 1 else "")
+            axes.plot(xs, ys, line.style, color=line.color, marker=marker, label=line.label)
+        for number, level in enumerate(levels):
+            axes.axhline(level, color=DIM, linestyle=(0, (1, 1.6)), label="" if number else level_label, zorder=1)
+        if log:
+            axes.set_yscale("log")
+        if zero:
+            axes.set_ylim(bottom=0)
+        _ticks(axes)
+        return _finished(figure, axes, name, title, words)
+
+
+def similarity_histogram(found: Similarities, words: str) -> Drawing:
+    """Matched and unmatched pairs, each as shares of its kind."""
+    with _drawing() as (figure, axes):
+        title = "Similarity of pairs"
+        axes.set_title(title)
+        axes.set_xlabel("cosine similarity")
+        axes.set_ylabel("% of pairs")
+        edges, matched, unmatched = _merged(found)
+        axes.stairs(unmatched, edges, color=DIM, linestyle="--", linewidth=1.2, label="unmatched")
+        axes.stairs(unmatched, edges, fill=True, color=DIM, alpha=0.15)
+        axes.stairs(matched, edges, color=ACCENT, linewidth=1.6, label="matched")
+        axes.stairs(matched, edges, fill=True, color=ACCENT, alpha=0.25)
+        axes.locator_params(axis="x", nbins=6)
+        axes.set_ylim(bottom=0)
+        return _finished(figure, axes, "similarities", title, words)
+
+
+def rank_histogram(name: str, title: str, found: RankCounts, median: float, chance: float, words: str) -> Drawing:
+    """Shares of queries by rank, on a logarithmic axis."""
+    from matplotlib.ticker import FixedLocator, StrMethodFormatter
+
+    with _drawing() as (figure, axes):
+        axes.set_title(title)
+        axes.set_xlabel("rank of the right answer")
+        axes.set_ylabel("% of queries")
+        edges = [1, *(upper + 1 for upper in found.upper)]
+        shares = [100 * count / sum(found.counts) for count in found.counts]
+        axes.stairs(shares, edges, color=ACCENT, linewidth=1.2)
+        axes.stairs(shares, edges, fill=True, color=ACCENT, alpha=0.25)
+        axes.axvline(median, color=INK, linewidth=1.2, label=f"median {median:,g}")
+        axes.axvline(chance, color=DIM, linestyle=(0, (1, 1.6)), label=f"by chance {chance:,g}")
+        axes.set_xscale("log")
+        axes.set_xlim(1, edges[-1])
+        axes.xaxis.set_major_locator(FixedLocator([10**power for power in range(len(str(edges[-1])))]))
+        axes.xaxis.set_minor_locator(FixedLocator([]))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.set_ylim(bottom=0)
+        return _finished(figure, axes, name, title, words)
+
+
+@contextmanager
+def _drawing() -> Iterator[tuple["Figure", "Axes"]]:
+    """An empty figure in our style. The user's own matplotlib settings and backend stay as they are."""
+    with _no_files_at_home():
+        import matplotlib.figure
+        import matplotlib.style
+    with matplotlib.style.context(["default", STYLE]):
+        figure = matplotlib.figure.Figure(figsize=(4.7, 3.1), layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+@contextmanager
+def _no_files_at_home() -> Iterator[None]:
+    """Import matplotlib without its notes in the home folder, where nothing of ours belongs, and without listing
+    the system's fonts, which takes seconds when there is no such note. Who uses matplotlib has its folders."""
+    home = Path.home() if "HOME" in os.environ else Path(os.devnull)
+    theirs = (home / ".config" / "matplotlib", home / ".cache" / "matplotlib", home / ".matplotlib")
+    names = ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+    if "matplotlib" in sys.modules or any(os.environ.get(name) for name in names) or any(map(Path.is_dir, theirs)):
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"MPLCONFIGDIR": folder, "MPL_IGNORE_SYSTEM_FONTS": "1"}
+        try:
+            yield
+        finally:
+            del os.environ["MPLCONFIGDIR"], os.environ["MPL_IGNORE_SYSTEM_FONTS"]
+
+
+def _thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
+    """At most POINTS points, means of neighbours where there were more."""
+    size = -(-len(xs) // POINTS)
+
+    def means(values: Sequence[float]) -> list[float]:
+        groups = (values[start : start + size] for start in range(0, len(values), size))
+        return [math.fsum(group) / len(group) for group in groups]
+
+    return means(xs), means(ys)
+
+
+def _merged(found: Similarities) -> tuple[list[float], list[float], list[float]]:
+    """The occupied part of the histograms in at most about 60 bins, in percent."""
+    both = [one + other for one, other in zip(found.matched, found.unmatched, strict=True)]
+    occupied = [number for number, count in enumerate(both) if count]
+    first, last = occupied[0], occupied[-1] + 1
+    size = -(-(last - first) // 60)
+    starts = range(first, last, size)
+    edges = [*(found.edges[start] for start in starts), found.edges[min(starts[-1] + size, len(both))]]
+
+    def shares(counts: Sequence[int]) -> list[float]:
+        return [100 * sum(counts[start : start + size]) / max(sum(counts), 1) for start in starts]
+
+    return edges, shares(found.matched), shares(found.unmatched)
+
+
+def _ticks(axes: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    if axes.get_yscale() == "linear":
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+
+
+def _finished(figure: "Figure", axes: "Axes", name: str, title: str, words: str) -> Drawing:
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        figure.legend(handles, labels, loc="outside lower left", ncols=len(labels))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    root = _cleaned(buffer.getvalue(), name, title, words)
+    alone = ElementTree.tostring(root, "unicode")
+    del root.attrib["width"], root.attrib["height"]
+    in_page = ElementTree.tostring(root, "unicode").replace(' xmlns="http://www.w3.org/2000/svg"', "")
+    return Drawing(name, title, words, _painted(in_page, IN_PAGE), _painted(alone, ALONE) + "\n")
+
+
+def _cleaned(svg: bytes, name: str, title: str, words: str) -> ElementTree.Element:
+    """Without metadata and global style; ids that nobody refers to are gone, others are this figure's own."""
+    ElementTree.register_namespace("", SVG.strip("{}"))
+    root = ElementTree.fromstring(svg)
+    for unwanted in ("metadata", "defs"):
+        for node in root.findall(f"{SVG}{unwanted}"):
+            if unwanted == "metadata" or node.find(f"{SVG}style") is not None:
+                root.remove(node)
+    used = set(re.findall(rb"#([\w-]+)[\")]", svg))
+    for node in root.iter():
+        for key in list(node.attrib):
+            value = node.attrib.pop(key)
+            if key == "id" and value.encode() not in used:
+                continue
+            key = key.rpartition("}")[2] if key.endswith("}href") else key
+            if key == "id":
+                value = f"{name}-{value}"
+            elif key == "href":
+                value = f"#{name}-{value[1:]}"
+            node.attrib[key] = value.replace("url(#", f"url(#{name}-")
+    root.attrib |= {"role": "img", "aria-labelledby": f"{name}-title {name}-words", "stroke-linejoin": "round"}
+    for place, (tag, text) in enumerate((("title", title), ("desc", words))):
+        node = ElementTree.Element(f"{SVG}{tag}", {"id": f"{name}-{'title' if tag == 'title' else 'words'}"})
+        node.text = text
+        root.insert(place, node)
+    return root
+
+
+def _painted(svg: str, colors: dict[str, str]) -> str:
+    for marker, color in colors.items():
+        svg = svg.replace(marker, color)
+    return svg.replace("'DejaVu Sans'", FONT)

@@ -1,0 +1,139 @@
+"""metrics.jsonl and status.json, as the report reads them: rows that can't be read are counted and left out."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from clipcoco.report.record import Chance, Recalls
+from clipcoco.rundir import RunDir
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    step: int = Field(ge=0)
+    epoch: int = Field(ge=0)
+
+
+class StepClock(BaseModel):
+    seconds: float | None = None
+    images_per_second: float | None = None
+    data_wait: float | None = None  # a share
+
+
+class StepRow(_Row):
+    """None: the number was not finite."""
+
+    event: Literal["step"]
+    loss: float | None
+    lr: float | None
+    temperature: float | None
+    grad_norm: float | None
+    clock: StepClock = StepClock()
+
+
+class EvaluationClock(BaseModel):
+    seconds: float | None = None
+
+
+class EvaluationRow(_Row):
+    event: Literal["evaluation"]
+    val_loss: float | None
+    i2t: Recalls
+    t2i: Recalls
+    r1: float
+    weights_sha256: str = ""
+    best: bool = False
+    clock: EvaluationClock = EvaluationClock()
+
+
+class SkippedRow(_Row):
+    event: Literal["skipped"]
+    reason: str
+
+
+class ReplacedRow(_Row):
+    event: Literal["replaced"]
+    file: str
+
+
+class WarningRow(_Row):
+    event: Literal["warning"]
+    message: str
+
+
+_ROW: TypeAdapter[StepRow | EvaluationRow | SkippedRow | ReplacedRow | WarningRow] = TypeAdapter(
+    Annotated[StepRow | EvaluationRow | SkippedRow | ReplacedRow | WarningRow, Field(discriminator="event")]
+)
+
+
+@dataclass(frozen=True)
+class History:
+    steps: tuple[StepRow, ...]
+    evaluations: tuple[EvaluationRow, ...]
+    notes: tuple[str, ...]  # warnings, skipped steps, replaced images: what a reader should know, each once
+    unreadable: int  # rows
+
+    @property
+    def last_step(self) -> int:
+        return max((row.step for row in (*self.steps, *self.evaluations)), default=0)
+
+    @property
+    def best(self) -> EvaluationRow | None:
+        """The evaluation whose weights are in best.pt."""
+        return next((row for row in reversed(self.evaluations) if row.best), None)
+
+
+def read_history(run: RunDir) -> History:
+    """An absent file is an empty history."""
+    steps: list[StepRow] = []
+    evaluations: list[EvaluationRow] = []
+    notes: list[str] = []
+    unreadable = 0
+    for line in _lines(run):
+        try:
+            row = _ROW.validate_json(line)
+        except ValidationError:
+            unreadable += 1
+            continue
+        match row:
+            case StepRow():
+                steps.append(row)
+            case EvaluationRow():
+                evaluations.append(row)
+            case SkippedRow():
+                notes.append(f"Step {row.step:,} was skipped, the weights stayed: {row.reason}")
+            case ReplacedRow():
+                notes.append(f"{row.file} could not be read, another image took its place (step {row.step:,})")
+            case WarningRow():
+                notes.append(row.message)
+    return History(tuple(steps), tuple(evaluations), tuple(dict.fromkeys(notes)), unreadable)
+
+
+def _lines(run: RunDir) -> list[bytes]:
+    try:
+        return [line for line in run.metrics.read_bytes().splitlines() if line.strip()]
+    except OSError:
+        return []
+
+
+class Status(BaseModel):
+    """status.json; a field that is missing or no such thing has its default."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    state: str = ""
+    step: int | None = None
+    total_steps: int | None = None
+    exit_code: int | None = None
+    reason: str = ""
+    started: float | None = Field(None, ge=0, le=32503680000)  # seconds since 1970, up to the year 3000
+    chance: Chance | None = None  # of the validation gallery
+
+
+def read_status(run: RunDir) -> Status:
+    try:
+        return Status.model_validate(run.status())
+    except (ValidationError, RecursionError):
+        return Status()

@@ -1,0 +1,211 @@
+"""report.html: the page in which a run ends, made from its directory alone: no model, no data, no torch.
+
+One self-contained file without scripts. Whatever is missing or damaged is said in its place; the rest is shown.
+"""
+
+import contextlib
+import time
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from clipcoco.files import write_atomically
+from clipcoco.report.history import EvaluationRow, History, Status, read_history, read_status
+from clipcoco.report.plots import evaluation_plots, training_plots
+from clipcoco.report.record import Recalls, Record, read_record
+from clipcoco.report.settings import command, commands, read_settings
+from clipcoco.rundir import RunDir
+
+OURS = ("report.html", "figures")  # of the files of a run: made here, so not listed in what is made
+
+
+def is_measured(run: RunDir) -> bool:
+    """Whether evaluation.json is there, whole, and of the best checkpoint."""
+    record, _ = read_record(run)
+    return record is not None and _of_best(record, read_history(run))
+
+
+def write_report(run: RunDir) -> Path:
+    """Write report.html and figures/*.svg; a reader sees the old page or the new one, whole.
+
+    Raises OSError when the run directory refuses them.
+    """
+    history, settings, status = read_history(run), read_settings(run), read_status(run)
+    record, why_not = read_record(run)
+    chance = record.result.protocols.own.chance if record else status.chance
+    plots = training_plots(history, settings.config, chance)
+    measured = evaluation_plots(record) if record else []
+    page = _template().render(
+        name=run.name,
+        status=status,
+        banner=_banner(run, status, history),
+        history=history,
+        settings=settings,
+        record=record,
+        stale=record is not None and not _of_best(record, history),
+        why_not=why_not,
+        tables=_tables(record, history, status),
+        plots=plots,
+        measured=measured,
+        report_command=command(run, "report"),
+        commands=commands(run, settings),
+        files=_files(run.path),
+        clock=_clock(history),
+        started=_utc(status.started),
+    )
+    write_atomically(run.report, page.encode("utf-8", "replace"))  # a file may be called anything
+    run.figures.mkdir(exist_ok=True)
+    for drawing in (*plots, *measured):
+        write_atomically(run.figures / f"{drawing.name}.svg", drawing.alone)
+    return run.report
+
+
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"thousands": "{:,}".format, "size": _size, "duration": _duration}
+    return environment.from_string(resources.files("clipcoco.report").joinpath("page.html.j2").read_text("utf-8"))
+
+
+def _of_best(record: Record, history: History) -> bool:
+    best = history.best
+    return best is None or best.weights_sha256 == record.provenance.weights_sha256
+
+
+@dataclass(frozen=True)
+class Banner:
+    title: str
+    text: str
+    command: str = ""  # what to do about it
+
+
+def _banner(run: RunDir, status: Status, history: History) -> Banner | None:
+    step, total = max(status.step or 0, history.last_step), status.total_steps
+    where = f"at step {step:,}" + (f" of {total:,}" if total else "")
+    saved = any(run.checkpoints.glob("*.pt"))
+    onward = command(run, "resume") if saved else ""
+    match status.state:
+        case "finished":
+            early = f"{status.reason[:1].upper()}{status.reason[1:]} {where}." if status.reason else ""
+            return Banner("Finished early", early) if early else None
+        case "stopped":
+            return Banner("Stopped", f"By {status.reason or 'a signal'} {where}. Go on from there:", onward)
+        case "failed":
+            code = f" (exit code {status.exit_code})" if status.exit_code is not None else ""
+            reason = status.reason or "no reason is recorded"
+            then = "Go on from its last checkpoint:" if saved else "Nothing was saved before."
+            return Banner("Failed", f"{where.capitalize()}{code}: {reason}. {then}", onward)
+        case "running":
+            text = f"This page shows the run {where}." + (" Should no process be at work on it:" if saved else "")
+            return Banner("Still running", text, onward)
+    return Banner("State unknown", "status.json is missing or can't be read, so how the run ended is not known.")
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    recalls: Recalls
+    spread: dict[str, float]  # half of the 95 % interval, by "r1", "r5", "r10"
+    kind: str = ""  # "mean" or "chance"
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    about: str
+    rows: tuple[Row, ...]
+    r1: float
+    spread: float | None  # of r1
+    chance: float | None
+
+
+def _tables(record: Record | None, history: History, status: Status) -> list[Table]:
+    """The recalls of the best checkpoint; what training saw of it when it is not measured by itself."""
+    if record and _of_best(record, history):
+        protocols = record.result.protocols
+        return [_table(name, entry) for name, entry in (("own", protocols.own), ("1k", protocols.one_k)) if entry]
+    return [_table_of_training(history.best, status)] if history.best else []
+
+
+def _table(protocol: str, entry: Any) -> Table:
+    spread = {
+        direction: {key: (high - low) / 2 for key, (low, high) in found.items()}
+        for direction, found in ((("i2t", entry.interval.i2t), ("t2i", entry.interval.t2i)) if entry.interval else ())
+    }
+    about = f"all {entry.images:,} images and {entry.captions:,} captions form one gallery"
+    if protocol == "1k":
+        galleries = "one gallery" if entry.folds == 1 else f"the mean of {entry.folds} galleries"
+        about = f"{galleries} of 1,000 images, {entry.dropped:,} left out"
+    ties = f" ({entry.ties:,} queries tied)" if entry.ties else ""
+    return Table(
+        title=f"Protocol {protocol}",
+        about=f"{about}; percent; ties count against the model{ties}",
+        rows=(
+            Row("image → text", entry.i2t, spread.get("i2t", {})),
+            Row("by chance", entry.chance.i2t, {}, "chance"),
+            Row("text → image", entry.t2i, spread.get("t2i", {})),
+            Row("by chance", entry.chance.t2i, {}, "chance"),
+            _mean(entry.i2t, entry.t2i),
+        ),
+        r1=entry.r1,
+        spread=(entry.interval.r1[1] - entry.interval.r1[0]) / 2 if entry.interval else None,
+        chance=(entry.chance.i2t.r1 + entry.chance.t2i.r1) / 2,
+    )
+
+
+def _table_of_training(row: EvaluationRow, status: Status) -> Table:
+    rows, chance = [], None
+    for label, recalls, direction in (("image → text", row.i2t, "i2t"), ("text → image", row.t2i, "t2i")):
+        rows.append(Row(label, recalls, {}))
+        if status.chance:
+            rows.append(Row("by chance", getattr(status.chance, direction), {}, "chance"))
+    if status.chance:
+        chance = (status.chance.i2t.r1 + status.chance.t2i.r1) / 2
+    rows.append(_mean(row.i2t, row.t2i))
+    about = f"the validation images form one gallery; percent; as measured in training after epoch {row.epoch}"
+    return Table("Protocol own", about, tuple(rows), row.r1, None, chance)
+
+
+def _mean(i2t: Recalls, t2i: Recalls) -> Row:
+    means = {key: (getattr(i2t, key) + getattr(t2i, key)) / 2 for key in ("r1", "r5", "r10", "median_rank")}
+    return Row("mean", Recalls(**means), {}, "mean")
+
+
+def _clock(history: History) -> list[tuple[str, str]]:
+    """Where the time went, as far as the records tell."""
+    steps = sum(row.clock.seconds or 0 for row in history.steps)
+    evaluations = sum(row.clock.seconds or 0 for row in history.evaluations)
+    rows = [("training steps", steps), (f"{len(history.evaluations)} evaluations", evaluations)]
+    return [(label, _duration(seconds)) for label, seconds in rows if seconds]
+
+
+def _files(folder: Path) -> list[tuple[str, int]]:
+    """Relative names and bytes, sorted; hidden files and what the report itself makes left out."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if name.parts[0] in OURS or any(part.startswith(".") for part in name.parts) or not path.is_file():
+            continue
+        with contextlib.suppress(FileNotFoundError):  # a run at work renames its checkpoints
+            found.append((name.as_posix(), path.stat().st_size))
+    return found
+
+
+def _size(count: float) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count:.0f} bytes"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _utc(seconds: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds)) if seconds is not None else ""

@@ -1,0 +1,79 @@
+"""config.yaml of a run, for the report: what differs from its preset, the whole file, and the command."""
+
+import shlex
+from dataclasses import dataclass
+
+from clipcoco.config.load import flatten, load_config
+from clipcoco.config.schema import Config
+from clipcoco.config.text import written
+from clipcoco.errors import ConfigError
+from clipcoco.rundir import RunDir
+
+INIT = "# Started with --init "
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    value: str
+    preset: str  # what the preset says
+    source: str  # as config.yaml notes it: "--set (demo.yaml:24 says 6)"
+
+
+@dataclass(frozen=True)
+class Settings:
+    text: str  # of config.yaml
+    config: Config | None  # None: `problem` says why
+    problem: str
+    preset: str  # the nearest one, or "base"
+    differing: tuple[Setting, ...]  # from the preset
+    init: str  # where the weights came from, when not from the preset
+
+
+def read_settings(run: RunDir) -> Settings:
+    """Never fails: the text alone is worth showing."""
+    try:
+        text = run.config.read_text("utf-8", errors="replace")
+    except OSError as error:
+        return Settings("", None, f"config.yaml can't be read: {error.strerror}", "", (), "")
+    init = text.splitlines()[0].removeprefix(INIT) if text.startswith(INIT) else ""
+    try:
+        loaded = load_config(file=run.config)
+        preset = loaded.chain[-1]
+        theirs = flatten(load_config(preset).config)
+    except ConfigError as error:
+        return Settings(
+            text, None, f"This version of clipcoco can't use config.yaml: {error.mistakes[0]}", "", (), init
+        )
+    lines = text.splitlines()
+    differing = tuple(
+        Setting(name, written(value), written(theirs[name]), _comment(lines, loaded.source[name]))
+        for name, value in flatten(loaded.config).items()
+        if value != theirs[name]
+    )
+    return Settings(text, loaded.config, "", preset, differing, init)
+
+
+def _comment(lines: list[str], place: str) -> str:
+    """What stands behind the value, on the line that `place` ("runs/a/config.yaml:7") names."""
+    number = place.rpartition(":")[2]
+    line = lines[int(number) - 1] if number.isdigit() and 0 < int(number) <= len(lines) else ""
+    return line.partition("  # ")[2].strip() or place
+
+
+def commands(run: RunDir, settings: Settings) -> tuple[str, ...]:
+    """What trains this run again: from its own file, and from its preset."""
+    start = ["--init", settings.init] if settings.init else []
+    file = f"{run.path.absolute().parent.name}/{run.name}/config.yaml"
+    words = [["--config", file, *start]]
+    if settings.config and settings.preset != "base":
+        changes = [word for at in settings.differing for word in ("--set", f"{at.name}={at.value}")]
+        words.append(["--preset", settings.preset, *start, *changes])
+    return tuple(shlex.join(["clipcoco", "train", *arguments]) for arguments in words)
+
+
+def command(run: RunDir, name: str) -> str:
+    """`clipcoco NAME RUN`, to be typed in the folder that holds the folder of runs."""
+    folder = run.path.absolute().parent.name
+    where = [] if folder == "runs" else ["--runs-dir", folder]
+    return shlex.join(["clipcoco", name, run.name, *where])

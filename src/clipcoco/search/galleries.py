@@ -1,0 +1,150 @@
+"""Where pictures are looked for: a run's validation set, or any folder; and how they are read."""
+
+import io
+import os
+import stat
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipcoco.config.schema import DataConfig
+from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.data.images import decode
+from clipcoco.data.presence import check_files
+from clipcoco.data.sources import choose_source
+from clipcoco.errors import DataError, EnvironmentProblem
+from clipcoco.search.index import Item
+
+SPLIT = "val2017"
+MAX_BYTES = 2**30  # of one file
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_ORIENTATION = 274  # the EXIF tag: how a picture must be turned to stand upright
+_TURNS = {3: (2, False), 6: (3, False), 8: (1, False), 2: (0, True), 4: (2, True), 5: (3, True), 7: (1, True)}
+
+
+@dataclass(frozen=True)
+class Gallery:
+    words: str  # for a person: "val2017", or the folder as it was given
+    folder: Path  # what is encoded lies here
+    originals: Path  # what is shown lies here, where it is there
+    items: list[Item]  # by name
+    table: CaptionTable | None  # of a validation set
+    notes: tuple[str, ...]
+
+    def captions(self) -> dict[str, str]:
+        """The first caption of each picture, by name."""
+        if self.table is None:
+            return {}
+        firsts = self.table.offsets[:-1].tolist()
+        return {file: self.table.captions[first] for file, first in zip(self.table.files, firsts, strict=True)}
+
+    def shown(self, name: str) -> Path:
+        """The file to show for a picture, absolute."""
+        original = (self.originals / name).absolute()
+        return original if original.is_file() else (self.folder / name).absolute()
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a JPEG or PNG file, whatever its name; None of others. Raises OSError."""
+        return read_picture(self.folder / name)
+
+    def pixels(self, data: bytes) -> Tensor:
+        """uint8 RGB (3,H,W): as stored in a validation set, as `eval` sees it; upright in one's own folder."""
+        return decode(data) if self.table else upright(data)
+
+
+def validation_gallery(data: DataConfig, trained_on: str | None) -> Gallery:
+    """The images that `eval` measures on. Raises DataError."""
+    root = Path(data.root).expanduser()
+    table = read_captions(root, SPLIT).subset(data.val_fraction, data.subset_seed)
+    _, (table,) = choose_source(data, [table], trained_on)
+    check_files(table)
+    items = []
+    for file in sorted(table.files):
+        found = os.stat(table.folder / file)
+        items.append(Item(file, found.st_size, found.st_mtime_ns))
+    return Gallery(SPLIT, table.folder, root, items, table, ())
+
+
+def folder_gallery(folder: Path) -> Gallery:
+    """All files below `folder` but hidden ones; which of them are pictures shows when they are read.
+
+    Raises DataError for a folder that does not exist or holds no file, EnvironmentProblem without access.
+    """
+    root = folder.expanduser()
+    if not root.is_dir():
+        what = "is no folder" if root.exists() else "does not exist"
+        raise DataError(f"{folder} {what} (--images). Give a folder of pictures")
+    try:
+        os.scandir(root).close()
+    except OSError as error:
+        raise EnvironmentProblem(f"{folder} can't be read: {error.strerror} (--images). May you read it?") from error
+    closed: list[str] = []
+    items = sorted(_files_below(root, closed), key=lambda item: item.name)
+    notes = (count_words(closed, "can't be opened"),) if closed else ()
+    if not items:
+        raise DataError(f"there is no picture in {folder} (--images). Give a folder of JPEG or PNG files")
+    return Gallery(str(folder), root, root, items, None, notes)
+
+
+def _files_below(root: Path, closed: list[str]) -> Iterator[Item]:
+    """Regular files. Linked folders come after real ones, and none is entered twice, so that loops end."""
+    waiting, seen = deque([""]), set()
+    while waiting:
+        inside = waiting.popleft()
+        try:
+            found = os.stat(root / inside)
+            entries = sorted(os.scandir(root / inside), key=lambda entry: entry.name)
+        except OSError:
+            closed.append(inside)
+            continue
+        if (found.st_dev, found.st_ino) in seen:
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        for entry in entries:
+            name = f"{inside}/{entry.name}" if inside else entry.name
+            if entry.name.startswith("."):
+                continue
+            try:
+                found = entry.stat()
+            except OSError:  # a link to nowhere, or to itself
+                closed.append(name)
+                continue
+            if stat.S_ISREG(found.st_mode):
+                yield Item(name, found.st_size, found.st_mtime_ns)
+            elif stat.S_ISDIR(found.st_mode):
+                (waiting.append if entry.is_symlink() else waiting.appendleft)(name)
+
+
+def read_picture(path: Path) -> bytes | None:
+    """The content of a JPEG or PNG file, whatever its name; None of any other. Raises OSError."""
+    with open(path, "rb") as file:
+        head = file.read(len(_PNG))
+        if not head.startswith((_JPEG, _PNG)) or os.fstat(file.fileno()).st_size > MAX_BYTES:
+            return None
+        return head + file.read()
+
+
+def upright(data: bytes) -> Tensor:
+    """The pixels, uint8 RGB (3,H,W), turned as the camera noted. Raises UnreadableImage."""
+    pixels = decode(data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tag = Image.open(io.BytesIO(data), formats=("JPEG", "PNG")).getexif().get(_ORIENTATION)
+    except Exception:  # damaged metadata make Pillow raise nearly anything; the pixels are whole
+        return pixels
+    turns, mirrored = _TURNS.get(tag, (0, False)) if isinstance(tag, int) else (0, False)
+    turned = torch.rot90(pixels, turns, (1, 2))
+    return turned.flip(2) if mirrored else turned
+
+
+def count_words(names: list[str], what: str) -> str:
+    """`3 files are ...`, with the first of them."""
+    first = f"first {names[0]}" if len(names) > 1 else names[0]
+    return f"{len(names):,} {'files' if len(names) > 1 else 'file'} {what}: {first}"

@@ -1,0 +1,105 @@
+"""The hits of a search as one page without scripts: thumbnails inside it, links to the files."""
+
+import base64
+import hashlib
+import io
+import re
+import unicodedata
+import warnings
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from clipcoco.data.images import MAX_PIXELS
+from clipcoco.files import write_atomically
+from clipcoco.search.query import Answer
+
+THUMBNAIL = 240  # pixels, the longer side
+MOST = 100  # pictures on a page
+
+
+@dataclass(frozen=True)
+class _Card:
+    rank: int
+    score: float
+    name: str
+    link: str
+    caption: str | None
+    thumbnail: str | None  # a data URI; None for a picture that can't be read any more
+
+
+def write_page(folder: Path, answer: Answer, about: str) -> Path:
+    """Write the page of an answer into `folder`; gives its path. `about` says which model found it where.
+
+    Raises OSError.
+    """
+    from jinja2 import Environment  # slow to import
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(resources.files(__package__).joinpath("page.html.j2").read_text("utf-8"))
+    picture = answer.query.picture
+    html = template.render(
+        words=_text(f"like {picture.name}" if picture else answer.query.words),
+        asked=_data_uri(picture.expanduser()) if picture else None,
+        about=_text(about),
+        cards=[
+            _Card(
+                hit.rank,
+                hit.score,
+                _text(hit.shown),
+                hit.path.as_uri(),
+                hit.caption and _text(hit.caption),
+                _data_uri(hit.path),
+            )
+            for hit in answer.hits[:MOST]
+        ],
+        left_out=max(0, len(answer.hits) - MOST),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{slug(f'like {picture.stem}' if picture else answer.query.words)}.html"
+    write_atomically(path, html)
+    return path
+
+
+def _text(text: str) -> str:
+    """What UTF-8 can hold of a file name, on one line, and not turned around by it."""
+    whole = text.encode("utf-8", "replace").decode()
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in whole)
+
+
+def slug(words: str) -> str:
+    """A file name for a query: letters a to z, digits and dashes, at most 70 characters, never empty.
+
+    What these can't say is told apart by a sum at the end.
+    """
+    plain = unicodedata.normalize("NFKD", words.casefold())
+    letters = "-".join(re.findall(r"[a-z0-9]+", "".join(c for c in plain if not unicodedata.combining(c))))
+    lost = any(c.isalnum() and not c.isascii() for c in plain) or len(letters) > 60 or not letters
+    if not lost:
+        return letters
+    digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{letters[:60].strip('-') or 'query'}-{digest}"
+
+
+def thumbnail(path: Path) -> bytes | None:
+    """A JPEG of at most 240 pixels a side, turned upright; None for a file that can't be read."""
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=("JPEG", "PNG")) as image:
+            warnings.simplefilter("ignore")
+            if image.width * image.height > MAX_PIXELS:
+                return None
+            image.draft("RGB", (THUMBNAIL, THUMBNAIL))
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            small = ImageOps.exif_transpose(image).convert("RGB")
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=80, optimize=True)
+    except Exception:  # Pillow raises nearly anything on damaged files, and a page can do without one
+        return None
+    return buffer.getvalue()
+
+
+def _data_uri(path: Path) -> str | None:
+    data = thumbnail(path)
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" if data else None

@@ -1,0 +1,402 @@
+"""`clipcoco runs` and `clipcoco env`: what they say of real, killed, damaged and hostile run folders and machines."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.cells import cell_len
+
+from clipcoco.cli.env import WEIGHTS
+from clipcoco.config.load import dump, load_config
+from clipcoco.rundir import RunDir
+from conftest import TOY
+
+RECALLS = {"r1": 10.0, "r5": 20.0, "r10": 30.0, "median_rank": 40.0}
+
+
+@pytest.fixture(scope="module")
+def trained(clipcoco, scenes, tmp_path_factory) -> Path:
+    """A working directory in which run `real` was trained for an epoch and measured."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = ("--preset", "demo", "--name", "real", *TOY, f"data.root={scenes}", "train.epochs=1")
+    done = clipcoco("train", *words, cwd=folder)
+    assert done.code == 0, done.stderr
+    return folder
+
+
+def make(
+    folder: Path, name: str, r1s: tuple[float, ...] = (), config: str = "extends: small\n", hours: float = 0, **status
+) -> RunDir:
+    """A run folder as its process would have left it `hours` ago, after an evaluation for each of `r1s`."""
+    run = RunDir(folder / "runs" / name)
+    run.checkpoints.mkdir(parents=True)
+    run.config.write_text(config)
+    rows = []
+    for epoch, r1 in enumerate(r1s, 1):
+        row = {"step": 100 * epoch, "epoch": epoch, "val_loss": 1.0, "i2t": RECALLS, "t2i": RECALLS, "r1": r1}
+        rows.append({**row, "event": "evaluation"})
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    best = {"r1": max(r1s), "epoch": r1s.index(max(r1s)) + 1} if r1s else None
+    known = {"state": "finished", "step": 100 * len(r1s), "total_steps": 1000, "epochs": 10, "best": best}
+    known |= {"device": "cuda:0", "val_images": 5000, "seconds": 1860.0, "exit_code": 0, "started": 1e9 - hours}
+    (run.path / "status.json").write_text(json.dumps({**known, **status}))
+    then = time.time() - hours * 3600
+    os.utime(run.path / "status.json", (then, then))
+    return run
+
+
+def lines_of(clipcoco, folder: Path, *words: str, columns: int = 80) -> list[str]:
+    done = clipcoco("runs", *words, cwd=folder, env={"COLUMNS": str(columns)})
+    assert done.code == 0, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert all(cell_len(line) <= columns for line in lines), lines
+    return lines
+
+
+def words_of(line: str) -> list[str]:
+    return [word.strip() for word in line.split("  ") if word.strip()]
+
+
+# ---- the list
+
+
+def test_the_list_has_the_best_first_and_fits_80_columns(clipcoco, tmp_path):
+    make(tmp_path, "small-20261123-180155", (0.31,), state="failed", exit_code=6, hours=30, seconds=245)
+    make(tmp_path, "small-20261123-190211", (1.0, 1.69, 1.2), hours=0.25)
+    make(tmp_path, "medium-20261124-021502", (3.41, 3.2), state="stopped", seconds=6720, hours=3000)
+    make(tmp_path, "tiny-20261120-000000", (), state="failed", exit_code=3, seconds=None, device="cpu", hours=48)
+    lines = lines_of(clipcoco, tmp_path)
+    assert lines[0] == "  run                     state     epochs   R@1  device  took  when"
+    assert words_of(lines[1])[:-1] == ["medium-20261124-021502", "stopped", "2/10", "3.41", "cuda", "1h52"]
+    assert lines[2] == "  small-20261123-190211   finished    3/10  1.69  cuda     31m  15 min ago"
+    assert words_of(lines[3])[:-1] == ["small-20261123-180155", "diverged", "1/10", "0.31", "cuda", "4m"]
+    assert lines[4] == "  tiny-20261120-000000    failed      0/10     -  cpu        -  2 days ago"
+    assert lines[6] == "  R@1: mean of both directions in percent, 5,000 images to search"
+    listed = clipcoco("runs", "--json", cwd=tmp_path).json
+    assert listed["schema"] == 1
+    assert [run["r1"] for run in listed["runs"]] == [3.41, 1.69, 0.31, None]
+    assert {
+        "run": "small-20261123-190211",
+        "best_epoch": 2,
+        "epochs_done": 3,
+        "seconds": 1860.0,
+        "images": 5000,
+    }.items() <= (listed["runs"][1].items())
+
+
+def test_a_narrow_terminal_sees_fewer_columns_and_the_names_whole(clipcoco, tmp_path):
+    make(tmp_path, "medium-20261124-021502", (3.41,), hours=1)
+    make(tmp_path, "a-name-that-is-longer-than-any-terminal-would-like-it-to-be", (3.0,))
+    make(tmp_path, "名" * 30, (2.0,))
+    lines = lines_of(clipcoco, tmp_path, columns=50)
+    assert lines[0].split() == ["run", "state", "epochs", "R@1"]
+    assert words_of(lines[1])[0] == "medium-20261124-021502"
+    assert words_of(lines[2])[0].startswith("a-name-that-is-longer")
+    assert words_of(lines[2])[0].endswith("…")
+    assert lines_of(clipcoco, tmp_path, columns=30)[0].split() == ["run", "state", "R@1"]
+    wide = lines_of(clipcoco, tmp_path, columns=140)
+    assert "a-name-that-is-longer-than-any-terminal-would-like-it-to-be" in wide[2]
+
+
+def test_equal_recalls_stand_newest_first_and_galleries_that_differ_are_shown(clipcoco, tmp_path):
+    make(tmp_path, "old", (2.0,), started=1.0)
+    make(tmp_path, "new", (2.0,), started=2.0)
+    make(tmp_path, "easy", (9.0,), val_images=250)
+    lines = lines_of(clipcoco, tmp_path)
+    assert [words_of(line)[0] for line in lines[1:4]] == ["easy", "new", "old"]
+    assert [words_of(line)[4] for line in lines[:3]] == ["images", "250", "5,000"]
+    assert "compare rows of equal images" in " ".join(lines[-2:]).replace("   ", " ")
+
+
+def test_a_run_is_running_while_its_process_lives_and_killed_when_that_was(clipcoco, scenes, tmp_path):
+    words = ("--preset", "demo", "--name", "doomed", *TOY, f"data.root={scenes}", "train.epochs=1000")
+    process = clipcoco.start("train", *words, "checkpoint.every_steps=2", cwd=tmp_path)
+    process.wait_for("saved checkpoints/last.pt")
+    (run,) = clipcoco("runs", "--json", cwd=tmp_path).json["runs"]
+    assert (run["state"], run["device"], run["images"], run["epochs"]) == ("running", "cpu", 24, 1000)
+    assert 0 < run["step"] < run["total_steps"] == 6000
+    (line,) = lines_of(clipcoco, tmp_path)[1:2]
+    assert "running 0 %" in line
+    assert line.endswith("now")
+    assert process.poll() is None  # being looked at did it no harm
+    process.signal_group(signal.SIGKILL)
+    process.wait()
+    (run,) = clipcoco("runs", "--json", cwd=tmp_path).json["runs"]
+    assert run["state"] == "killed"
+    assert "killed" in lines_of(clipcoco, tmp_path)[1]
+
+
+def test_a_real_run_tells_all(clipcoco, trained):
+    (run,) = clipcoco("runs", "--json", cwd=trained).json["runs"]
+    evaluation = json.loads((trained / "runs/real/evaluation.json").read_text())["result"]
+    assert (run["r1"], run["images"]) == (evaluation["r1"], evaluation["images"])
+    assert (run["state"], run["epochs_done"], run["epochs"], run["device"]) == ("finished", 1, 1, "cpu")
+    assert 0 < run["seconds"] < time.time() - run["started"] + 1
+
+
+def test_no_run_is_one_friendly_line(clipcoco, tmp_path):
+    for words in ((), ("--runs-dir", "elsewhere")):
+        (line,) = lines_of(clipcoco, tmp_path, *words)
+        assert "no run" in line
+        assert line.endswith("clipcoco train --preset demo")
+    assert clipcoco("runs", "--json", cwd=tmp_path).json == {"schema": 1, "runs_dir": "runs", "runs": []}
+
+
+def test_what_is_damaged_half_made_or_hostile_is_shown_as_such(clipcoco, tmp_path):
+    make(tmp_path, "good", (1.0,))
+    (tmp_path / "runs" / "half" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "runs" / "not-a-run").mkdir()
+    (tmp_path / "runs" / "a-file").write_text("")
+    begun = make(tmp_path, "begun")
+    (begun.path / "status.json").write_text('{"started": 1}')
+    make(tmp_path, "no-config", (1.0,)).config.unlink()
+    make(tmp_path, "odd-config", (1.0,), config="train: {lr: [}", epochs=None)
+    make(tmp_path, "odd-state", (1.0,), state="\x1b[31mred")
+    make(tmp_path, "long-device", (1.0,), device="\x1b]0;title\x07" * 20)
+    for number, status in enumerate(
+        ("{", "[]", "[" * 100_000, '{"step": -1}', '{"step": 1e999}', '{"seconds": "x"}', "")
+    ):
+        (make(tmp_path, f"damaged-{number}", (1.0,)).path / "status.json").write_text(status)
+    torn = make(tmp_path, "torn", (1.0,), state="running")
+    torn.metrics.write_bytes(torn.metrics.read_bytes() + b'{"step": 7, "event": "evaluation"\n\xff\xfe{{{"evaluation"')
+    make(tmp_path, "evil\x1b[2J\nname", (1.0,))
+    lines = lines_of(clipcoco, tmp_path)
+    assert not any("\x1b" in line for line in lines)
+    found = {run["run"]: run["state"] for run in clipcoco("runs", "--json", cwd=tmp_path).json["runs"]}
+    assert found == {
+        "good": "finished",
+        "half": "half-made",
+        "begun": "half-made",
+        "no-config": "damaged",
+        "odd-config": "finished",
+        "odd-state": "damaged",
+        "long-device": "finished",
+        "torn": "killed",
+        "evil\x1b[2J\nname": "finished",
+        **{f"damaged-{number}": "damaged" for number in range(7)},
+    }
+    assert any("evil\\x1b[2J\\nname" in line for line in lines)
+
+
+# ---- two runs
+
+
+def measured(trained: Path, run: RunDir, **result) -> None:
+    """Give `run` the evaluation of the real run, with another `result`: dotted names to values."""
+    record = json.loads((trained / "runs/real/evaluation.json").read_text())
+    record["result"]["step"] = 100
+    for name, value in result.items():
+        *path, leaf = name.split("__")
+        node = record
+        for part in path:
+            node = node[part]
+        node[leaf] = value
+    run.evaluation.write_text(json.dumps(record))
+
+
+def with_recalls(r1: float, spread: float) -> dict[str, object]:
+    """Image to text as given, text to image one better, both within +-spread."""
+    own = "result__protocols__own__"
+    i2t, t2i = ({"r1": r1 + more, "r5": 50.0, "r10": 60.0, "median_rank": 5.0} for more in (0, 1))
+    interval = {
+        "i2t": {key: [i2t[key] - spread, i2t[key] + spread] for key in ("r1", "r5", "r10")},
+        "t2i": {key: [t2i[key] - spread, t2i[key] + spread] for key in ("r1", "r5", "r10")},
+        "r1": [r1 + 0.5 - spread / 2, r1 + 0.5 + spread / 2],
+    }
+    return {own + "i2t": i2t, own + "t2i": t2i, own + "r1": r1 + 0.5, own + "interval": interval}
+
+
+def test_two_runs_differ_in_settings_and_beyond_the_noise(clipcoco, trained, tmp_path):
+    loaded = (
+        load_config("small", overrides=["train.lr=5e-4"]),
+        load_config("small", overrides=["train.lr=1e-3", "seed=4"]),
+    )
+    one, other = (
+        make(tmp_path, name, (1.0,), dump(config)) for name, config in zip(("one", "other"), loaded, strict=True)
+    )
+    measured(trained, one, **with_recalls(10.0, 1.0))
+    measured(trained, other, **with_recalls(11.5, 1.0))
+    lines = lines_of(clipcoco, tmp_path, "one", "other")
+    assert lines[:2] == ["  A  one · finished, 1/10 epochs", "  B  other · finished, 1/10 epochs"]
+    assert [words_of(line) for line in lines[3:6]] == [
+        ["setting", "A", "B"],
+        ["seed", "0", "4"],
+        ["train.lr", "0.0005", "0.001"],
+    ]
+    assert "  image -> text R@1    10.00 ±  1.0   11.50 ±  1.0   +1.50  within the noise" in lines
+    assert "  mean R@1             10.50 ±  0.5   12.00 ±  0.5   +1.50  beyond the intervals" in lines
+    assert "  text -> image R@10   60.00 ±  1.0   60.00 ±  1.0   +0.00  within the noise" in lines
+    assert "Another seed moves recall too" in lines[-1]
+    narrow = lines_of(clipcoco, tmp_path, "one", "other", columns=50)
+    assert "  mean R@1   10.50   12.00   +1.50  beyond" in narrow
+    found = clipcoco("runs", "one", "other", "--json", cwd=tmp_path).json
+    assert found["settings"] == {"seed": {"a": 0, "b": 4}, "train.lr": {"a": 0.0005, "b": 0.001}}
+    assert (found["schema"], found["comparable"], found["obstacles"]) == (1, True, [])
+    rows = {(row["direction"], row["metric"]): row for row in found["recalls"]}
+    assert len(rows) == 7
+    assert (rows["i2t", "r1"]["difference"], rows["i2t", "r1"]["beyond"]) == (1.5, False)
+    assert (rows["mean", "r1"]["a_interval"], rows["mean", "r1"]["beyond"]) == ([10.0, 11.0], True)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"result__images": 5000}, "the gallery differs: A has 24 images, B 5,000 images."),
+        ({"result__split": "train2017"}, "the split differs: A has val2017, B train2017."),
+        ({"result__source": "prepared-256"}, "the images' source differs: A has originals, B prepared-256."),
+        ({"provenance__data": {"val": "0" * 64}}, "the validation sets are of one size, but not the same."),
+    ],
+)
+def test_recalls_that_do_not_compare_are_not_judged(clipcoco, trained, tmp_path, change, says):
+    one, other = make(tmp_path, "one", (1.0,)), make(tmp_path, "other", (1.0,))
+    measured(trained, one, **with_recalls(10.0, 1.0))
+    measured(trained, other, **with_recalls(40.0, 1.0), **change)
+    lines = lines_of(clipcoco, tmp_path, "one", "other")
+    assert lines[-2:] == [f"  {says}", "  So these recalls do not compare."]
+    assert "  No setting differs." in lines
+    assert not any("beyond" in line or "noise" in line for line in lines)
+    assert clipcoco("runs", "one", "other", "--json", cwd=tmp_path).json["comparable"] is False
+
+
+def test_runs_that_were_not_measured_compare_by_what_training_saw(clipcoco, trained, tmp_path):
+    one, other, never = (
+        make(tmp_path, name, r1s) for name, r1s in (("one", (1.0, 4.0)), ("other", (2.0,)), ("never", ()))
+    )
+    measured(trained, one, **with_recalls(10.0, 1.0))  # of step 100: before the run went on to its best
+    wide = {"COLUMNS": "140"}
+    done = clipcoco("runs", "one", "other", cwd=tmp_path, env=wide)
+    assert "  mean R@1              4.00    2.00   -2.00\n" in done.stdout
+    assert "A has no intervals: it was measured at another step. Measure it: clipcoco report one\n" in done.stdout
+    assert "B has no intervals: evaluation.json is not there." in done.stdout
+    assert "beyond" not in done.stdout
+    never.config.write_text("train:\n  lr: 1\n  rl: \x1b[31m\n")
+    other.evaluation.write_text('{"schema": 1')
+    done = clipcoco("runs", "other", "never", cwd=tmp_path, env=wide)
+    assert done.code == 0
+    assert "the settings of B can't be read" in done.stdout
+    assert "B was never evaluated" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert "evaluation.json is damaged" in clipcoco("runs", "other", "one", cwd=tmp_path, env=wide).stdout
+
+
+def test_hostile_settings_are_shown_on_one_line_and_cut(clipcoco, tmp_path):
+    make(tmp_path, "one", (1.0,), config=f'extends: small\ndata: {{root: "{"x" * 3000}"}}\n')
+    make(tmp_path, "other", (1.0,), config='extends: small\ndata: {root: "[bold]名前[/bold]"}\n')
+    lines = [line for line in clipcoco("runs", "one", "other", cwd=tmp_path).stdout.splitlines() if "data.root" in line]
+    assert len(lines) == 1
+    assert cell_len(lines[0]) <= 80
+    assert "[bold]名前[/bold]" in lines[0]
+
+
+def test_wrong_words_are_one_line_errors(clipcoco, trained):
+    for words, code, says in (
+        (("real",), 2, "two runs are compared, not 1"),
+        (("real", "real", "real"), 2, "two runs are compared, not 3"),
+        (("real", "nobody"), 4, "no run 'nobody'"),
+        (("real", "real/last"), 2, "whole runs are compared"),
+    ):
+        done = clipcoco("runs", *words, cwd=trained)
+        assert (done.code, done.stdout) == (code, "")
+        assert done.stderr.startswith("error: ")
+        assert says in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert clipcoco("runs", "real", "rea", cwd=trained).code == 0
+
+
+# ---- env
+
+
+@pytest.mark.parametrize("words", [["runs"], ["runs", "--json"], ["runs", "real", "real"], ["env"], ["env", "--json"]])
+def test_neither_command_imports_torch(words, trained):
+    code = (
+        "import sys; from clipcoco.cli import run; code = run(sys.argv[1:])\n"
+        "assert not {'torch', 'torchvision', 'matplotlib'} & sys.modules.keys(); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=trained, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_env_tells_of_the_machine_and_no_secret(clipcoco, tmp_path):
+    home = tmp_path / "home" / "ann"
+    (home / "work").mkdir(parents=True)
+    secrets = {
+        "HOME": str(home),
+        "HTTPS_PROXY": "http://ann:hunter2@proxy.example:8080",
+        "no_proxy": "intern.example",
+        "HF_TOKEN": "hf_hunter2",
+        "AWS_SECRET_ACCESS_KEY": "hunter2",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "NO_COLOR": "1",
+        "TERM": "xterm-\x1b[31m",
+    }
+    text = clipcoco("env", cwd=home / "work", env=secrets)
+    found = clipcoco("env", "--json", cwd=home / "work", env=secrets)
+    assert text.code == found.code == 0, text.stderr + found.stderr
+    for said in (text.stdout, found.stdout):
+        for secret in ("hunter2", "example", "/ann", "\x1b", os.uname().nodename):
+            assert secret not in said, said
+    facts = found.json
+    assert facts["schema"] == 1
+    assert facts["proxies"] == ["https_proxy", "no_proxy"]
+    assert facts["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert facts["torch_build"] == {
+        "version": torch.__version__,
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+    }
+    assert facts["disk"]["folder"] == "~/work"
+    assert facts["disk"]["free"] > 0
+    assert facts["memory"]["total"] > facts["memory"]["available"] > 0
+    assert facts["cpu"]["usable"] >= 1
+    assert facts["threads"] == {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    assert facts["terminal"]["is_a_terminal"] == {"stdin": False, "stdout": False, "stderr": False}
+    assert "proxies   https_proxy is set, no_proxy is set" in text.stdout
+    assert "NO_COLOR=1" in text.stdout
+
+
+def test_env_looks_for_weights_where_torch_does(clipcoco, tmp_path, monkeypatch):
+    import torchvision
+
+    names = ("resnet18", "resnet34", "resnet50", "resnet101")
+    published = {Path(w.url).name for name in names for w in torchvision.models.get_model_weights(name)}
+    assert set(WEIGHTS) == published
+    for variable, folder in (("TORCH_HOME", tmp_path / "torch"), ("XDG_CACHE_HOME", tmp_path / "cache")):
+        monkeypatch.setenv(variable, str(folder))
+        monkeypatch.delenv("TORCH_HOME" if variable != "TORCH_HOME" else "XDG_CACHE_HOME", raising=False)
+        there = Path(torch.hub.get_dir()) / "checkpoints"
+        there.mkdir(parents=True)
+        (there / WEIGHTS[2]).touch()
+        found = clipcoco("env", "--json", cwd=tmp_path, env={variable: str(folder)}).json["weights"]
+        assert (found["folder"], found["there"]) == (str(there), [WEIGHTS[2]])
+
+
+@pytest.mark.parametrize(
+    ("script", "gpus", "driver", "says"),
+    [
+        (
+            "echo 'NVIDIA H100 80GB HBM3, 81559 MiB, 570.86.15'",
+            ["NVIDIA H100 80GB HBM3, 81559 MiB"],
+            "570.86.15",
+            "H100",
+        ),
+        ("echo 'it has failed: no driver' >&2; exit 9", [], None, "nvidia-smi: it has failed: no driver"),
+    ],
+)
+def test_env_asks_the_driver_for_the_gpus(clipcoco, tmp_path, script, gpus, driver, says):
+    if Path("/proc/driver/nvidia/version").exists():
+        pytest.skip("this machine has a driver of its own")
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\n{script}\n")
+    smi.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    found = clipcoco("env", "--json", cwd=tmp_path, env=path).json["nvidia"]
+    assert (found["gpus"], found["driver"]) == (gpus, driver)
+    assert says in clipcoco("env", cwd=tmp_path, env=path).stdout

@@ -1,0 +1,393 @@
+"""`clipcoco search`: over a run's validation images and over any folder, from the first time to the hundredth."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cli.test_errors import assert_error
+from cli.test_terminal import Terminal
+from conftest import TOY
+
+ENCODING = "kept for next time"
+
+
+@pytest.fixture(scope="module")
+def work(clipcoco, scenes, tmp_path_factory) -> Path:
+    """A folder with one run, `first`."""
+    folder = tmp_path_factory.mktemp("search")
+    clipcoco("train", "--preset", "demo", "--name", "first", *TOY, f"data.root={scenes}", cwd=folder)
+    clipcoco("eval", "first", "--embeddings", "e.npz", "--json", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(scenes, tmp_path) -> Path:
+    """Twelve pictures of one's own, half of them in a folder inside."""
+    folder = tmp_path / "my pictures"
+    (folder / "inside").mkdir(parents=True)
+    for number, path in enumerate(sorted((scenes / "val2017").iterdir())[:12]):
+        shutil.copy(path, folder / ("inside" if number % 2 else "") / f"{number:02}.jpg")
+    return folder
+
+
+def encoded(done) -> int:
+    """How many pictures the command says it encoded."""
+    assert done.code == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if ENCODING in line]
+    return int(lines[0].split()[1].replace(",", "")) if lines else 0
+
+
+def query_vector(work: Path, text: str) -> np.ndarray:
+    from clipcoco.model_file import open_model
+
+    file = open_model(work / "runs/first/checkpoints/best.pt")
+    with torch.no_grad():
+        tokens = torch.from_numpy(file.tokenizer.encode([text], file.config.model.text.context_length))
+        return file.model.eval().encode_texts(tokens)[0].numpy()
+
+
+@pytest.mark.parametrize("text", ["a small red circle", "a blue star above a green heart"])
+def test_the_hits_are_those_of_the_product_with_the_embeddings_of_eval(clipcoco, work, scenes, text):
+    with np.load(work / "e.npz") as file:
+        images, ids = file["image_embeddings"], file["image_ids"]
+    scores = images @ query_vector(work, text)
+    best = np.argsort(-scores, kind="stable")[:5]
+    found = clipcoco("search", text, "--json", cwd=work).json
+    assert [int(Path(hit["file"]).stem) for hit in found["hits"]] == ids[best].tolist()
+    assert [hit["score"] for hit in found["hits"]] == pytest.approx(scores[best].tolist(), abs=1e-3)
+    captions = json.loads((scenes / "annotations/captions_val2017.json").read_text())["annotations"]
+    first = min((row["id"], row["caption"]) for row in captions if row["image_id"] == ids[best[0]])[1]
+    assert found["hits"][0]["caption"] == first
+
+
+def test_a_picture_asks_for_captions_as_eval_would(clipcoco, work, scenes):
+    with np.load(work / "e.npz") as file:
+        scores = file["text_embeddings"] @ file["image_embeddings"][3]
+        picture = scenes / "val2017" / f"{file['image_ids'][3]:012}.jpg"
+    found = clipcoco("search", "--image", picture, "-k", 3, "--json", cwd=work).json
+    assert [hit["score"] for hit in found["hits"]] == pytest.approx(sorted(set(scores.tolist()))[:-4:-1], abs=1e-3)
+    assert all(hit["caption"] for hit in found["hits"])
+    assert found["query"] == str(picture)
+
+
+def test_json_has_the_promised_shape_and_names_its_page(clipcoco, work):
+    done = clipcoco("search", "a red square", "-k", "7", "--json", cwd=work)
+    found = done.json
+    assert found.keys() == {"schema", "query", "run", "model", "gallery", "images", "seconds", "hits", "page"}
+    assert (found["schema"], found["query"], found["run"], found["images"]) == (1, "a red square", "first", 24)
+    assert (found["gallery"], found["model"]) == ("val2017", "runs/first/checkpoints/best.pt")
+    assert [hit["rank"] for hit in found["hits"]] == list(range(1, 8))
+    for hit in found["hits"]:
+        assert hit.keys() == {"rank", "score", "file", "caption"}
+        assert Path(hit["file"]).is_absolute()
+        assert Path(hit["file"]).is_file()
+    assert Path(found["page"]) == work / "runs/first/search/a-red-square.html"
+    assert Path(found["page"]).is_file()
+
+
+def test_the_list_stands_on_stdout_whole_and_all_else_on_stderr(clipcoco, work):
+    done = clipcoco("search", "a", "red", "square", cwd=work, env={"COLUMNS": "30", "FORCE_COLOR": ""})
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("   1  ")
+    assert ".jpg  " in lines[0]
+    assert "…" not in done.stdout
+    assert "\x1b" not in done.stdout
+    assert "first, best · 24 images of val2017 · " in done.stderr
+    assert "pictures  runs/first/search/a-red-square.html" in done.stderr
+
+
+def test_quiet_prints_paths_alone_for_xargs(clipcoco, work, pictures):
+    words = ["a blue square", "-q", "-k", "99", "--images", pictures]
+    done = clipcoco("search", *words, cwd=work, env={"FORCE_COLOR": "1"})
+    assert done.code == 0
+    assert sorted(done.stdout.splitlines()) == sorted(map(str, pictures.rglob("*.jpg")))
+    assert not (work / "runs/first/search/a-blue-square.html").exists()
+
+
+def test_a_name_that_is_no_text_is_printed_as_it_is(clipcoco, work, pictures):
+    os.rename(os.fsencode(pictures / "00.jpg"), os.fsencode(pictures) + b"/\xff\xfe.jpg")
+    search = ["search", "a star", "-k", "99", "--images", pictures]
+    assert f"{pictures}/\ufffd\ufffd.jpg" in clipcoco(*search, "-q", cwd=work).stdout.splitlines()  # read leniently
+    assert any(os.fsencode(name) == b"\xff\xfe.jpg" for name in names(clipcoco(*search, "--json", cwd=work).json))
+    assert clipcoco(*search, cwd=work).code == 0
+
+
+class TestIndex:
+    def test_it_is_made_once(self, clipcoco, work, pictures):
+        search = ["search", "a red square", "--images", pictures]
+        assert encoded(clipcoco(*search, cwd=work)) == 12
+        index = newest_index(work)
+        before = index.stat().st_mtime_ns
+        again = clipcoco(*search, cwd=work)
+        assert encoded(again) == 0
+        assert index.stat().st_mtime_ns == before
+        assert again.stderr.splitlines()[0].startswith("first, best")
+
+    def test_only_what_changed_is_encoded_again(self, clipcoco, work, pictures, scenes):
+        search = ["search", "a red square", "-k", 99, "--json", "--images", pictures]
+        clipcoco(*search, cwd=work)
+        others = sorted((scenes / "val2017").iterdir())[12:]
+        shutil.copy(others[0], pictures / "new.jpg")
+        shutil.copy(others[1], pictures / "02.jpg")
+        (pictures / "04.jpg").unlink()
+        os.utime(pictures / "06.jpg", (1, 1))
+        (pictures / "08.jpg").rename(pictures / "renamed.jpg")
+        (pictures / "notes.txt").write_text("no picture")
+        shown = clipcoco(*[word for word in search if word != "--json"], cwd=work)
+        assert encoded(shown) == 2
+        updated = clipcoco(*search, cwd=work).json
+        newest_index(work).unlink()
+        afresh = clipcoco(*search, cwd=work).json
+        assert names(updated) == names(afresh)
+        assert [hit["score"] for hit in updated["hits"]] == pytest.approx(
+            [hit["score"] for hit in afresh["hits"]], abs=2e-3
+        )
+        assert {"new.jpg", "renamed.jpg", "02.jpg"} <= set(names(updated))
+        assert not {"04.jpg", "08.jpg"} & set(names(updated))
+
+    def test_another_checkpoint_has_rows_of_its_own(self, clipcoco, work, pictures):
+        search = ["search", "a red square", "--images", pictures]
+        assert encoded(clipcoco(*search, cwd=work)) == 12
+        assert encoded(clipcoco(*search, "--run", "first/previous", cwd=work)) == 12
+        assert encoded(clipcoco(*search, cwd=work)) == 0
+
+    def test_new_weights_under_the_same_name_make_a_new_index(self, clipcoco, work, pictures, tmp_path):
+        shutil.copytree(work / "runs", tmp_path / "runs")
+        search = ["search", "a red square", "--run", "first/last", "--images", pictures]
+        assert encoded(clipcoco(*search, cwd=tmp_path)) == 12
+        checkpoints = tmp_path / "runs/first/checkpoints"
+        os.replace(checkpoints / "previous.pt", checkpoints / "last.pt")
+        assert encoded(clipcoco(*search, cwd=tmp_path)) == 12
+
+    def test_a_damaged_one_is_made_anew_with_a_note(self, clipcoco, work, pictures):
+        search = ["search", "a red square", "--json", "--images", pictures]
+        before = clipcoco(*search, cwd=work).json
+        index = newest_index(work)
+        index.write_bytes(index.read_bytes()[:-100])
+        done = clipcoco(*search, cwd=work)
+        assert f"note: the index {index.relative_to(work)} can't be used" in done.stderr
+        assert {**done.json, "seconds": 0} == {**before, "seconds": 0}
+        assert "note" not in clipcoco(*search, cwd=work).stderr
+
+
+def names(found: dict) -> list[str]:
+    return [Path(hit["file"]).name for hit in found["hits"]]
+
+
+def newest_index(work: Path) -> Path:
+    return max((work / "runs/first/index").glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)
+
+
+class Recorder(Terminal):
+    """Keeps all that was written, for pyte shows no links."""
+
+    raw = b""
+
+    def __init__(self, *words: str, cwd: Path, columns: int = 80) -> None:
+        super().__init__(*words, cwd=cwd, columns=columns)
+        feed = self.stream.feed
+
+        def record(data: bytes) -> None:
+            self.raw += data
+            feed(data)
+
+        self.stream.feed = record
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_was_encoded(work, tmp_path):
+    folder = tmp_path / "many pictures"
+    folder.mkdir()
+    Image.linear_gradient("L").resize((1500, 1500)).convert("RGB").save(tmp_path / "large.jpg")
+    for number in range(400):  # what follows the end of a JPEG makes it another file, and no other picture
+        (folder / f"{number:03}.jpg").write_bytes((tmp_path / "large.jpg").read_bytes() + number.to_bytes(2))
+    search = ["search", "a red square", "--images", str(folder)]
+    terminal = Terminal(*search, cwd=work)
+    terminal.wait_for("encoding ")
+    os.write(terminal.master, b"\x03")
+    assert terminal.wait() == 130
+    assert "of 400 are done and kept; the same command goes on there" in " ".join(terminal.text().split())
+    assert not terminal.screen.cursor.hidden
+    again = Terminal(*search, cwd=work, columns=46)
+    assert again.wait() == 0
+    done = int(terminal.text().split("note: ")[1].split()[0])
+    assert f"Encoding {400 - done:,} images" in again.text()
+    hits = [line for line in again.text().splitlines() if ".jpg" in line]
+    assert [line.split()[-1] for line in hits] == [f"{number:03}.jpg" for number in range(5)]  # all equal: by name
+
+
+def test_a_terminal_gets_links_and_captions_cut_to_its_width(work, scenes):
+    terminal = Recorder("search", "a red square", cwd=work, columns=60)
+    assert terminal.wait() == 0
+    hits = [line for line in terminal.text().splitlines() if ".jpg  " in line]
+    assert len(hits) == 5
+    assert any(line.endswith("…") for line in hits)
+    assert all(len(line) <= 60 for line in hits)
+    for hit in hits:
+        assert (scenes / "val2017" / hit.split()[2]).as_uri().encode() + b"\x1b\\" in terminal.raw
+    assert (work / "runs/first/search/a-red-square.html").as_uri().encode() in terminal.raw
+
+
+class TestFolders:
+    def test_what_is_no_picture_is_counted_and_the_rest_is_searched(self, clipcoco, work, pictures):
+        (pictures / "00.jpg").rename(pictures / "no extension")
+        (pictures / "notes.jpg").write_text("a text with a picture's name")
+        (pictures / "empty.png").touch()
+        (pictures / "cut.jpg").write_bytes((pictures / "02.jpg").read_bytes()[:200])
+        Image.new("L", (9000, 8000)).save(pictures / "huge.png")
+        (pictures / ".hidden.jpg").write_bytes((pictures / "02.jpg").read_bytes())
+        (pictures / "nowhere.jpg").symlink_to("none")
+        (pictures / "itself.jpg").symlink_to("itself.jpg")
+        (pictures / "inside" / "loop").symlink_to("..")
+        os.mkfifo(pictures / "pipe.jpg")
+        for _ in range(2):  # the second time from the index
+            done = clipcoco("search", "a star", "-k", "99", "--json", "--images", pictures, cwd=work)
+            assert done.json["images"] == len(done.json["hits"]) == 12
+            assert "no extension" in names(done.json)
+            assert "note: 2 files are no JPEG or PNG: first empty.png" in done.stderr
+            assert "note: 2 files are damaged, or above 64 megapixels: first cut.jpg" in done.stderr
+            assert "note: 2 files can't be opened: first itself.jpg" in done.stderr
+            assert "Traceback" not in done.stderr
+
+    def test_a_linked_folder_is_searched_once(self, clipcoco, work, pictures, tmp_path):
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        shutil.move(pictures / "00.jpg", elsewhere / "linked.jpg")
+        for name in ("a", "b"):
+            (pictures / name).symlink_to(elsewhere)
+        found = clipcoco("search", "a star", "-k", "99", "--json", "--images", pictures, cwd=work).json
+        assert len(found["hits"]) == 12
+        assert names(found).count("linked.jpg") == 1
+
+    def test_a_picture_finds_itself_first_turned_as_the_camera_noted(self, clipcoco, work, pictures, scenes):
+        exif = Image.Exif()
+        exif[274] = 6
+        with Image.open(pictures / "00.jpg") as image:
+            image.rotate(90, expand=True).save(pictures / "turned.png", exif=exif)
+            image.save(pictures / "00.png")
+        words = ["--image", pictures / "turned.png", "-k", 2, "--json", "--images", pictures]
+        found = clipcoco("search", *words, cwd=work).json
+        assert set(names(found)) <= {"00.png", "turned.png", "00.jpg"}
+        assert found["hits"][0]["score"] == pytest.approx(1, abs=2e-3)
+        assert found["hits"][0]["caption"] is None
+
+    def test_an_index_that_can_not_be_kept_is_a_note(self, clipcoco, work, pictures, tmp_path):
+        shutil.copytree(work / "runs", tmp_path / "runs")
+        for name in ("index", "search"):
+            shutil.rmtree(tmp_path / "runs/first" / name, ignore_errors=True)
+            (tmp_path / "runs/first" / name).write_text("a file in the way")
+        done = clipcoco("search", "a star", "--json", "--images", pictures, cwd=tmp_path)
+        assert done.code == 0
+        assert done.json["page"] is None
+        assert done.stderr.count("note: the index can't be kept") == 1
+        assert ENCODING not in done.stderr
+        assert "note: the page of pictures can't be written" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "parts"),
+    [
+        ([], 2, ["what is to be found?"]),
+        ([""], 2, ["the query is empty"]),
+        ([" \n\x01 "], 2, ["the query is empty"]),
+        (["a dog", "--image", "x.jpg"], 2, ["Keep one"]),
+        (["a dog", "-q", "--json"], 2, ["Keep one"]),
+        (["a dog", "-k", "0"], 2, ["-k"]),
+        (["a dog", "--images", "none"], 3, ["none does not exist (--images)"]),
+        (["a dog", "--images", "runs/first/config.yaml"], 3, ["is no folder"]),
+        (["a dog", "--images", "empty"], 3, ["no picture in empty"]),
+        (["a dog", "--images", "texts"], 3, ["no picture in texts"]),
+        (["--image", "none.jpg"], 3, ["none.jpg is no file (--image)"]),
+        (["--image", "runs"], 3, ["runs is no file (--image)"]),
+        (["--image", "texts/a.jpg"], 3, ["texts/a.jpg can't be read: neither a JPEG nor a PNG"]),
+        (["a dog", "--run", "nobody"], 4, ["no run 'nobody'"]),
+        (["a dog", "--set", "model.projection_dim=3"], 2, ["Only data.*"]),
+        (["a dog", "--set", "data.root=none"], 3, ["no captions at none"]),
+        (["a dog", "--device", "gpu"], 2, ["no device 'gpu'"]),
+        (["a dog", "--model", "ViT-B-32"], 2, ["Add --images DIR, or --run RUN"]),
+        (["a dog", "--model", "ViT-B-32", "--run", "first"], 2, ["downloads nothing", "hf download"]),
+        (["a dog", "--model", "local-dir:none", "--run", "first"], 4, ["none/open_clip_config.json can't be read"]),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
+)
+def test_mistakes_are_one_line(clipcoco, work, words, code, parts):
+    (work / "empty").mkdir(exist_ok=True)
+    (work / "texts").mkdir(exist_ok=True)
+    (work / "texts/a.jpg").write_text("no picture")
+    done = clipcoco("search", *words, cwd=work)
+    notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
+    assert_error(type(done)(done.code, done.stdout, done.stderr), code, *parts)
+    assert len(done.stderr.splitlines()) == 1 + len(notes)
+
+
+def test_a_query_that_can_not_be_understood_whole_is_noted(clipcoco, work):
+    long = clipcoco("search", "a red circle and " * 10, cwd=work)
+    assert "note: the query is longer than the model reads, it ends for it at: a red circle and a red" in long.stderr
+    strange = clipcoco("search", "漢字", cwd=work)
+    assert "the order means nothing" in strange.stderr
+    assert (long.code, strange.code) == (0, 0)
+    assert "note" not in clipcoco("search", "a red circle", cwd=work).stderr
+
+
+def test_hostile_words_stay_words_and_their_page_stays_in_its_folder(clipcoco, work, pictures):
+    (pictures / "00.jpg").rename(pictures / "<img src=x onerror=alert(1)>\x1b[31m.jpg")
+    query = "../../<script>alert('1')</script>\x1b[2J"
+    done = clipcoco("search", query, "-k", "99", "--images", pictures, cwd=work)
+    assert done.code == 0
+    assert "\x1b[31m" not in done.stdout
+    page = work / "runs/first/search/script-alert-1-script-2j.html"
+    html = page.read_text()
+    assert "<script" not in html
+    assert "<img src=x" not in html
+    assert "\x1b" not in html
+    assert "&lt;script&gt;" in html
+
+
+def open_clip_folder(folder: Path) -> Path:
+    """A tiny model of open_clip with random weights, as `local-dir:` wants it."""
+    open_clip = pytest.importorskip("open_clip", reason="installed by make test-all")
+    safetensors = pytest.importorskip("safetensors.torch")
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+    }
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**config)
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    safetensors.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of open_clip's own imports
+def test_any_model_of_open_clip_searches_without_a_run(clipcoco, pictures, tmp_path):
+    import open_clip
+
+    folder = open_clip_folder(tmp_path / "tiny-clip")
+    search = ["search", "a red square", "--model", f"local-dir:{folder}", "--images", pictures]
+    assert encoded(clipcoco(*search, cwd=tmp_path)) == 12
+    found = clipcoco(*search, "-k", "12", "--json", cwd=tmp_path).json
+    assert (found["run"], found["model"]) == (None, f"local-dir:{folder}")
+    assert Path(found["page"]).is_relative_to(tmp_path / "runs/search")
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    paths = sorted(pictures.rglob("*.jpg"))
+    with torch.no_grad():
+        images = model.eval().encode_image(
+            torch.stack([preprocess(Image.open(path)) for path in paths]), normalize=True
+        )
+        text = model.encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(["a red square"]), normalize=True)[0]
+    expected = {str(path): score for path, score in zip(paths, (images @ text).tolist(), strict=True)}
+    assert {hit["file"]: hit["score"] for hit in found["hits"]} == pytest.approx(expected, abs=2e-3)
+    assert [hit["score"] for hit in found["hits"]] == sorted((hit["score"] for hit in found["hits"]), reverse=True)
+    assert "longer than the 16 tokens" in clipcoco(*search[:1], "a red square " * 9, *search[2:], cwd=tmp_path).stderr
+    (folder / "open_clip_model.safetensors").unlink()
+    assert_error(clipcoco(*search, cwd=tmp_path), 4, "holds no open_clip model")

@@ -1,0 +1,162 @@
+"""Exported folders do in open_clip, onnxruntime and safetensors what the checkpoint does here."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.engine.model import build
+from clipcoco.engine.recall import recall_table
+from clipcoco.export import export_model
+from clipcoco.model_file import ModelFile, open_model
+from conftest import TOY
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # of the peers' own imports
+]
+
+
+@pytest.fixture(scope="module")
+def folder(clipcoco, scenes, tmp_path_factory) -> Path:
+    """A run called toy, trained until it ranks better than chance, and its embeddings by `eval`."""
+    folder = tmp_path_factory.mktemp("work")
+    words = ["train", "--preset", "demo", "--name", "toy", *TOY, f"data.root={scenes}", "train.epochs=8"]
+    assert clipcoco(*words, cwd=folder).code == 0
+    assert clipcoco("eval", "toy", "--embeddings", "toy.npz", cwd=folder).code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def toy(folder) -> ModelFile:
+    return open_model(folder / "runs/toy/checkpoints/best.pt")
+
+
+@pytest.fixture(scope="module")
+def table(scenes) -> CaptionTable:
+    return read_captions(scenes, "val2017")
+
+
+def exported(clipcoco, folder: Path, name: str) -> tuple[Path, dict]:
+    done = clipcoco("export", "toy", "--format", name, "--output", name, "--json", cwd=folder)
+    assert done.code == 0, done.stderr
+    assert sorted(done.json["files"]) == sorted(path.name for path in (folder / name).iterdir())
+    recall = done.json["parity"]["recall"]
+    for direction in ("i2t", "t2i"):
+        for key in ("r1", "r5", "r10"):
+            assert recall["export"][direction][key] == pytest.approx(recall["checkpoint"][direction][key], abs=0.2)
+    return folder / name, done.json["parity"]
+
+
+def test_open_clip_loads_the_folder_and_finds_the_same(clipcoco, folder, toy, table):
+    open_clip = pytest.importorskip("open_clip", reason="installed by make test-all")
+    pytest.importorskip("transformers", reason="open_clip reads our tokenizer by it; installed by make test-all")
+    from PIL import Image
+
+    path, parity = exported(clipcoco, folder, "open_clip")
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}")
+    model.eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{path}")(table.captions)
+    assert torch.equal(tokens, torch.from_numpy(toy.tokenizer.encode(table.captions, 16)).long())
+    images = torch.stack([preprocess(Image.open(table.folder / file)) for file in table.files])
+    with torch.no_grad():
+        image_rows, text_rows = model.encode_image(images, normalize=True), model.encode_text(tokens, normalize=True)
+    ours = np.load(folder / "toy.npz")
+    np.testing.assert_allclose(text_rows, ours["text_embeddings"], atol=1e-5)
+    cosines = (image_rows.numpy() * ours["image_embeddings"]).sum(1)
+    assert cosines.mean() >= 0.999
+    assert parity["recall"]["own_view"]["cosine_mean"] == pytest.approx(cosines.mean(), abs=1e-5)
+    theirs = recall_table(image_rows, text_rows, torch.from_numpy(table.owners))
+    assert theirs.i2t.r1 == pytest.approx(parity["recall"]["own_view"]["table"]["i2t"]["r1"], abs=0.2)
+    assert model.logit_scale.item() == toy.model.logit_scale.item()
+    assert model.visual.preprocess_cfg["interpolation"] == "bilinear"
+
+
+def test_open_clip_cleans_some_texts_and_the_export_says_how_many(toy, scenes, tmp_path):
+    pytest.importorskip("transformers", reason="installed by make test-all")
+    pytest.importorskip("open_clip", reason="installed by make test-all")
+    content = json.loads((scenes / "annotations" / "captions_val2017.json").read_text())
+    content["annotations"][0]["caption"] = "a man&rsquo;s dog"
+    content["annotations"][1]["caption"] = "one <end> of a dog"
+    (tmp_path / "data" / "annotations").mkdir(parents=True)
+    (tmp_path / "data" / "val2017").symlink_to(scenes / "val2017")
+    (tmp_path / "data" / "annotations" / "captions_val2017.json").write_text(json.dumps(content))
+    data = toy.config.data.model_copy(update={"root": str(tmp_path / "data")})
+    made = export_model(toy, None, "open_clip", tmp_path / "x", data, lambda event: None)
+    assert (made.parity.texts, made.parity.texts_cleaned) == (124, 1)
+    assert "open_clip itself cleans 1 (HTML" in (tmp_path / "x" / "README.md").read_text()
+
+
+def test_an_efficientnet_gets_timms_names(toy, tmp_path):
+    pytest.importorskip("transformers", reason="installed by make test-all")
+    pytest.importorskip("open_clip", reason="installed by make test-all")
+    vision = toy.config.model.vision.model_copy(update={"backbone": "efficientnet_b0"})
+    config = toy.config.model_copy(update={"model": toy.config.model.model_copy(update={"vision": vision})})
+    torch.manual_seed(0)
+    model = build(config.model, toy.tokenizer.vocab_size)
+    for name, value in model.state_dict().items():  # no weight may be like another by accident
+        if value.is_floating_point():
+            value += 0.05 * torch.rand_like(value) if "var" in name else 0.05 * torch.randn_like(value)
+    other = ModelFile(toy.path, config, toy.tokenizer, model, {**toy.content, "model": model.state_dict()})
+    data = config.data.model_copy(update={"root": "/nowhere"})  # of random weights recall says nothing
+    made = export_model(other, None, "open_clip", tmp_path / "x", data, lambda event: None)
+    assert made.parity.difference <= 1e-5
+
+
+def test_onnx_files_take_raw_pixels_and_any_batch(clipcoco, folder, toy, table):
+    runtime = pytest.importorskip("onnxruntime", reason="installed by make test-all")
+    path, _ = exported(clipcoco, folder, "onnx")
+    assert sorted(file.name for file in path.iterdir()) == ["README.md", "image.onnx", "text.onnx", "tokenizer.json"]
+    assert b"site-packages" not in (path / "text.onnx").read_bytes(), "no paths of this machine"
+    ours = np.load(folder / "toy.npz")
+    session = runtime.InferenceSession(str(path / "text.onnx"))
+    tokens = toy.tokenizer.encode(table.captions, 16).astype(np.int64)
+    for rows in (slice(1), slice(50), slice(None)):
+        (theirs,) = session.run(None, {"tokens": tokens[rows]})
+        np.testing.assert_allclose(theirs, ours["text_embeddings"][rows], atol=1e-4)
+    (entry,) = runtime.InferenceSession(str(path / "image.onnx")).get_inputs()
+    assert (entry.type, entry.shape) == ("tensor(uint8)", ["batch", 3, 32, 32])
+
+
+def test_the_lines_in_the_readme_of_onnx_encode_a_picture_and_a_text(clipcoco, folder, table):
+    pytest.importorskip("onnxruntime", reason="installed by make test-all")
+    path = folder / "onnx"
+    if not path.exists():
+        exported(clipcoco, folder, "onnx")
+    (snippet,) = re.findall(r"```python\n(.*?)```", (path / "README.md").read_text(), re.DOTALL)
+    assert len(snippet.splitlines()) <= 11
+    (path / "photo.jpg").symlink_to(table.folder / table.files[0])
+    caption = table.captions[0]
+    program = snippet.replace("a dog on a sofa", caption)
+    done = subprocess.run([sys.executable, "-c", program], cwd=path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ours = np.load(folder / "toy.npz")
+    expected = float(ours["image_embeddings"][0] @ ours["text_embeddings"][0])
+    assert float(done.stdout) == pytest.approx(expected, abs=0.02)
+
+
+def test_the_lines_in_the_readme_of_open_clip_load_it(clipcoco, folder):
+    pytest.importorskip("open_clip", reason="installed by make test-all")
+    pytest.importorskip("transformers", reason="installed by make test-all")
+    path = folder / "open_clip"
+    if not path.exists():
+        exported(clipcoco, folder, "open_clip")
+    (snippet,) = re.findall(r"```python\n(.*?)```", (path / "README.md").read_text(), re.DOTALL)
+    program = snippet + "print(tuple(model.encode_text(tokenizer(['a dog'])).shape))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=path, capture_output=True, text=True)
+    assert done.stdout == "(1, 16)\n", done.stderr
+
+
+def test_the_lines_in_the_readme_of_safetensors_load_it(clipcoco, folder, toy):
+    pytest.importorskip("safetensors", reason="installed by make test-all")
+    path, _ = exported(clipcoco, folder, "safetensors")
+    (snippet,) = re.findall(r"```python\n(.*?)```", (path / "README.md").read_text(), re.DOTALL)
+    program = snippet + "print(len(weights), config['model']['projection_dim'], len(tokenizer.encode('a').ids))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=path, capture_output=True, text=True)
+    assert done.stdout == f"{len(toy.model.state_dict())} 16 16\n", done.stderr

@@ -1,0 +1,562 @@
+"""The page in which a run ends: read as a browser would, from real runs, damaged ones and hostile ones."""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from html import escape
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from clipcoco.engine import analysis
+from clipcoco.engine.embeddings import Embeddings
+from clipcoco.report.page import is_measured, write_report
+from clipcoco.rundir import RunDir
+from conftest import TOY
+
+EVIL = "</style><script>alert(1)</script> & \"quoted\" '{{ 7 * 7 }}'"
+VOID = {"meta", "img", "br"}
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Page(HTMLParser):
+    """Sees that tags close in order; keeps tags, attributes and text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.cells: list[list[str]] = []  # of the tables of recalls, row by row
+        self.images_in_text: list[str] = []
+        self.source = path.read_text("utf-8")
+        self.feed(self.source)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "style":
+            return
+        self.text += data
+        if {"td", "th"} & set(self.open):
+            self.cells[-1][-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+def checked(path: Path) -> Page:
+    """The page, after all that must hold of every page."""
+    assert path.stat().st_size < 3_000_000
+    page = Page(path)
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"https?:|@import|url\((?!#)", page.source)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes), tag
+        targets = (attributes.get("aria-labelledby") or "").split()
+        if (attributes.get("href") or "").startswith("#"):
+            targets.append(attributes["href"][1:])
+        assert set(targets) <= set(ids)
+    for attributes in page.all("img"):
+        assert attributes["alt"]
+        kind, _, data = attributes["src"].partition(",")
+        assert kind == "data:image/jpeg;base64"
+        with Image.open(io.BytesIO(base64.b64decode(data))) as thumbnail:
+            assert max(thumbnail.size) <= 160
+    drawings = page.all("svg")
+    assert all(one["role"] == "img" and one["aria-labelledby"] for one in drawings)
+    assert len(page.all("title")) == len(drawings) + 1  # and the page's own
+    assert page.source.count("<desc ") == page.source.count("</desc>") == len(drawings)
+    assert "<desc></desc>" not in page.source
+    assert "None" not in page.words.replace("RunNone", "")
+    return page
+
+
+def recalls(page: Page) -> dict[str, list[str]]:
+    """The first table of recalls: R@1, R@5, R@10, median rank by row."""
+    rows = page.cells[1:6]
+    return {" ".join(row[0].split()): [cell.split("±")[0].strip() for cell in row[1:]] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def folder(clipcoco, scenes, tmp_path_factory) -> Path:
+    """A finished run, and its data beside it."""
+    folder = tmp_path_factory.mktemp("report")
+    shutil.copytree(scenes, folder / "data" / "demo")
+    done = clipcoco("train", "--preset", "demo", "--name", "first", *TOY, cwd=folder)
+    assert done.code == 0, done.stderr
+    assert "runs/first/report.html" in done.stdout
+    return folder
+
+
+@pytest.fixture
+def run(folder, tmp_path) -> RunDir:
+    """A copy of the finished run, to be mistreated."""
+
+    def copy(source: str, target: str) -> None:
+        (os.link if source.endswith(".pt") else shutil.copy2)(source, target)
+
+    shutil.copytree(folder / "runs", tmp_path / "runs", copy_function=copy)
+    return RunDir(tmp_path / "runs" / "first")
+
+
+def test_a_finished_run_ends_in_its_page(clipcoco, folder):
+    page = checked(folder / "runs/first/report.html")
+    own = clipcoco("eval", "first", "--json", cwd=folder).json["protocols"]["own"]
+    table = recalls(page)
+    for label, direction in (("image → text", "i2t"), ("text → image", "t2i")):
+        assert table[label][:3] == [f"{own[direction][key]:.2f}" for key in ("r1", "r5", "r10")]
+        assert table[label][3] == f"{own[direction]['median_rank']:,g}"
+    assert table["mean"][0] == f"{own['r1']:.2f}"
+    low, high = own["interval"]["i2t"]["r5"]
+    assert f"{own['i2t']['r5']:.2f} ± {(high - low) / 2:.1f}" in page.text.replace("\xa0", " ")
+    for words in (
+        "resnet18 at 32 pixels, from scratch",
+        "48 images of train2017 in data/demo (originals), 3 epochs of 6 steps × 8 images",  # noqa: RUF001
+        "24 images and 120 captions",
+        "ln 8 = 2.079",
+        "clipcoco train --config runs/first/config.yaml",
+        "clipcoco train --preset demo --set data.image_size=32",
+        "settings differ from the preset demo",
+        "checkpoints/best.pt",
+        "half are the worst failures: nothing is picked by hand",
+    ):
+        assert words in page.words
+    assert "Stopped." not in page.words
+    assert page.source.count('<article class="card text-query">') == 12
+    assert page.source.count('<article class="card image-query">') == 12
+    assert len(page.all("svg")) == 11
+    assert {path.stem for path in (folder / "runs/first/figures").glob("*.svg")} >= {"loss", "ranks-t2i"}
+    for path in (folder / "runs/first/figures").glob("*.svg"):
+        assert path.read_text().startswith("<svg xmlns=")
+        assert not re.search("#0[1-4]0[1-4]0[1-4]|var\\(", path.read_text())
+
+
+def test_what_is_marked_right_is_right(folder):
+    record = json.loads((folder / "runs/first/evaluation.json").read_text())
+    annotations = json.loads((folder / "data/demo/annotations/captions_val2017.json").read_text())
+    names = {image["id"]: f"val2017/{image['file_name']}" for image in annotations["images"]}
+    pairs = {(names[row["image_id"]], row["caption"]) for row in annotations["annotations"]}
+    for query in record["retrievals"]["texts"]:
+        for hit in query["hits"]:
+            assert hit["right"] == ((hit["file"], query["caption"]) in pairs)
+        assert any(hit["right"] for hit in query["hits"])
+    for query in record["retrievals"]["images"]:
+        for hit in query["hits"]:
+            assert hit["right"] == ((query["file"], hit["caption"]) in pairs)
+    page = Page(folder / "runs/first/report.html")
+    marked = sum("right" in (attributes.get("class") or "") for attributes in page.all("li"))
+    both = record["retrievals"]["texts"] + record["retrievals"]["images"]
+    assert marked == page.text.count("✓ right") == sum(hit["right"] for query in both for hit in query["hits"])
+
+
+def test_the_record_is_what_eval_prints(clipcoco, folder):
+    record = json.loads((folder / "runs/first/evaluation.json").read_text())
+    printed = clipcoco("eval", "first", "--json", cwd=folder).json
+    for result in (record["result"], printed):
+        del result["seconds"]
+    assert record["result"] == printed
+    assert sum(record["similarities"]["matched"]) == 120
+    assert sum(record["similarities"]["unmatched"]) == 120 * 23
+    assert sum(record["ranks"]["t2i"]["counts"]) == 120
+
+
+def test_the_same_records_give_the_same_bytes_without_the_data(clipcoco, run):
+    before = run.report.read_bytes()
+    svgs = {path.name: path.read_bytes() for path in run.figures.iterdir()}
+    shutil.rmtree(run.figures)
+    run.report.unlink()
+    done = clipcoco("report", "first", "--json", cwd=run.path.parents[1])
+    assert done.code == 0, done.stderr
+    assert done.json == {"schema": 1, "run": "first", "report": "runs/first/report.html", "measured": False}
+    assert run.report.read_bytes() == before
+    assert {path.name: path.read_bytes() for path in run.figures.iterdir()} == svgs
+
+
+def test_a_record_of_other_weights_is_measured_anew_when_the_data_are_there(clipcoco, folder, run):
+    record = json.loads(run.evaluation.read_text())
+    record["provenance"]["weights_sha256"] = "0" * 64
+    record["result"]["step"] = 1
+    run.evaluation.write_text(json.dumps(record))
+    assert not is_measured(run)
+    without = clipcoco("report", cwd=run.path.parents[1])
+    assert without.code == 0
+    assert without.stderr.count("\n") == 1
+    assert without.stderr.startswith("note: first is not measured: no captions")
+    page = checked(run.report)
+    assert "Since the last measurement (step 1) training found a better checkpoint" in page.words
+    assert "as measured in training after epoch" in page.words
+    (run.path.parents[1] / "data").symlink_to(folder / "data")
+    again = clipcoco("report", cwd=run.path.parents[1])
+    assert again.code == 0, again.stderr
+    assert "runs/first/report.html" in again.stdout
+    assert is_measured(run)
+    assert recalls(checked(run.report)) == recalls(Page(folder / "runs/first/report.html"))
+
+
+def test_a_run_that_was_never_measured_shows_what_training_saw(run):
+    run.evaluation.unlink()
+    page = checked(write_report(run))
+    best = max(map(json.loads, run.metrics.read_text().splitlines()), key=lambda row: row.get("r1", -1.0))
+    assert f"{best['i2t']['r5']:.2f}" in page.words
+    assert page.words.count("Evaluation.json is not there") == 3
+    assert "clipcoco report first" in page.words
+    assert len(page.all("svg")) == 8
+    assert not page.all("img")
+    assert "by chance" not in recalls(page)
+    levels = {"r1": 4.17, "r5": 20.83, "r10": 41.67, "median_rank": 12.5}
+    run.write_status(chance={"i2t": levels, "t2i": levels})  # as it was known when the run began
+    page = checked(write_report(run))
+    assert recalls(page)["by chance"] == ["4.17", "20.83", "41.67", "12.5"]
+    assert "By chance 4.17, 20.83 and 41.67 %." in page.words
+
+
+def started(clipcoco, folder: Path, tmp_path: Path):
+    """A run that has evaluated once and would go on for long."""
+    (tmp_path / "data").symlink_to(folder / "data")
+    process = clipcoco.start("train", "--preset", "demo", "--name", "run", *TOY, "train.epochs=500", cwd=tmp_path)
+    process.wait_for("eval epoch 1 ")
+    process.wait_for("saved")
+    return process, RunDir(tmp_path / "runs" / "run")
+
+
+def test_an_interrupted_run_has_a_page_and_report_completes_it(clipcoco, folder, tmp_path):
+    process, run = started(clipcoco, folder, tmp_path)
+    process.signal(signal.SIGINT)
+    assert process.wait().code == 75
+    page = checked(run.report)
+    assert re.search(r"Stopped\. By Ctrl-C at step \d+ of 3,000\. Go on from there:\s*clipcoco resume run", page.words)
+    assert "Evaluation.json is not there" in page.words
+    done = clipcoco("report", "run", cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    page = checked(run.report)
+    assert "Stopped. By Ctrl-C" in page.words
+    assert "24 images and 120 captions" in page.words
+    assert len(page.all("svg")) == 11
+
+
+def test_a_second_ctrl_c_leaves_the_old_page_and_other_signals_wait_for_the_new_one(clipcoco, folder, tmp_path):
+    process, run = started(clipcoco, folder, tmp_path)
+    os.mkfifo(run.evaluation)  # the page waits for a writer
+    run.report.write_text("the old page")
+    process.signal(signal.SIGINT)
+    process.wait_for("Saved step")
+    time.sleep(0.2)
+    process.signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.signal(signal.SIGINT)
+    assert process.wait().code == 130
+    assert run.report.read_text() == "the old page"
+    assert run.status()["state"] == "stopped"
+    assert not list(run.path.glob(".*.tmp"))
+
+
+def test_a_page_that_cannot_be_written_does_not_make_a_stop_a_failure(clipcoco, folder, tmp_path):
+    process, run = started(clipcoco, folder, tmp_path)
+    run.report.mkdir()
+    process.signal(signal.SIGTERM)
+    done = process.wait()
+    assert done.code == 75
+    assert "warning: no report: Is a directory" in done.stderr
+
+
+def test_a_failed_run_says_so(clipcoco, folder, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    process = clipcoco.start("train", "--preset", "demo", "--name", "run", *TOY, "train.epochs=500", cwd=tmp_path)
+    process.wait_for("eval epoch 1 ")
+    process.wait_for("saved")
+    shutil.rmtree(tmp_path / "data/demo/val2017")
+    failed = process.wait()
+    assert failed.code == 3, failed.stderr
+    done = clipcoco("report", "run", cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    assert done.stderr.startswith("note: run is not measured:")
+    page = checked(tmp_path / "runs/run/report.html")
+    assert re.search(r"Failed\. At step \d+ of 3,000 \(exit code 3\): ", page.words)
+    assert "clipcoco resume run" in page.words
+
+
+def test_a_run_at_work_has_a_page(run):
+    run.write_status(state="running", step=6, total_steps=180)
+    page = checked(write_report(run))
+    assert "Still running. This page shows the run at step 18 of 180." in page.words
+
+
+DAMAGE = [
+    {
+        "metrics.jsonl": (b'{"event": "step", "st\n\xff\xfe\n[]\n{"event": "step", "step": 1e999}\n', "4 rows of"),
+        "status.json": (b"[1, 2", "State unknown"),
+        "evaluation.json": (b'{"schema": 1, "result": {', "Evaluation.json is damaged"),
+        "config.yaml": (b"train: [\n", "can't use config.yaml"),
+    },
+    {
+        "metrics.jsonl": (None, "No step is recorded yet"),
+        "status.json": (b'{"state": 7, "step": "x"}', "State unknown"),
+        "evaluation.json": (b'{"schema": 2}', "Evaluation.json was written by a newer clipcoco"),
+        "config.yaml": (b"extends: demo\nmagic: {wand: 3}\n", "can't use config.yaml"),
+    },
+    {
+        "status.json": (None, "State unknown"),
+        "evaluation.json": (b'{"schema": 1, "result": []}', "Evaluation.json is damaged"),
+        "config.yaml": (None, "config.yaml can't be read"),
+    },
+    {"evaluation.json": (b"[" * 100_000, "Evaluation.json is damaged")},
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=["cut", "of another version", "of another kind", "deep"])
+def test_damaged_records_are_named_and_the_rest_is_shown(run, damage):
+    for file, (content, _) in damage.items():
+        (run.path / file).unlink()
+        if content is not None:
+            (run.path / file).write_bytes(content)
+    page = checked(write_report(run))
+    assert all(words in page.words for _, words in damage.values())
+    assert "6 Reproduce" in page.words
+
+
+def test_a_run_directory_of_nothing_has_a_page(tmp_path):
+    page = checked(write_report(RunDir(tmp_path)))
+    for words in ("State unknown", "Nothing is measured yet", "No step is recorded yet"):
+        assert words in page.words
+
+
+def test_numbers_that_are_not_finite_leave_gaps(run):
+    step = {"epoch": 1, "loss": None, "lr": 0.0, "temperature": 0.07, "grad_norm": None, "clock": {}, "event": "step"}
+    lines = [json.dumps({**step, "step": number}) for number in range(1, 4)]
+    lines += [json.dumps({"step": 2, "epoch": 1, "reason": "loss <nan>", "event": "skipped"})]
+    run.metrics.write_text("\n".join(lines))
+    page = checked(write_report(run))
+    assert "Step 2 was skipped, the weights stayed: loss <nan>" in page.words
+    assert len(page.all("svg")) == 2 + 3  # learning rate and temperature; what was measured
+
+
+def test_huge_numbers_are_drawn(run):
+    step = {"epoch": 1, "lr": 1e-30, "temperature": 1.0, "event": "step"}
+    rows = [{**step, "step": 10**number, "loss": 3e38, "grad_norm": 10.0 ** (3 * number)} for number in range(12)]
+    run.metrics.write_text("\n".join(map(json.dumps, rows)))
+    assert len(checked(write_report(run)).all("svg")) == 4 + 3
+
+
+def test_a_long_run_stays_small(run):
+    step = {"epoch": 1, "lr": 1e-4, "temperature": 0.07, "event": "step"}
+    clock = {"seconds": 1.0, "images_per_second": 100.0, "data_wait": 0.01}
+    with open(run.metrics, "w") as file:
+        for number in range(1, 20_001):
+            row = {"step": number, "loss": 4 / number, "grad_norm": 1000 / number, "clock": clock}
+            file.write(json.dumps({**step, **row}) + "\n")
+    page = checked(write_report(run))
+    assert "5 h 33 min" in page.words
+    assert (run.figures / "loss.svg").stat().st_size < 50_000
+
+
+def test_whatever_a_stranger_wrote_is_text(clipcoco, scenes, tmp_path):
+    root = tmp_path / 'a "b" <i>'
+    shutil.copytree(scenes, root)
+    file = root / "annotations" / "captions_val2017.json"
+    content = json.loads(file.read_text())
+    for row in content["annotations"]:
+        row["caption"] = EVIL
+    file.write_text(json.dumps(content))
+    words = ["train", "--preset", "demo", "--name", "run", *TOY, f'data.root="{root}"'.replace('"b"', '\\"b\\"')]
+    done = clipcoco(*words, "train.epochs=1", cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    run = RunDir((tmp_path / "runs" / "run").rename(tmp_path / "runs" / "<b>run"))
+    run.write_status(state="failed", reason=EVIL)
+    with open(run.metrics, "a") as metrics:
+        metrics.write(json.dumps({"step": 6, "epoch": 1, "message": EVIL, "event": "warning"}) + "\n")
+    record = json.loads(run.evaluation.read_text())
+    old = record["retrievals"]["images"][0]["file"]
+    new = f"val2017/{EVIL.replace('/', '')}.jpg"
+    record = json.loads(json.dumps(record).replace(json.dumps(old), json.dumps(new)))
+    run.evaluation.write_text(json.dumps(record))
+    page = checked(write_report(run))
+    assert page.text.count(EVIL) >= 12 + 12 + 2
+    assert "<b>run" in page.text
+    assert 'a "b" <i>' in page.text
+    assert any(attributes["title"] == new for attributes in page.all("img"))
+
+
+def test_a_thumbnail_that_is_none_is_refused(run):
+    record = json.loads(run.evaluation.read_text())
+    file = next(iter(record["thumbnails"]))
+    record["thumbnails"][file] = 'AAAA" onerror="alert(1)'
+    run.evaluation.write_text(json.dumps(record))
+    assert "Evaluation.json is damaged" in checked(write_report(run)).words
+
+
+def test_an_image_without_a_thumbnail_is_named(run):
+    record = json.loads(run.evaluation.read_text())
+    file = record["retrievals"]["images"][0]["file"]
+    del record["thumbnails"][file]
+    run.evaluation.write_text(json.dumps(record))
+    assert f"{Path(file).name} can’t be shown" in checked(write_report(run)).words  # noqa: RUF001
+
+
+def test_it_needs_no_torch_no_backend_and_no_home(run, tmp_path):
+    program = (
+        "import sys, pathlib\n"
+        "from clipcoco.report.page import write_report\n"
+        "from clipcoco.rundir import RunDir\n"
+        f"write_report(RunDir(pathlib.Path({str(run.path)!r})))\n"
+        "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)\n"
+        "import matplotlib, os\n"
+        "assert matplotlib.rcParams['svg.fonttype'] == 'path'\n"
+        "assert os.environ['MPLBACKEND'] == 'qtagg'\n"
+        "assert 'MPLCONFIGDIR' not in os.environ\n"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), "MPLBACKEND": "qtagg"}
+    before = run.report.read_bytes()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert not list(home.iterdir())
+    assert run.report.read_bytes() == before
+
+
+def chromium(*words: str) -> str:
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
+    done = subprocess.run([CHROMIUM, *flags, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+@pytest.mark.parametrize("name", ["not measured", "long words"])
+def test_a_phone_scrolls_down_only(run, tmp_path, name):
+    if name == "not measured":
+        run.evaluation.unlink()
+    if name == "long words":
+        long = "x" * 300
+        run.write_status(state="failed", reason=long)
+        record = json.loads(run.evaluation.read_text())
+        for query in record["retrievals"]["texts"]:
+            query["caption"] = long
+        for query in record["retrievals"]["images"]:
+            query["hits"][0]["caption"] = long
+        run.evaluation.write_text(json.dumps(record))
+        run = RunDir(run.path.rename(run.path.with_name("y" * 200)))
+    page = re.sub("<meta http-equiv[^>]*>", "", write_report(run).read_text()).replace("<details>", "<details open>")
+    # A window may not be this narrow; a frame may.
+    frame = f'<iframe width="360" height="800" style="border: 0" srcdoc="{escape(page)}"></iframe>'
+    script = (
+        "onload = () => { const inside = document.querySelector('iframe').contentDocument.documentElement;"
+        "document.title = `${inside.clientWidth} ${inside.scrollWidth} ${inside.scrollHeight > 2000}` }"
+    )
+    (tmp_path / "frame.html").write_text(f"<!doctype html><title></title>{frame}<script>{script}</script>")
+    shown = chromium("--window-size=800,900", "--dump-dom", f"file://{tmp_path}/frame.html")
+    assert re.search("<title>(.*?)</title>", shown)[1] == "360 360 true"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def test_it_prints(run, tmp_path):
+    chromium(f"--print-to-pdf={tmp_path}/page.pdf", "--no-pdf-header-footer", f"file://{run.report}")
+    pages = re.findall(rb"/Type\s*/Page\b(?!s)", (tmp_path / "page.pdf").read_bytes())
+    assert 4 <= len(pages) <= 20
+
+
+def embeddings(images: int, captions: int) -> Embeddings:
+    generator = torch.Generator().manual_seed(3)
+    sides = [torch.randn(rows, 8, generator=generator) for rows in (images, images * captions)]
+    owners = torch.arange(images).repeat_interleave(captions)
+    unit = [side / side.norm(dim=1, keepdim=True) for side in sides]
+    return Embeddings(unit[0], unit[1], owners.numpy(), owners.numpy(), owners)
+
+
+def test_similarities_count_every_pair_in_chunks(monkeypatch):
+    monkeypatch.setattr(analysis, "CHUNK", 50)
+    some = embeddings(7, 3)
+    found = analysis.similarities(some)
+    scores = some.texts.double() @ some.images.double().T
+    own = torch.zeros_like(scores, dtype=torch.bool)
+    own[torch.arange(21), some.owners] = True
+    for counts, values in ((found.matched, scores[own]), (found.unmatched, scores[~own])):
+        assert sum(counts) == len(values)
+        for (low, high), count in zip(pairwise(found.edges), counts, strict=True):
+            assert count == int(((values >= low) & (values < high)).sum())
+    assert found.matched_mean == pytest.approx(float(scores[own].mean()), abs=1e-6)
+    assert found.unmatched_mean == pytest.approx(float(scores[~own].mean()), abs=1e-6)
+
+
+def test_equal_vectors_are_counted_at_the_end_of_the_range():
+    ones = torch.nn.functional.normalize(torch.full((3, 8), 0.3), dim=1) * (1 + 1e-7)
+    some = Embeddings(ones, ones, torch.arange(3).numpy(), torch.arange(3).numpy(), torch.arange(3))
+    found = analysis.similarities(some)
+    assert (found.matched[-1], found.unmatched[-1]) == (3, 6)
+    assert analysis.geometry(some).image_uniformity == pytest.approx(0, abs=1e-5)
+
+
+def test_one_image_has_no_foreign_pairs():
+    some = embeddings(1, 5)
+    found = analysis.similarities(some)
+    assert found.unmatched_mean is None
+    assert sum(found.unmatched) == 0
+    assert analysis.geometry(some).image_uniformity is None
+    assert analysis.hubs(some.texts, some.images).counts == [5]
+
+
+def test_ranks_are_grouped_by_doubling():
+    found = analysis.rank_counts(torch.tensor([1, 2, 3, 4, 5, 8, 9, 20]), 20)
+    assert found.upper == [1, 2, 4, 8, 16, 32]
+    assert found.counts == [1, 1, 2, 2, 1, 1]
+    assert analysis.rank_counts(torch.tensor([1]), 1).upper == [1]
+
+
+def test_hubs_are_who_is_near_too_often(monkeypatch):
+    monkeypatch.setattr(analysis, "CHUNK", 40)
+    some = embeddings(9, 4)
+    found = analysis.hubs(some.texts, some.images, count=4, nearest=3)
+    counts = torch.zeros(9, dtype=torch.int64)
+    for row in (some.texts @ some.images.T).argsort(1, descending=True)[:, :3].flatten().tolist():
+        counts[row] += 1
+    assert found.counts == sorted(counts.tolist(), reverse=True)[:4]
+    assert [int(counts[row]) for row in found.rows] == found.counts
+    assert found.expected == pytest.approx(3 * 36 / 9)
+    assert found.never == int((counts == 0).sum())
+
+
+def test_geometry_is_what_the_papers_define(monkeypatch):
+    monkeypatch.setattr(analysis, "CHUNK", 20)
+    some = embeddings(6, 2)
+    found = analysis.geometry(some)
+    distances = torch.pdist(some.images.double()).square()
+    assert found.image_uniformity == pytest.approx(float((-2 * distances).exp().mean().log()), abs=1e-5)
+    firsts = torch.pdist(some.texts[::2].double()).square()
+    assert found.text_uniformity == pytest.approx(float((-2 * firsts).exp().mean().log()), abs=1e-5)
+    aligned = (some.images[some.owners] - some.texts).square().sum(1).mean()
+    assert found.alignment == pytest.approx(float(aligned))

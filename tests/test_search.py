@@ -1,0 +1,290 @@
+"""The parts of `search`: the exact product, the index while it grows, the page, the names of pages."""
+
+import io
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from clipcoco.search import index as indexes
+from clipcoco.search.galleries import upright
+from clipcoco.search.index import DAMAGED, OTHER, Encoding, Index, Item, open_index, refresh
+from clipcoco.search.page import slug, thumbnail, write_page
+from clipcoco.search.query import Answer, Hit, Query, nearest
+
+EVIL = "<script>alert('1')</script> & \"quoted\" {{ 7 * 7 }} {% raw %}"
+
+
+class TestNearest:
+    @pytest.mark.parametrize("images", [1, 4, 4096, 4097, 20_000])
+    def test_it_is_the_order_of_the_whole_product(self, images):
+        generator = torch.Generator().manual_seed(images)
+        rows = torch.nn.functional.normalize(torch.randn(images, 48, generator=generator), dim=1).half()
+        query = torch.nn.functional.normalize(torch.randn(48, generator=generator), dim=0)
+        expected = (rows.double() @ query.double()).sort(descending=True)
+        places, scores = nearest(rows, query, 25)
+        assert places == expected.indices[:25].tolist()
+        assert scores == pytest.approx(expected.values[:25].tolist(), abs=1e-7)
+
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_equal_rows_come_in_their_order_wherever_they_stand(self, threads):
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.nn.functional.normalize(torch.randn(9001, 33, generator=generator), dim=1).half()
+        query = torch.randn(33, generator=generator)
+        best = int((rows.float() @ query).argmax())
+        equal = sorted([0, 1, 4095, 4096, best, 8999, 9000])
+        rows[equal] = rows[best].clone()
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            places, scores = nearest(rows, query, 6)
+        finally:
+            torch.set_num_threads(before)
+        assert places == equal[:6]
+        assert len(set(scores)) == 1
+
+
+class Source:
+    """Names are contents; the first letter says what becomes of them."""
+
+    def __init__(self) -> None:
+        self.encoded: list[int] = []
+        self.stop_at: int | None = None
+
+    def read(self, name: str) -> bytes | None:
+        if name.startswith("unread"):
+            raise PermissionError
+        return None if name.startswith("other") else name.rstrip("'").encode()
+
+    def prepare(self, data: bytes) -> torch.Tensor:
+        from clipcoco.data.images import UnreadableImage
+
+        if data.startswith(b"damaged"):
+            raise UnreadableImage("it is")
+        return torch.tensor([float(data[1:]), 1.0])
+
+    def encode(self, batch: torch.Tensor) -> torch.Tensor:
+        if self.stop_at is not None and sum(self.encoded) >= self.stop_at:
+            raise KeyboardInterrupt
+        self.encoded.append(len(batch))
+        return batch
+
+    def encoding(self) -> Encoding:
+        return Encoding(self.read, self.prepare, self.encode, 2)
+
+
+def update(file: Path, names: list[str], source: Source, model: str = "m", changed: int = 1) -> Index:
+    index = open_index(file, model, pytest.fail)
+    refresh(index, [Item(name, 1, changed) for name in names], source.encoding(), lambda event: None, pytest.fail)
+    return index
+
+
+def found(index: Index) -> dict[str, float]:
+    names, rows = index.gallery()
+    return {name: float(row[0]) for name, row in zip(names, rows, strict=True)}
+
+
+class TestIndex:
+    def test_each_name_keeps_its_own_row_through_many_changes(self, tmp_path):
+        file, everything = tmp_path / "deep/index.npz", [f"i{number}" for number in range(200)]
+        rng = np.random.default_rng(0)
+        for _ in range(12):
+            names = sorted(rng.choice(everything, rng.integers(1, 150), replace=False).tolist())
+            index = update(file, names, Source())
+            assert (
+                found(index) == found(open_index(file, "m", pytest.fail)) == {name: float(name[1:]) for name in names}
+            )
+            assert index.gallery()[1].dtype == np.float16
+
+    def test_what_is_known_by_its_content_is_not_encoded_again(self, tmp_path):
+        file, source = tmp_path / "i.npz", Source()
+        update(file, ["i1", "i2", "i3"], source)
+        assert found(update(file, ["i1'", "i2", "i4"], source, changed=2)) == {"i1'": 1, "i2": 2, "i4": 4}
+        assert source.encoded == [3, 1]
+
+    def test_failures_are_remembered_but_for_those_that_may_pass(self, tmp_path):
+        file, source = tmp_path / "i.npz", Source()
+        names = ["damaged", "i1", "other", "unread"]
+        assert found(update(file, names, source)) == {"i1": 1}
+        again = open_index(file, "m", pytest.fail)
+        assert [item.name for item in again.stale([Item(name, 1, 1) for name in names])] == ["unread"]
+        assert (again.failures(DAMAGED), again.failures(OTHER)) == (["damaged"], ["other"])
+
+    def test_another_model_starts_anew(self, tmp_path):
+        file, source = tmp_path / "i.npz", Source()
+        update(file, ["i1"], source)
+        update(file, ["i1"], source, model="n")
+        assert source.encoded == [1, 1]
+
+    def test_an_interruption_loses_nothing_that_was_encoded(self, tmp_path):
+        file, source, told = tmp_path / "i.npz", Source(), []
+        items = [Item(f"i{number}", 1, 1) for number in range(500)]
+        source.stop_at = 200
+        with pytest.raises(KeyboardInterrupt):
+            refresh(open_index(file, "m", told.append), items, source.encoding(), lambda event: None, told.append)
+        kept = sum(source.encoded)
+        assert told == [f"{kept} of 500 are done and kept; the same command goes on there"]
+        source.stop_at = None
+        index = open_index(file, "m", told.append)
+        assert len(index.stale(items)) == 500 - kept
+        refresh(index, items, source.encoding(), lambda event: None, told.append)
+        assert sum(source.encoded) == 500
+        assert found(index) == {f"i{number}": number for number in range(500)}
+
+    def test_a_kill_loses_no_more_than_since_the_last_save(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(indexes, "SAVE_EVERY", 128)
+        file, source = tmp_path / "i.npz", Source()
+        items = [Item(f"i{number}", 1, 1) for number in range(500)]
+        child = os.fork()
+        if child == 0:
+            source.encode = lambda batch: batch if batch[0, 0] < 256 else os._exit(9)
+            refresh(open_index(file, "m", print), items, source.encoding(), lambda event: None, print)
+        os.waitpid(child, 0)
+        assert len(open_index(file, "m", pytest.fail).stale(items)) == 500 - 256
+
+    @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "garbage", "array", "folder"])
+    def test_damage_is_seen(self, tmp_path, damage):
+        file, told = tmp_path / "i.npz", []
+        update(file, ["i1", "i2", "i3"], Source())
+        data = bytearray(file.read_bytes())
+        rows = open_index(file, "m", pytest.fail).rows.tobytes()
+        data[data.index(rows)] ^= 1  # one bit of one embedding
+        if damage == "folder":
+            file.unlink()
+            file.mkdir()
+        elif damage == "array":
+            with open(file, "wb") as stream:
+                np.save(stream, np.zeros(3))
+        else:
+            damaged = {"cut": data[:-100], "flipped": data, "empty": b"", "garbage": b"x" * 999}
+            file.write_bytes(damaged[damage])
+        assert not open_index(file, "m", told.append).entries
+        assert told == [f"the index {file} can't be used, so it is made anew"]
+
+    def test_entries_that_do_not_fit_are_refused(self, tmp_path):
+        file, told = tmp_path / "i.npz", []
+        update(file, ["i1", "i2"], Source())
+        with np.load(file) as arrays:
+            content = dict(arrays)
+        for name, wrong in (("embeddings", content["embeddings"][:1]), ("digests", content["digests"][:-1])):
+            np.savez(file, **{**content, name: wrong})
+            assert not open_index(file, "m", told.append).entries
+        assert len(told) == 2
+
+
+@pytest.mark.parametrize("orientation", range(9))
+def test_pictures_stand_upright_as_in_any_viewer(orientation):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[274] = orientation
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(buffer)))
+    assert np.array_equal(upright(buffer.getvalue()).permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("a dog on a sofa", r"a-dog-on-a-sofa"),
+        ("  A DOG, on a sofa!  ", r"a-dog-on-a-sofa"),
+        ("café", r"cafe"),
+        ("../../etc/passwd", r"etc-passwd"),
+        ("/", r"query-[0-9a-f]{8}"),
+        ("..", r"query-[0-9a-f]{8}"),
+        ("一只狗", r"query-[0-9a-f]{8}"),
+        ("dog \U0001f415 狗", r"dog-[0-9a-f]{8}"),
+        ("\udcff", r"query-[0-9a-f]{8}"),
+        ("x" * 5000, r"x{60}-[0-9a-f]{8}"),
+    ],
+)
+def test_a_page_has_a_name_that_stays_in_its_folder(words, expected):
+    assert re.fullmatch(expected, slug(words))
+
+
+def test_different_queries_in_other_scripts_have_different_pages():
+    assert len({slug(words) for words in ("狗", "猫", "дом", "кот", "x" * 70, "x" * 71)}) == 6
+
+
+def test_thumbnails_are_small_upright_and_absent_for_what_is_no_picture(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGBA", (1200, 600), (200, 30, 30, 128)).save(tmp_path / "a.png", exif=exif)
+    with Image.open(io.BytesIO(thumbnail(tmp_path / "a.png"))) as image:
+        assert (image.format, image.size) == ("JPEG", (120, 240))
+    Image.new("L", (9000, 8000)).save(tmp_path / "huge.png")
+    Image.new("L", (90, 80)).save(tmp_path / "other.gif")
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
+    for name in ("huge.png", "other.gif", "cut.jpg", "none.jpg"):
+        assert thumbnail(tmp_path / name) is None
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order; keeps tags, attributes and text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(path.read_text("utf-8"))
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def answer(query: Query, hits: list[Hit]) -> Answer:
+    return Answer(query, "val2017", 24, 0, 0.01, tuple(hits), 0, 0.0, True)
+
+
+def test_the_page_stands_alone_and_escapes_all_that_strangers_wrote(tmp_path):
+    name = f"{EVIL.replace('/', '')}\udcff\x1b‮.png"
+    path = tmp_path / name
+    Image.new("RGB", (500, 300), (200, 30, 30)).save(path, "PNG")
+    gone = Hit(2, -0.125, "gone.jpg", tmp_path / "gone.jpg", None)
+    page = Page(write_page(tmp_path / "pages", answer(Query(EVIL), [Hit(1, 0.5, name, path, EVIL), gone]), EVIL))
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert page.text.count(EVIL) == 4  # title, heading, below it, caption
+    assert "49" not in page.text
+    assert not set("\x1b‮\udcff") & set(page.text)
+    (picture,) = page.all("img")
+    assert picture["src"].startswith("data:image/jpeg;base64,")
+    assert picture["alt"] == EVIL
+    assert {link["href"] for link in page.all("a")} == {path.as_uri(), (tmp_path / "gone.jpg").as_uri()}
+    assert "0.500" in page.text
+    assert "-0.125" in page.text
+    assert "this picture can" in page.text
+
+
+def test_a_page_has_a_hundred_pictures_at_most_and_says_so(tmp_path):
+    hits = [Hit(rank, 0.1, f"{rank}.jpg", tmp_path / f"{rank}.jpg", None) for rank in range(1, 131)]
+    page = Page(write_page(tmp_path, answer(Query("a dog"), hits), "about"))
+    assert len(page.all("li")) == 100
+    assert "30 more were found" in page.text
+
+
+def test_the_page_of_a_picture_shows_it(tmp_path):
+    Image.new("RGB", (500, 300), (200, 30, 30)).save(tmp_path / "My Dog.jpg")
+    query = Query("My Dog.jpg", tmp_path / "My Dog.jpg")
+    path = write_page(tmp_path, answer(query, []), "about")
+    assert path.name == "like-my-dog.html"
+    assert len(Page(path).all("img")) == 1
