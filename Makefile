@@ -24,7 +24,7 @@ test: setup ## the tests
 	$(PYTEST) -n 3
 
 test-all: setup ## the long tests too
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers,export,onnx]'
 	$(PYTEST) -n 3 -m ''
 
 lint: setup ## format, style, types, import layers

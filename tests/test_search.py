@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from clipcoco.errors import CheckpointError, EnvironmentProblem
 from clipcoco.search import index as indexes
 from clipcoco.search.galleries import upright
 from clipcoco.search.index import DAMAGED, OTHER, Encoding, Index, Item, open_index, refresh
+from clipcoco.search.models import open_folder
 from clipcoco.search.page import slug, thumbnail, write_page
 from clipcoco.search.query import Answer, Hit, Query, nearest
 
@@ -288,3 +291,37 @@ def test_the_page_of_a_picture_shows_it(tmp_path):
     path = write_page(tmp_path, answer(query, []), "about")
     assert path.name == "like-my-dog.html"
     assert len(Page(path).all("img")) == 1
+
+
+class TestModelFolders:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"text_cfg": {"context_length": 16}}}')
+        return tmp_path
+
+    def test_without_open_clip_one_line_says_what_to_install(self, folder, monkeypatch):
+        monkeypatch.setitem(sys.modules, "open_clip", None)
+        with pytest.raises(EnvironmentProblem, match=r"needs open_clip.*pip install 'clipcoco\[export\]'"):
+            open_folder(f"local-dir:{folder}").tokenize(["a dog"])
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("no JSON", "can't be read"),
+            ('{"model_cfg": {}}', "no usable model_cfg"),
+            ('{"model_cfg": {"text_cfg": {"tokenizer_kwargs": {"trust_remote_code": true}}}}', "code of its own"),
+        ],
+    )
+    def test_a_folder_that_holds_no_model_to_trust(self, folder, content, message):
+        (folder / "open_clip_config.json").write_text(content)
+        with pytest.raises(CheckpointError, match=message):
+            open_folder(f"local-dir:{folder}")
+
+    def test_its_key_changes_with_its_files(self, folder):
+        (folder / "open_clip_model.safetensors").write_bytes(b"weights")
+        keys = [open_folder(f"local-dir:{folder}").key]
+        os.utime(folder / "open_clip_config.json", (1, 1))
+        keys.append(open_folder(f"local-dir:{folder}").key)
+        (folder / "open_clip_model.safetensors").write_bytes(b"other weights")
+        keys.append(open_folder(f"local-dir:{folder}").key)
+        assert keys[0] == keys[1] != keys[2]

@@ -68,7 +68,7 @@ class RunDir:
         """What status.json says; empty when there is none or it can't be read."""
         try:
             status = json.loads((self.path / "status.json").read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return status if isinstance(status, dict) else {}
 
@@ -142,7 +142,12 @@ def all_runs(runs_dir: Path) -> list[RunDir]:
     if not runs_dir.is_dir():
         return []
     found = [RunDir(path) for path in runs_dir.iterdir() if (path / "config.yaml").is_file()]
-    return sorted(found, key=lambda run: (run.status().get("started", 0.0), run.name), reverse=True)
+    return sorted(found, key=lambda run: (_started(run), run.name), reverse=True)
+
+
+def _started(run: RunDir) -> float:
+    started = run.status().get("started")
+    return started if isinstance(started, int | float) else 0.0
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from clipcoco.cli.options import Debug, Json, Preset, Set, print_json
 from clipcoco.cli.verify import show_verified
 from clipcoco.config.load import LoadedConfig, load_config, preset_names
 from clipcoco.console import TaskConsole, Terminal, open_terminal, say_bytes, say_seconds, show, summary_rows
-from clipcoco.data.captions import overlap, read_captions
-from clipcoco.data.presence import check_files
 from clipcoco.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -119,6 +117,7 @@ def _again(loaded: LoadedConfig, preset: str | None, wish: "Wish") -> str:
 
 
 def _fetch(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: bool) -> int:
+    from clipcoco.data.captions import overlap
     from clipcoco.prepare.coco import prepare
     from clipcoco.prepare.plan import make_plan
 
@@ -212,6 +211,8 @@ def working(terminal: Terminal) -> Iterator["ReportTask"]:
 
 
 def _draw(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: bool) -> int:
+    from clipcoco.data.captions import read_captions
+    from clipcoco.data.presence import check_files
     from clipcoco.prepare.scenes import draw_scenes, is_drawn
 
     drawn = is_drawn(wish.root)
@@ -254,6 +255,7 @@ def _own(
     other: bool,
     json_: bool,
 ) -> int:
+    from clipcoco.data.captions import read_captions
     from clipcoco.prepare.own import adopt
     from clipcoco.prepare.resize import make_copies
 

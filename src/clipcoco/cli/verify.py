@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from clipcoco.cli.options import print_json
 from clipcoco.console import Terminal, show
-from clipcoco.data.captions import read_captions
 from clipcoco.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ def show_verified(
     terminal: Terminal, wish: "Wish", working: Callable[[Terminal], AbstractContextManager["ReportTask"]], json_: bool
 ) -> int:
     """Verify and show one table; 3 when a file is not as it should be."""
+    from clipcoco.data.captions import read_captions
     from clipcoco.prepare.check import verify, verify_copies
     from clipcoco.prepare.plan import COCO
 

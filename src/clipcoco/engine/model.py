@@ -143,7 +143,7 @@ class TextEncoder(nn.Module):
         x = self.dropout(x)
         x = self.transformer["resblocks"](x)
         ends = (tokens == END).int().argmax(dim=1)
-        x = x[torch.arange(len(x), device=x.device), ends]
+        x = x[torch.arange(x.shape[0], device=x.device), ends]
         with torch.autocast(tokens.device.type, enabled=False):
             embeddings: Tensor = self.ln_final(x.float()) @ self.text_projection
             return embeddings
