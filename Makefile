@@ -27,14 +27,18 @@ test-all: setup ## the long tests too
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers,export,onnx]'
 	$(PYTEST) -n 3 -m ''
 
-lint: setup ## format, style, types, import layers
+docs: setup ## write docs/reference.md from the program
+	$(BIN)/python docs/reference.py
+
+lint: setup ## format, style, types, import layers, generated docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/reference.py --check
 
 bench: setup ## the measurements behind benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/recall.py
 
-.PHONY: help setup demo test test-all lint bench
+.PHONY: help setup demo test test-all docs lint bench
 .DEFAULT_GOAL := help

@@ -54,7 +54,9 @@ def test_print_is_left_to_the_console():
         assert not any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls), path
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/architecture.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/architecture.md", "CONTRIBUTING.md", "docs/recall.md", "docs/walkthroughs.md"]
+)
 def test_every_file_that_the_docs_name_exists(name):
     import re
 

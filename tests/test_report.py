@@ -231,7 +231,7 @@ def test_a_run_that_was_never_measured_shows_what_training_saw(run):
     page = checked(write_report(run))
     best = max(map(json.loads, run.metrics.read_text().splitlines()), key=lambda row: row.get("r1", -1.0))
     assert f"{best['i2t']['r5']:.2f}" in page.words
-    assert page.words.count("Evaluation.json is not there") == 3
+    assert page.words.count("evaluation.json is not there") == 4
     assert "clipcoco report first" in page.words
     assert len(page.all("svg")) == 8
     assert not page.all("img")
@@ -258,7 +258,7 @@ def test_an_interrupted_run_has_a_page_and_report_completes_it(clipcoco, folder,
     assert process.wait().code == 75
     page = checked(run.report)
     assert re.search(r"Stopped\. By Ctrl-C at step \d+ of 3,000\. Go on from there:\s*clipcoco resume run", page.words)
-    assert "Evaluation.json is not there" in page.words
+    assert "evaluation.json is not there" in page.words
     done = clipcoco("report", "run", cwd=tmp_path)
     assert done.code == 0, done.stderr
     page = checked(run.report)
@@ -319,21 +319,21 @@ DAMAGE = [
     {
         "metrics.jsonl": (b'{"event": "step", "st\n\xff\xfe\n[]\n{"event": "step", "step": 1e999}\n', "4 rows of"),
         "status.json": (b"[1, 2", "State unknown"),
-        "evaluation.json": (b'{"schema": 1, "result": {', "Evaluation.json is damaged"),
+        "evaluation.json": (b'{"schema": 1, "result": {', "evaluation.json is damaged"),
         "config.yaml": (b"train: [\n", "can't use config.yaml"),
     },
     {
         "metrics.jsonl": (None, "No step is recorded yet"),
         "status.json": (b'{"state": 7, "step": "x"}', "State unknown"),
-        "evaluation.json": (b'{"schema": 2}', "Evaluation.json was written by a newer clipcoco"),
+        "evaluation.json": (b'{"schema": 2}', "evaluation.json was written by a newer clipcoco"),
         "config.yaml": (b"extends: demo\nmagic: {wand: 3}\n", "can't use config.yaml"),
     },
     {
         "status.json": (None, "State unknown"),
-        "evaluation.json": (b'{"schema": 1, "result": []}', "Evaluation.json is damaged"),
+        "evaluation.json": (b'{"schema": 1, "result": []}', "evaluation.json is damaged"),
         "config.yaml": (None, "config.yaml can't be read"),
     },
-    {"evaluation.json": (b"[" * 100_000, "Evaluation.json is damaged")},
+    {"evaluation.json": (b"[" * 100_000, "evaluation.json is damaged")},
 ]
 
 
@@ -415,7 +415,7 @@ def test_a_thumbnail_that_is_none_is_refused(run):
     file = next(iter(record["thumbnails"]))
     record["thumbnails"][file] = 'AAAA" onerror="alert(1)'
     run.evaluation.write_text(json.dumps(record))
-    assert "Evaluation.json is damaged" in checked(write_report(run)).words
+    assert "evaluation.json is damaged" in checked(write_report(run)).words
 
 
 def test_an_image_without_a_thumbnail_is_named(run):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,3 +43,19 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value) + "\n")
+
+
+def link(source: Path, target: Path) -> bool:
+    """`target` becomes the same file; whether by a symbolic link, as between volumes.
+
+    A copy only where the file system knows no links at all.
+    """
+    target.unlink(missing_ok=True)
+    for make in (os.link, os.symlink):
+        try:
+            make(source.resolve(), target)
+        except OSError:
+            continue
+        return make is os.symlink
+    shutil.copyfile(source, target)
+    return False

@@ -39,7 +39,7 @@ def prepare_data(
         str | None, typer.Option(metavar="URL", help="Fetch from here; the layout of COCO's host.", show_default=False)
     ] = None,
     only_prepared: Annotated[
-        bool, typer.Option("--only-prepared", help="Keep the smaller copies alone: 3 GB for all of COCO.")
+        bool, typer.Option("--only-prepared", help="Keep the smaller copies alone, about 4 GB for all of COCO.")
     ] = False,
     captions: Annotated[
         Path | None,
@@ -256,6 +256,7 @@ def _own(
     json_: bool,
 ) -> int:
     from clipcoco.data.captions import read_captions
+    from clipcoco.prepare.lock import lock
     from clipcoco.prepare.own import adopt
     from clipcoco.prepare.resize import make_copies
 
@@ -264,7 +265,7 @@ def _own(
     if other:
         raise ConfigError("--captions takes your pictures as they are. Leave out --dry-run, --verify, --only-prepared")
     size = load_config(preset or "small").config.data.prepared_size
-    with working(terminal) as report:
+    with working(terminal) as report, lock(root):
         adopted = adopt(captions, images, root, report=report)
         made = 0
         if size:

@@ -62,26 +62,19 @@ def search(
     text = _query_words(words, image)
     if quiet and json_:
         raise ConfigError("-q and --json are both given (command line). Keep one")
-    if wrong := [change for change in changes or [] if not change.startswith("data.")]:
-        raise ConfigError(f"{wrong[0]} would change the model (--set). Only data.* can be set")
-    if model is not None and run is None and images is None:
-        raise ConfigError("a model has no pictures of its own (--model). Add --images DIR, or --run RUN")
     from clipcoco.search.query import Query, Told, answer
 
     found = rundir.find(runs_dir, run) if model is None or run is not None else None
     searched, gallery = _open(found, images, model, changes or [])
+    name = found.run.name if found and found.run else None
     home = found.run.path if found and found.run else runs_dir / "search" / searched.home
     terminal = open_terminal()
+    query = Query(image.name if image else text, image)
     with RunConsole(terminal) as console:
         told = Told(console, lambda line: show(terminal.err, Text.assemble(("note: ", "yellow"), printable(line))))
-        query = Query(image.name if image else text, image)
         result = answer(query, searched, gallery, home / "index", device, count, told)
     if result.encoded:
-        took = say_seconds(result.encoding_seconds)
-        things = "captions" if result.captions else "images"
-        kept = ", kept for next time" if result.kept else ""
-        show(terminal.err, f"Encoding {result.encoded:,} {things} … {took}{kept}")
-    name = found.run.name if found and found.run else None
+        show(terminal.err, _say_encoding(result))
     about = f"{name + ', ' if name else ''}{searched.words} · {_say_gallery(result)}"
     if quiet:
         _lines_to_stdout([os.fsencode(hit.path) for hit in result.hits])
@@ -89,8 +82,8 @@ def search(
     page = _write_page(home / "search", result, about, told.tell)
     if json_:
         print_json(_plain(result, name, searched.source, page))
-        return ExitCode.OK
-    _show(terminal, result, about, page)
+    else:
+        _show(terminal, result, about, page)
     return ExitCode.OK
 
 
@@ -107,6 +100,10 @@ def _open(
     found: rundir.Found | None, images: Path | None, model: str | None, changes: list[str]
 ) -> tuple["Model", "Gallery"]:
     """The gallery first when it is a folder: a mistyped path is told before a model is loaded."""
+    if wrong := [change for change in changes if not change.startswith("data.")]:
+        raise ConfigError(f"{wrong[0]} would change the model (--set). Only data.* can be set")
+    if found is None and images is None:
+        raise ConfigError("a model has no pictures of its own (--model). Add --images DIR, or --run RUN")
     from clipcoco.search import galleries, models
 
     gallery = galleries.folder_gallery(images) if images is not None else None
@@ -125,6 +122,12 @@ def _say_gallery(result: "Answer") -> str:
     if result.captions:
         return f"{result.captions:,} captions of {result.gallery}"
     return f"{result.images:,} images of {result.gallery}"
+
+
+def _say_encoding(result: "Answer") -> str:
+    things = "captions" if result.captions else "images"
+    kept = ", kept for next time" if result.kept else ""
+    return f"Encoding {result.encoded:,} {things} … {say_seconds(result.encoding_seconds)}{kept}"
 
 
 def _write_page(folder: Path, result: "Answer", about: str, tell: Callable[[str], None]) -> Path | None:

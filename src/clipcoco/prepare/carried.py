@@ -1,14 +1,13 @@
 """What a person carried here by hand: images that lie in another folder, or in an archive."""
 
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from clipcoco.data.presence import LINKED
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.files import write_json
+from clipcoco.files import link, write_json
 from clipcoco.prepare.plan import Wish
 from clipcoco.prepare.resize import CopyStore
 
@@ -24,6 +23,7 @@ def take(source: Path, wish: Wish, missing: Sequence[str], report: ReportTask) -
         return there
     _trust(wish.root, source)
     for file in there:
+        (wish.root / file).parent.mkdir(exist_ok=True)
         link(source / file, wish.root / file)
     return there
 
@@ -35,17 +35,6 @@ def copy_members(archive: Path, wish: Wish, missing: Sequence[str], report: Repo
         for done, file in enumerate(there, start=1):
             copies.store(file, members.read(file))
             report(TaskProgress(archive.name, done, len(there), "images"))
-
-
-def link(source: Path, target: Path) -> None:
-    """`target` becomes the same file; between two volumes by a symbolic link."""
-    target.parent.mkdir(exist_ok=True)
-    source = source.resolve()
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        os.symlink(source, target)
 
 
 def _trust(root: Path, folder: Path) -> None:

@@ -7,23 +7,19 @@ import hashlib
 import os
 import re
 import shutil
-import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.manifest import Entry, Manifest, copies_manifest, read_manifest
 from clipcoco.data.presence import check_files, missing_files
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.files import sync_folder, write_atomically, write_temporary
+from clipcoco.files import link, sync_folder, write_temporary
 from clipcoco.prepare import carried
 from clipcoco.prepare.download import download
+from clipcoco.prepare.lock import lock
 from clipcoco.prepare.network import Patience
 from clipcoco.prepare.plan import (
     COCO,
@@ -62,10 +58,6 @@ def originals_manifest(root: Path) -> Path:
 
 def prepare(wish: Wish, report: ReportTask, coco: Coco = COCO, patience: Patience = Patience()) -> Prepared:  # noqa: B008
     """Do what `make_plan` says. Raises DataError or EnvironmentProblem; the same call then goes on."""
-    try:
-        (wish.root / WORK).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentProblem(f"{wish.root} can't be made: {error.strerror} (--root). Give another") from error
     with lock(wish.root), Manifest(originals_manifest(wish.root), {"images": "originals"}) as originals:
         _sweep(wish.root)
         check_room(make_plan(wish, coco), wish.root)
@@ -84,26 +76,6 @@ def prepare(wish: Wish, report: ReportTask, coco: Coco = COCO, patience: Patienc
         return Prepared(tables, copied, before, after)
 
 
-@contextmanager
-def lock(root: Path) -> Iterator[None]:
-    """One `prepare-data` at a time for a folder; the system takes the lock back when its holder dies."""
-    path = root / WORK / "lock"
-    held, holder = FileLock(path), "another process"
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        with suppress(OSError):
-            holder = (root / WORK / "holder").read_text().strip()
-        raise EnvironmentProblem(
-            f"{root} is being prepared by {holder} ({path}). Wait for it, or stop it with Ctrl-C there"
-        ) from None
-    try:
-        write_atomically(root / WORK / "holder", f"process {os.getpid()} on {socket.gethostname()}\n")
-        yield
-    finally:
-        held.release()
-
-
 def check_room(plan: Plan, root: Path) -> None:
     """Raise EnvironmentProblem when the plan needs more than is free."""
     if plan.room > plan.free:
@@ -118,8 +90,9 @@ def _get_captions(wish: Wish, coco: Coco, report: ReportTask, patience: Patience
     if all((wish.root / "annotations" / name).is_file() for name in names):
         return
     if wish.source and all((wish.source / "annotations" / name).is_file() for name in names):
+        (wish.root / "annotations").mkdir(exist_ok=True)
         for name in names:
-            carried.link(wish.source / "annotations" / name, wish.root / "annotations" / name)
+            link(wish.source / "annotations" / name, wish.root / "annotations" / name)
         return
     archive, ours = _archive(wish, coco.annotations, coco, report, patience)
     unpack(archive, wish.root, _CAPTIONS, coco.captions_bytes, report, lambda entry: None)
@@ -163,6 +136,8 @@ def _get_images(
         return
     images = remote_images(table, missing, coco, wish)
     if wish.only_prepared:
+        import clipcoco.data.images  # noqa: F401  here, as Ctrl-C can't end what a thread imports
+
         with CopyStore(wish.root, wish.prepared_size) as copies:
             fetch_images(images, lambda image, data: copies.store(image.file, data), report, patience=patience)
     elif choose_part(replace(wish, source=None), coco, split, len(table.files), len(missing)).way == "archive":

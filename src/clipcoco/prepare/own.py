@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -19,7 +18,7 @@ from clipcoco.data.annotations import annotation_file
 from clipcoco.data.presence import LINKED
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
 from clipcoco.events import ReportTask
-from clipcoco.files import write_json
+from clipcoco.files import link, write_json
 from clipcoco.prepare.own_captions import PARTS, by_image, read_rows
 from clipcoco.prepare.own_pictures import Sizes, find, measure
 
@@ -184,11 +183,13 @@ def _write(
     for split, pictures in zip(_SPLITS, splits, strict=True):
         (root / split).mkdir(exist_ok=True)
         _clear(root / split)
-        symbolic += sum([_link(images / one.path, root / split / one.link) for one in pictures])
+        symbolic += sum([link(images / one.path, root / split / one.link) for one in pictures])
     (root / LINKED).unlink(missing_ok=True)
     if symbolic:
         write_json(root / LINKED, {"folders": [str(images)]})
         notes.append(f"{symbolic:,} pictures are symbolic links into {images}: keep that folder where it is")
+    for manifest in root.glob("prepared-*/manifest.jsonl"):  # copies of what may be other pictures now
+        manifest.unlink()
     os.sync()
     annotation_file(root, _SPLITS[0]).parent.mkdir(exist_ok=True)
     first = 1
@@ -209,19 +210,6 @@ def _clear(folder: Path) -> None:
         for entry in entries:
             if entry.is_symlink() or (entry.is_file() and entry.stat().st_nlink > 1):
                 os.unlink(entry)
-
-
-def _link(source: Path, target: Path) -> bool:
-    """Whether the link is a symbolic one. A copy only where the file system knows no links at all."""
-    target.unlink(missing_ok=True)
-    for make in (os.link, os.symlink):
-        try:
-            make(source, target)
-        except OSError:
-            continue
-        return make is os.symlink
-    shutil.copyfile(source, target)
-    return False
 
 
 def _annotations(pictures: list[_Picture], first: int) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""What the docs show is run as it stands there; what is generated is up to date."""
+
+import doctest
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import TOY
+
+ROOT = Path(__file__).parents[1]
+
+
+def block(page: str, language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_the_reference_is_what_the_program_says():
+    done = subprocess.run([sys.executable, ROOT / "docs/reference.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_reference_notices_a_change(tmp_path):
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    page = tmp_path / "docs/reference.md"
+    page.write_text(page.read_text().replace("--or-resume", "--and-resume"))
+    done = subprocess.run([sys.executable, tmp_path / "docs/reference.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "make docs" in done.stderr
+
+
+def test_the_worked_examples_of_recall_hold():
+    assert doctest.testfile(str(ROOT / "docs/recall.md"), module_relative=False) == (0, 6)
+
+
+def test_the_loss_is_changed_in_ten_lines(scenes, tmp_path):
+    code = block("walkthroughs.md", "python")
+    body = code[code.index("def ") :].strip().splitlines()
+    assert len(body) <= 10
+    shutil.copytree(ROOT / "src", tmp_path / "src")
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    losses = {}
+    for name in ("ours", "theirs"):
+        if name == "theirs":
+            (tmp_path / "src/clipcoco/engine/loss.py").write_text(code)
+        words = ["-m", "clipcoco", "train", "--preset", "demo", f"data.root={scenes}", *TOY, "--name", name]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        rows = map(json.loads, (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines())
+        losses[name] = [row["loss"] for row in rows if row["event"] == "step"]
+    assert losses["ours"] != losses["theirs"]
+    assert losses["theirs"][-1] < losses["theirs"][0]  # it learns
+
+
+def test_ones_own_pictures(clipcoco, scenes, tmp_path):
+    """The commands of the page, on drawn pictures in the place of photographs."""
+    shutil.copytree(scenes / "train2017", tmp_path / "photos")
+    content = json.loads((scenes / "annotations/captions_train2017.json").read_text())
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    header = block("walkthroughs.md", "csv").splitlines()[0]
+    rows = [f'{names[row["image_id"]]},"{row["caption"]}"' for row in content["annotations"]]
+    (tmp_path / "captions.csv").write_text("\n".join([header, *rows]) + "\n")
+    toy = [*TOY, "model.vision.backbone=resnet18", "model.vision.weights=none", "train.epochs=1"]
+    for line in block("walkthroughs.md", "sh").splitlines():
+        words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
+        assert words.pop(0) == "clipcoco"
+        done = clipcoco(*words, *(toy if words[0] == "train" else []), cwd=tmp_path)
+        assert done.code == 0, (line, done.stderr)
+    assert (tmp_path / "data/mine/val2017").is_dir()
+    assert len([line for line in done.stdout.splitlines() if re.match(r"\s+\d+\s+-?0\.\d{3}", line)]) >= 4
