@@ -384,10 +384,10 @@ def test_recall_table_at_80_columns() -> None:
 
 
 def test_summary_rows_align() -> None:
-    rows = summary_rows([("retrievals", "runs/a/retrievals.html"), ("next", "clipcoco eval a")])
+    rows = summary_rows([("report", "runs/a/report.html"), ("next", "clipcoco eval a")])
     assert [row.plain for row in rows] == [
-        "  retrievals  runs/a/retrievals.html",
-        "  next        clipcoco eval a",
+        "  report  runs/a/report.html",
+        "  next    clipcoco eval a",
     ]
 
 

@@ -6,7 +6,7 @@ import torchvision
 
 from clipcoco.config.derive import count_parameters
 from clipcoco.config.load import load_config
-from clipcoco.config.schema import ModelConfig
+from clipcoco.config.schema import BACKBONES, ModelConfig
 from clipcoco.engine.model import build, pretrained_backbone
 from clipcoco.errors import CheckpointError, EnvironmentProblem
 from conftest import TOY
@@ -70,7 +70,7 @@ def test_a_fixed_temperature_is_not_trained():
     assert not model.logit_scale.requires_grad
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
 def test_the_parameter_count_of_inspect_config_is_the_models(backbone):
     config = toy(f"model.vision.backbone={backbone}")
     with torch.device("meta"):

@@ -140,6 +140,7 @@ def _keep_status(run: RunDir, parts: Assembled, state: TrainState, event: Event)
             epochs=event.epochs,
             val_images=len(parts.val_table.files),
             device=str(parts.device.device),
+            chance=event.chance,
             exit_code=None,
             reason="",
         )

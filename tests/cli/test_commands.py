@@ -260,3 +260,18 @@ def test_nothing_asks_the_network(clipcoco, scenes, tmp_path):
     done = clipcoco("train", "--preset", "demo", *TOY, f"data.root={scenes}", "train.epochs=1", cwd=tmp_path, env=env)
     assert done.code == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_tensorboard_holds_curves_settings_and_retrievals(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(folder / "runs" / "first" / "tensorboard"), size_guidance={"images": 0})
+    reader.Reload()
+    tags = reader.Tags()
+    assert {"train/loss", "val/r1", "val/i2t/r1"} <= set(tags["scalars"])
+    assert "_hparams_/session_start_info" in reader.PluginTagToContent("hparams")
+    assert len([tag for tag in tags["images"] if tag.startswith("retrievals/text_to_image/")]) == 12
+    strip = reader.Images("retrievals/text_to_image/01")[0]
+    assert strip.encoded_image_string.startswith(b"\x89PNG")
+    assert strip.width >= 5 * 160
+    assert "Its image is at rank" in reader.SummaryMetadata("retrievals/text_to_image/01").summary_description

@@ -12,8 +12,8 @@ import pytest
 import torch
 from rich.cells import cell_len
 
-from clipcoco.cli.env import WEIGHTS
 from clipcoco.config.load import dump, load_config
+from clipcoco.config.schema import BACKBONES
 from clipcoco.rundir import RunDir
 from conftest import TOY
 
@@ -365,17 +365,16 @@ def test_env_tells_of_the_machine_and_no_secret(clipcoco, tmp_path):
 def test_env_looks_for_weights_where_torch_does(clipcoco, tmp_path, monkeypatch):
     import torchvision
 
-    names = ("resnet18", "resnet34", "resnet50", "resnet101")
-    published = {Path(w.url).name for name in names for w in torchvision.models.get_model_weights(name)}
-    assert set(WEIGHTS) == published
+    published = {Path(w.url).name for name in BACKBONES for w in torchvision.models.get_model_weights(name)}
     for variable, folder in (("TORCH_HOME", tmp_path / "torch"), ("XDG_CACHE_HOME", tmp_path / "cache")):
         monkeypatch.setenv(variable, str(folder))
         monkeypatch.delenv("TORCH_HOME" if variable != "TORCH_HOME" else "XDG_CACHE_HOME", raising=False)
         there = Path(torch.hub.get_dir()) / "checkpoints"
         there.mkdir(parents=True)
-        (there / WEIGHTS[2]).touch()
+        (there / "resnet50-0676ba61.pth").touch()
         found = clipcoco("env", "--json", cwd=tmp_path, env={variable: str(folder)}).json["weights"]
-        assert (found["folder"], found["there"]) == (str(there), [WEIGHTS[2]])
+        assert found["folder"] == str(there)
+        assert found["files"] == {name: name == "resnet50-0676ba61.pth" for name in published}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any
 
 from clipcoco import __version__
 from clipcoco.cli.options import Debug, Json, print_json
+from clipcoco.config.schema import BACKBONES
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
 from clipcoco.errors import ExitCode
 
@@ -36,15 +37,6 @@ PACKAGES = (
     "httpx2",
 )
 EXTRAS = ("open_clip_torch", "timm", "safetensors", "onnx", "onnxscript", "onnxruntime")
-# Of the published ImageNet weights that a configuration can ask for.
-WEIGHTS = (
-    "resnet18-f37072fd.pth",
-    "resnet34-b627a593.pth",
-    "resnet50-0676ba61.pth",
-    "resnet50-11ad3fa6.pth",
-    "resnet101-63fe2227.pth",
-    "resnet101-cd907fc2.pth",
-)
 THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 LOCALE = ("LC_ALL", "LC_CTYPE", "LANG", "PYTHONIOENCODING", "PYTHONUTF8")
 LOOKS = ("NO_COLOR", "FORCE_COLOR", "CI", "COLUMNS")
@@ -216,16 +208,26 @@ def _weights() -> dict[str, Any]:
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser()
     folder = home / "hub" / "checkpoints"
+    names = [name for _, _, published in BACKBONES.values() for name in published.values()]
     return {
         "TORCH_HOME": short(os.environ["TORCH_HOME"]) if "TORCH_HOME" in os.environ else None,
         "folder": short(str(folder)),
-        "there": [name for name in WEIGHTS if (folder / name).is_file()],
+        "files": {name: (folder / name).is_file() for name in names},
     }
+
+
+def _say_weights(weights: dict[str, Any]) -> str:
+    """A name ends in the first digits of the file's SHA-256."""
+    there, absent = (
+        [name for name, is_there in weights["files"].items() if is_there is wanted] for wanted in (True, False)
+    )
+    looked = f"; looked for {', '.join(absent)}" if absent else ""
+    return f"{weights['folder']} (TORCH_HOME moves it): {', '.join(there) or 'none'} there{looked}"
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     python, system, cpu, memory = found["python"], found["system"], found["cpu"], found["memory"]
-    weights, terminal, packages = found["weights"], found["terminal"], found["packages"]
+    terminal, packages = found["terminal"], found["packages"]
     kind = "container" if system["container"] else None
     quota = f", quota {cpu['quota']:g}" if cpu["quota"] else ""
     sizes = [f"{say_bytes(size)} {name}" for name, size in memory.items() if size is not None]
@@ -244,7 +246,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("packages", ", ".join(there)),
         *([("missing", ", ".join(missing))] if missing else []),
         ("disk", _say_disk(found["disk"])),
-        ("weights", f"{weights['folder']}: {', '.join(weights['there']) or 'none of the published ones'}"),
+        ("weights", _say_weights(found["weights"])),
         ("locale", ", ".join(f"{name} {value}" for name, value in found["locale"].items())),
         ("terminal", ", ".join([f"TERM {terminal['TERM']}", terminal["size"], f"tty: {tty or 'none'}", *looks])),
         ("threads", ", ".join(f"{name}={value}" for name, value in found["threads"].items()) or "no variable set"),

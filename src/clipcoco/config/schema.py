@@ -15,15 +15,27 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}\x{FFFE}\x{FFFF}]+$")]
 Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v3_large", "efficientnet_b0"]
 
-# Width of the features and number of parameters (without the classifier) of torchvision's backbones, and
-# which published ImageNet weights exist. Known here without importing torch.
-BACKBONES: dict[str, tuple[int, int, tuple[str, ...]]] = {
-    "resnet18": (512, 11_176_512, ("imagenet-v1",)),
-    "resnet34": (512, 21_284_672, ("imagenet-v1",)),
-    "resnet50": (2048, 23_508_032, ("imagenet-v1", "imagenet-v2")),
-    "resnet101": (2048, 42_500_160, ("imagenet-v1", "imagenet-v2")),
-    "mobilenet_v3_large": (960, 2_971_952, ("imagenet-v1", "imagenet-v2")),
-    "efficientnet_b0": (1280, 4_007_548, ("imagenet-v1",)),
+# Of torchvision's backbones: the width of their features, the number of parameters without the classifier, and
+# the published ImageNet weights, whose file names end in the first digits of their SHA-256. Known without torch.
+BACKBONES: dict[str, tuple[int, int, dict[str, str]]] = {
+    "resnet18": (512, 11_176_512, {"imagenet-v1": "resnet18-f37072fd.pth"}),
+    "resnet34": (512, 21_284_672, {"imagenet-v1": "resnet34-b627a593.pth"}),
+    "resnet50": (
+        2048,
+        23_508_032,
+        {"imagenet-v1": "resnet50-0676ba61.pth", "imagenet-v2": "resnet50-11ad3fa6.pth"},
+    ),
+    "resnet101": (
+        2048,
+        42_500_160,
+        {"imagenet-v1": "resnet101-63fe2227.pth", "imagenet-v2": "resnet101-cd907fc2.pth"},
+    ),
+    "mobilenet_v3_large": (
+        960,
+        2_971_952,
+        {"imagenet-v1": "mobilenet_v3_large-8738ca79.pth", "imagenet-v2": "mobilenet_v3_large-5c1a4163.pth"},
+    ),
+    "efficientnet_b0": (1280, 4_007_548, {"imagenet-v1": "efficientnet_b0_rwightman-7f5810bc.pth"}),
 }
 
 
