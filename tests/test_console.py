@@ -11,12 +11,22 @@ import sys
 import termios
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Self
 
 import pyte
 import pytest
 
-from clipcoco.console import printable, recall_table, say_bytes, say_seconds, summary_rows
+from clipcoco.console import (
+    RunConsole,
+    open_terminal,
+    printable,
+    recall_table,
+    say_bytes,
+    say_seconds,
+    summary_rows,
+)
+from clipcoco.events import Progress
 
 # Feeds a run to the console. `pause` waits for the test, which looks at the screen meanwhile.
 STORY = r"""
@@ -303,6 +313,18 @@ def test_plain_lines_in_a_pipe(tmp_path: Path) -> None:
     assert len(lines) == len(expected), text
     for line, pattern in zip(lines, expected, strict=True):
         assert re.fullmatch(pattern, line), line
+
+
+def test_the_time_left_for_features_is_of_one_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("clipcoco.console.run.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("clipcoco.console.run.LINE_SECONDS", 0.0)
+    lines: list[str] = []
+    with RunConsole(open_terminal(plain=True), lines.append) as show:
+        for done, total in ((128, 256), (256, 256), (128, 512), (256, 512)):
+            clock[0] += 10
+            show(Progress("features", done, total))
+    assert lines == ["features 128/256", "features 256/256", "features 128/512", "features 256/512 eta 20s"]
 
 
 def test_log_holds_the_same_lines_with_panel_and_without(tmp_path: Path) -> None:

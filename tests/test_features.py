@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from filelock import FileLock
 
 from clipcoco.assemble import Assembled, assemble, backbone_features, build_training
 from clipcoco.config.load import load_config
@@ -155,13 +156,15 @@ def test_other_weights_another_view_or_another_source_is_another_file(data, weig
 
 def test_a_changed_image_makes_them_anew(data, weights):
     parts, model = parts_of(data, weights)
-    before = cached(parts, model).train.take([3], [False])
+    running = cached(parts, model)
+    before = running.train.take([3], [False])
     shutil.copy(parts.train_table.folder / parts.train_table.files[4], data / parts.train_table.files[3])
     told: list[str] = []
     features = cached(parts, model, report=lambda event: told.append(getattr(event, "message", "")))
     assert any("images have changed" in message for message in told)
     assert np.array_equal(features.train.take([3], [False]), features.train.take([4], [False]))
     assert not np.array_equal(features.train.take([3], [False]), before)
+    assert np.array_equal(running.train.take([3], [False]), before)  # a run at work keeps what it began with
 
 
 @pytest.mark.parametrize("part", [".f16", ".json"])
@@ -236,6 +239,33 @@ def test_an_unreadable_image_is_replaced_as_in_training_from_images(data, weight
     assert sum(len(batch.replaced) for batch in from_cache) == 1
 
 
+def test_a_disk_that_is_gone_is_an_error_and_not_remembered(data, weights, monkeypatch):
+    parts, model = parts_of(data, weights)
+    monkeypatch.setattr("clipcoco.engine.features.MAX_REPLACEMENTS", 10)
+    images = {data / file: (data / file).stat() for file in parts.train_table.files[20:32]}
+    for path in images:
+        path.rename(path.with_suffix(".away"))
+        path.mkdir()  # there, and unreadable
+        os.utime(path, ns=(0, images[path].st_mtime_ns))
+    with pytest.raises(DataError, match=r"12 of 48 images can't be read, first train2017/.*Is the disk there"):
+        cached(parts, model)
+    for path in images:
+        path.rmdir()
+        path.with_suffix(".away").rename(path)
+    assert cached(parts, model).train.readable.all()
+
+
+def test_another_run_that_fills_them_is_waited_for_and_told_of(data, weights):
+    parts, model = parts_of(data, weights)
+    cached(parts, model)
+    told: list[str] = []
+    with FileLock(next((data / ".clipcoco").glob("features-*-train2017.lock"))):
+        waited = cached(parts, model, lambda event: told.append(event.message), stop=lambda: "a test" if told else None)
+    assert waited is None
+    assert len(told) == 1
+    assert "another run is computing features" in told[0]
+
+
 def test_an_unreadable_validation_image_is_an_error_as_ever(data, weights):
     parts, model = parts_of(data, weights)
     (data / parts.val_table.files[5]).write_bytes(b"no image")
@@ -292,5 +322,34 @@ def test_on_a_cpu_pretrained_weights_are_frozen_for_all_epochs(clipcoco, data, w
     assert longer.code == 0, longer.stderr
     content = torch.load(tmp_path / "runs/laptop/checkpoints/last.pt", weights_only=True)
     assert content["state"]["step"] == 24
+    assert content["state"]["frozen_epochs"] == 4  # also where this longer run is stopped and resumed
     trunk = torch.load(weights, weights_only=True)["conv1.weight"]
     assert torch.equal(content["model"]["visual.trunk.conv1.weight"], trunk)
+
+
+def test_frozen_epochs_that_are_set_hold_for_a_prolonged_run_too(clipcoco, data, weights, tmp_path):
+    words = ["--preset", "demo", *TOY, f"data.root={data}", f"model.vision.weights={weights}", "train.frozen_epochs=1"]
+    first = clipcoco("train", *words, "train.epochs=1", "--name", "short", cwd=tmp_path)
+    assert first.code == 0, first.stderr
+    longer = clipcoco("resume", "short", "train.epochs=2", cwd=tmp_path)
+    assert longer.code == 0, longer.stderr
+    assert "backbone frozen for 1 epoch (as set)" in longer.stderr
+    content = torch.load(tmp_path / "runs/short/checkpoints/last.pt", weights_only=True)
+    trunk = torch.load(weights, weights_only=True)["conv1.weight"]
+    assert not torch.equal(content["model"]["visual.trunk.conv1.weight"], trunk)
+
+
+def test_a_resume_says_that_the_run_began_with_these_frozen_epochs(data, weights):
+    config = load_config("demo", overrides=[*TOY, f"data.root={data}", f"model.vision.weights={weights}"]).config
+    header = dict(assemble(config, "cpu", "float32", None, frozen_epochs=2).header)
+    assert "backbone frozen for 2 epochs (as the run began)" in header["train"]
+
+
+def test_a_dry_run_measures_both_kinds_of_steps(clipcoco, data, weights, tmp_path):
+    words = ["--preset", "demo", *TOY, f"data.root={data}", f"model.vision.weights={weights}", "--dry-run", "--json"]
+    both = clipcoco("train", *words, "train.frozen_epochs=1", cwd=tmp_path)
+    assert both.json["time"].count("s a step") == 2
+    assert "min for the features, once" in both.json["time"]
+    one = clipcoco("train", *words, "train.frozen_epochs=all", cwd=tmp_path)
+    assert one.json["time"].count("s a step") == 1
+    assert not (data / ".clipcoco").exists()

@@ -104,6 +104,14 @@ class TestWeights:
         model.visual.trunk.load_state_dict(state)
         torch.testing.assert_close(model.visual.trunk.layer4[1].conv2.weight, donor["layer4.1.conv2.weight"])
 
+    def test_a_file_from_before_batchnorm_counted_is_taken(self, tmp_path):
+        donor = torchvision.models.resnet18().state_dict()
+        old = {name: value for name, value in donor.items() if not name.endswith("num_batches_tracked")}
+        model = build(toy(), 300)
+        model.visual.trunk.load_state_dict(pretrained_backbone(self.save(tmp_path, old)))
+        torch.testing.assert_close(model.visual.trunk.conv1.weight, donor["conv1.weight"])
+        assert model.visual.trunk.bn1.num_batches_tracked == 0
+
     def test_another_backbone_is_refused(self, tmp_path):
         vision = self.save(tmp_path, torchvision.models.resnet34().state_dict())
         with pytest.raises(CheckpointError, match="holds no resnet18 weights"):

@@ -328,6 +328,8 @@ def wait_for(pipe: Connection, done: int) -> None:
 
 
 def tell_the_end(root: Path, files: list[str], size: int, tell: Callable[[object], None], threads: int) -> None:
+    # The fork server may come from a test of data workers, which are born deaf to signals.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         make_copies(root, files, size, tell, threads)
     except (ClipcocoError, KeyboardInterrupt) as end:

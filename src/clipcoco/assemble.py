@@ -230,10 +230,11 @@ def _say_model(config: Config, parameters: int, origin: str | None) -> str:
 
 def _say_training(config: Config, derived: Derived, device: Device) -> str:
     weights, epochs = config.model.vision.weights, config.train.epochs
-    _, why = resolve_frozen_epochs(config.train, weights, derived.steps_per_epoch, device.device.type)
+    here, why = resolve_frozen_epochs(config.train, weights, derived.steps_per_epoch, device.device.type)
     frozen = ""
     if derived.frozen_epochs:
         many = "all epochs" if derived.frozen_epochs == epochs else f"{derived.frozen_epochs} epochs"
+        why = why if derived.frozen_epochs == here else "as the run began"
         frozen = f", backbone frozen for {'1 epoch' if many == '1 epochs' else many} ({why})"
     return (
         f"{config.train.epochs} epochs x {derived.steps_per_epoch:,} steps x {config.train.batch_size} images, "

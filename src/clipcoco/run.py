@@ -15,7 +15,7 @@ import torch
 from clipcoco.assemble import Assembled, assemble, build_training, check_disk
 from clipcoco.conduct import changed_versions, conduct
 from clipcoco.config.load import LoadedConfig, dump, flatten, load_config, to_plain
-from clipcoco.config.schema import BACKBONES, Config
+from clipcoco.config.schema import BACKBONES, Config, TrainConfig
 from clipcoco.data.features import Features
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import choose_device, is_out_of_memory, make_deterministic, out_of_memory
@@ -82,15 +82,14 @@ def rehearse(
     frozen, views = derived.frozen_epochs > 0, 1 + loaded.config.data.flip
     blank = _blank_features(loaded.config, derived.train_images) if frozen else None
     training = build_training(parts, model, state, None, report=lambda event: None, stop=lambda: None)
-    start_epoch(model, 0, derived.frozen_epochs)
-    seconds: list[float] = []
+    epochs = {0: derived.frozen_epochs, derived.frozen_epochs: loaded.config.train.epochs - derived.frozen_epochs}
     try:
         encoding = _seconds_an_image(training) * views if frozen else 0.0
-        batches = training.loader.epoch(0, features=blank)
-        for _ in range(min(4, derived.steps_per_epoch)):
-            began = time.monotonic()
-            train_step(training, next(batches).to(device.device), loaded.config.train.lr)
-            seconds.append(time.monotonic() - began)
+        steps = {
+            first: _seconds_a_step(training, first, blank if first < derived.frozen_epochs else None)
+            for first, many in epochs.items()
+            if many
+        }
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise out_of_memory(loaded.config.train.batch_size, device) from error
@@ -100,13 +99,14 @@ def rehearse(
     else:
         kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
         memory = f"{kilobytes / 2**20:.1f} GiB"
-    step = min(seconds)  # the first ones warm up
+    minutes = sum(seconds * epochs[first] for first, seconds in steps.items()) * derived.steps_per_epoch / 60
+    each = ", later ".join(f"{seconds:.2f} s a step" for seconds in steps.values())
     once = f"{derived.train_images * encoding / 60:,.0f} min for the features, once, then " if frozen else ""
     return {
         **dict(parts.header),
         "memory": f"{memory} at its highest",
         "disk": f"{derived.checkpoints_kept} checkpoints of {derived.checkpoint_bytes / 1e6:,.0f} MB at most",
-        "time": f"{once}{step:.2f} s a step, {derived.total_steps * step / 60:,.0f} min of steps, evaluations apart",
+        "time": f"{once}{each}, {minutes:,.0f} min of steps, evaluations apart",
         "wrote": "nothing (--dry-run)",
     }
 
@@ -115,6 +115,17 @@ def _blank_features(config: Config, images: int) -> Features:
     """A row of zeros for every image: what a step costs does not depend on what it sees."""
     shape = (1, 1 + config.data.flip, BACKBONES[config.model.vision.backbone][0])
     return Features(np.zeros(shape, np.float16), np.zeros(images, np.int64), np.ones(images, np.bool_))
+
+
+def _seconds_a_step(training: Training, epoch: int, features: Features | None) -> float:
+    """Of `epoch`: with the backbone frozen or not. The first steps warm up."""
+    start_epoch(training.model, epoch, training.schedule.frozen_epochs)
+    batches, seconds = training.loader.epoch(epoch, features=features), []
+    for _ in range(min(4, training.loader.steps_per_epoch)):
+        began = time.monotonic()
+        train_step(training, next(batches).to(training.device.device), training.schedule.config.lr)
+        seconds.append(time.monotonic() - began)
+    return min(seconds)
 
 
 @torch.inference_mode()
@@ -205,8 +216,9 @@ def resume(
         saved.tokenizer,
         origin=str(path),
         source_like=content["data"].get("source"),
-        frozen_epochs=_frozen_epochs(state, saved.config, config),
+        frozen_epochs=_frozen_epochs(state, saved.config.train, config.train),
     )
+    state.frozen_epochs = parts.derived.frozen_epochs
     differing = [key for key, value in parts.fingerprint.items() if content["data"].get(key) != value]
     if differing:
         raise CheckpointError(
@@ -226,11 +238,10 @@ def resume(
         return run, conduct(run, parts, saved.model, state, content, report(run), stop)
 
 
-def _frozen_epochs(state: TrainState, before: Config, after: Config) -> int | None:
-    """As the run began, whatever the device is now; a run that is longer now and was all frozen stays so."""
-    if state.frozen_epochs < 0:
-        return None
-    return after.train.epochs if state.frozen_epochs == before.train.epochs else state.frozen_epochs
+def _frozen_epochs(state: TrainState, before: TrainConfig, after: TrainConfig) -> int | None:
+    """As the run began, whatever the device is now; None, to be resolved anew, for one that was all frozen and grew."""
+    grew = after.epochs > before.epochs and state.frozen_epochs == before.epochs
+    return None if grew or state.frozen_epochs < 0 else state.frozen_epochs
 
 
 def check_changes(before: Config, after: Config) -> list[str]:

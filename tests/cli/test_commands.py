@@ -175,8 +175,8 @@ def test_the_demo_data_are_drawn_when_they_are_missing(clipcoco, tmp_path):
     assert done.code == 0, done.stderr
     assert "Ready: 6,000 train and 500 val images" in done.stdout
     assert "Next: clipcoco train --preset demo" in done.stdout
+    assert "Nothing to do" in clipcoco("prepare-data", "--preset", "demo", cwd=tmp_path).stdout
     again = clipcoco("prepare-data", "--preset", "demo", "--json", cwd=tmp_path)
-    assert "Nothing to do" in again.stderr
     assert again.json["val_captions"] == 2500
 
 

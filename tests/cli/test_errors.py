@@ -61,7 +61,7 @@ USAGE = [
     (["eval", "--split", "test"], 2, ["Choose val or train"]),
     (["eval", "--fraction", "0"], 2, ["above 0"]),
     (["eval", "--from-embeddings", "none.npz"], 3, ["no file at none.npz"]),
-    (["prepare-data", "--preset", "small", "--root", "none"], 3, ["no captions at none/annotations"]),
+    (["prepare-data", "--preset", "small", "--root", "none", "--verify"], 3, ["no captions at none/annotations"]),
 ]
 
 

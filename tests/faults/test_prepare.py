@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import miniature
 from clipcoco.data.captions import read_captions
 from clipcoco.data.manifest import read_manifest
+from clipcoco.prepare import plan
 from clipcoco.prepare.coco import originals_manifest
 from conftest import TOY
 from http_server import Reply, Server
@@ -392,11 +394,166 @@ def test_a_disk_that_fills_up_meanwhile_is_one_line_and_goes_on_later(mini, tmp_
     assert len(list((tmp_path / "data" / "train2017").iterdir())) == 40
 
 
+def test_a_removed_copy_comes_again_though_only_copies_are_kept(mini, tmp_path):
+    words = from_server(mini, "--train-fraction", 0.25, "--val-fraction", 0.25, "--root", "data", "--only-prepared")
+    assert mini(*words, cwd=tmp_path).returncode == 0
+    gone = sorted((tmp_path / "data/prepared-256/train2017").iterdir())[0]
+    gone.unlink()
+    mini.server.requests.clear()
+    assert mini(*words, cwd=tmp_path).returncode == 0
+    assert fetched(mini) == [f"/train2017/{gone.name}"]
+    assert gone.is_file()
+
+
+def test_a_kill_between_unpacking_and_removing_leaves_no_archive_for_ever(mini, tmp_path):
+    words = from_server(mini, "--all", "--root", "data", "--set", "data.prepared_size=0")
+    assert mini(*words, cwd=tmp_path).returncode == 0
+    work = tmp_path / "data" / ".clipcoco"
+    for archive in [*(mini.folder / "zips").iterdir(), *(mini.folder / "annotations").glob("*.zip")]:
+        shutil.copy(archive, work)
+    assert mini(*words, cwd=tmp_path).returncode == 0
+    assert not list(work.glob("*.zip"))
+
+
+def wish_for(root: Path, **more) -> plan.Wish:
+    return plan.Wish(root, {"train2017": 1.0, "val2017": 1.0}, 0, 0, **more)
+
+
+def test_what_is_unpacked_already_needs_no_more_room(made, tmp_path):
+    folder, coco, _ = made
+    shutil.unpack_archive(folder / "annotations" / "annotations_trainval2017.zip", tmp_path)
+    before = plan.make_plan(wish_for(tmp_path), coco).room
+    work = tmp_path / ".clipcoco"
+    shutil.copytree(folder / "train2017", work / "unpacking-train2017" / "train2017")
+    shutil.copy(folder / "zips" / "train2017.zip", work)
+    after = plan.make_plan(wish_for(tmp_path), coco).room
+    unpacked = sum(path.stat().st_size for path in (folder / "train2017").iterdir())
+    assert after <= before - unpacked
+
+
+def test_the_plan_counts_what_the_source_lacks(mini, tmp_path):
+    source = tmp_path / "stick"
+    shutil.unpack_archive(mini.folder / "annotations" / "annotations_trainval2017.zip", source)
+    (source / "train2017").mkdir()
+    for path in sorted((mini.folder / "train2017").iterdir())[:30]:
+        shutil.copy(path, source / "train2017")
+    words = from_server(mini, "--all", "--source", source, "--root", "data", "--set", "data.prepared_size=0")
+    told = mini(*words, "--dry-run", cwd=tmp_path)
+    assert "10 of 40 single images" in told.stdout
+    assert f"after 30 from {source}" in told.stdout
+    train = json.loads(mini(*words, "--dry-run", "--json", cwd=tmp_path).stdout)["parts"][2]
+    assert 0 < train["fetched"] < mini.coco.images["train2017"].size / 2
+    assert mini(*words, cwd=tmp_path).returncode == 0
+    assert sum(path.startswith("/train2017/") for path in fetched(mini)) == 10
+
+
+def test_a_source_whose_folders_are_links_to_another_volume(mini, tmp_path):
+    volume = Path("/dev/shm")
+    if not volume.is_dir() or volume.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second volume here")
+    far = Path(tempfile.mkdtemp(dir=volume))
+    try:
+        source = tmp_path / "stick"
+        shutil.unpack_archive(mini.folder / "annotations" / "annotations_trainval2017.zip", source)
+        for split in ("train2017", "val2017"):
+            shutil.copytree(mini.folder / split, far / split)
+            (source / split).symlink_to(far / split)
+        for _ in range(2):
+            done = mini("--all", "--root", "data", "--source", source, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+    finally:
+        shutil.rmtree(far)
+
+
+def test_a_carried_archive_is_never_removed(mini, tmp_path):
+    """Even when the captions name more images than it holds."""
+    root = tmp_path / "data"
+    shutil.unpack_archive(mini.folder / "annotations" / "annotations_trainval2017.zip", root)
+    path = root / "annotations" / "captions_val2017.json"
+    content = json.loads(path.read_text())
+    for number in range(100):
+        image = {"id": 900_000 + number, "file_name": f"{900_000 + number:012}.jpg", "width": 9, "height": 9}
+        content["images"].append(image)
+        content["annotations"].append({"id": 900_000 + number, "image_id": image["id"], "caption": "none"})
+    path.write_text(json.dumps(content))
+    shutil.copytree(mini.folder / "zips", tmp_path / "stick")
+    done = mini("--all", "--root", "data", "--source", "stick", cwd=tmp_path)
+    assert_one_line(done, 3, "images are missing in data")
+    assert (tmp_path / "stick" / "val2017.zip").is_file()
+
+
+def test_every_long_part_is_told_of(mini, tmp_path):
+    done = mini(*from_server(mini, "--all", "--root", "data"), cwd=tmp_path)
+    assert "prepared-256/val2017 24" in done.stderr
+    assert "prepared-256/train2017 40" in done.stderr
+
+
+def test_images_without_annotated_dimensions(mini, tmp_path):
+    root = tmp_path / "data"
+    shutil.unpack_archive(mini.folder / "annotations" / "annotations_trainval2017.zip", root)
+    for split in ("train2017", "val2017"):
+        path = root / "annotations" / f"captions_{split}.json"
+        content = json.loads(path.read_text())
+        for number, image in enumerate(content["images"]):
+            del image["width"]
+            if number % 2:
+                del image["height"]
+        path.write_text(json.dumps(content))
+    words = from_server(mini, "--train-fraction", 0.25, "--val-fraction", 0.25, "--root", "data")
+    done = mini(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    checked = mini(*words, "--verify", cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_the_next_command_names_what_decides_the_images(mini, tmp_path):
+    more = ["--set", "data.subset_seed=3", "--set", "data.prepared_size=0", "--train-fraction", 0.1234567]
+    done = mini(*from_server(mini, "--preset", "small", *more, "--root", "data"), cwd=tmp_path)
+    settings = "data.train_fraction=0.1234567 data.subset_seed=3 data.prepared_size=0 data.root=data"
+    assert f"Next: clipcoco train --preset small {settings}" in done.stdout
+
+
+def test_pictures_of_ones_own_are_not_fetched_from_coco(mini, tmp_path):
+    rows = [f"{path.name},a picture\n" for path in (mini.folder / "val2017").iterdir()]
+    (tmp_path / "rows.csv").write_text("image,caption\n" + "".join(rows))
+    own = ["--captions", "rows.csv", "--images", mini.folder / "val2017", "--root", "~/mine"]
+    home = {"env": {"HOME": str(tmp_path)}}
+    done = mini(*own, "--val-fraction", 0.5, "--set", "data.prepared_size=0", cwd=tmp_path, **home)
+    assert done.returncode == 0, done.stderr
+    assert "Ready: 12 train and 12 val images" in done.stdout
+    assert not (tmp_path / "mine" / "prepared-256").exists()
+    next((tmp_path / "mine" / "val2017").iterdir()).unlink()
+    done = mini(*from_server(mini, "--all", "--root", "~/mine"), cwd=tmp_path, **home)
+    assert_one_line(done, 3, "pictures of your own are missing", "--captions FILE")
+    assert not mini.server.requests
+
+
+def test_sigterm_says_that_nothing_is_lost(mini, tmp_path):
+    mini.server.always["/zips/train2017.zip"] = Reply(pace=0.05)
+    process = mini.start(*from_server(mini, "--all", "--root", "data"), cwd=tmp_path)
+    wait_until(lambda: any((tmp_path / "data").rglob("train2017.zip.part")))
+    process.terminate()
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert "The same command goes on where it was." in err
+
+
+def test_a_volume_full_to_the_last_byte_is_one_line(mini, small_disk, tmp_path):
+    words = from_server(mini, "--train-fraction", 0.25, "--val-fraction", 0.25, "--root", small_disk / "data")
+    assert mini(*words, cwd=tmp_path).returncode == 0
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "ballast").write_bytes(bytes(free))
+    (small_disk / "data" / "annotations" / "captions_val2017.json").unlink()
+    done = mini(*words, cwd=tmp_path)
+    assert_one_line(done, 5, str(small_disk))
+
+
 USAGE = [
     ([], 2, "--preset NAME"),
     (["--preset", "tiny", "--source", "nowhere"], 2, "is no folder (--source)"),
     (["--preset", "tiny", "--mirror", "ftp://x"], 2, "--mirror"),
     (["--preset", "tiny", "--only-prepared", "--set", "data.prepared_size=0"], 2, "--only-prepared"),
+    (["--captions", "x.csv", "--images", ".", "--root", "data", "--all"], 2, "Leave out --all"),
     (["--captions", "x.csv"], 2, "--captions FILE --images DIR --root DIR"),
     (["--train-fraction", "2"], 2, "data.train_fraction"),
     (["--preset", "tiny", "--root", "nowhere", "--verify"], 3, "no captions at nowhere"),

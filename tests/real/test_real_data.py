@@ -65,6 +65,6 @@ def test_real_images_are_there_and_decode(coco: Path) -> None:
     assert (len(val.image_ids), len(val.captions)) == (300, 1_501)
     assert overlap(train, val) == 0
     for table in (train, val):
-        check_files(table, coco)
+        check_files(table)
     for file in val.files:
         assert evaluation_view(read(coco / file), 64).shape == (3, 64, 64)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clipcoco.cli.options import Debug, Json, Set, print_json, split_words
+from clipcoco.cli.options import Debug, Json, Set, complete_config, print_json, split_words
 from clipcoco.config.derive import OFFICIAL, Derived, derive
 from clipcoco.config.load import LoadedConfig, dump, load_config, preset_names, presets_folder, to_plain
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
@@ -17,7 +17,12 @@ from clipcoco.errors import ConfigError, ExitCode
 def inspect_config(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME or FILE", help="A preset or a file; nothing: the list.", show_default=False),
+        typer.Argument(
+            metavar="NAME or FILE",
+            help="A preset or a file; nothing: the list.",
+            autocompletion=complete_config,
+            show_default=False,
+        ),
     ] = None,
     changes: Set = None,
     diff: Annotated[bool, typer.Option("--diff", help="Only what differs from base.")] = False,

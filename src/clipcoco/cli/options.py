@@ -1,7 +1,9 @@
 """Options that several commands share."""
 
+import glob
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,19 +25,41 @@ def debugging() -> bool:
     return _debug
 
 
-def _presets(incomplete: str) -> list[str]:
+def complete_preset(incomplete: str) -> list[str]:
     return [name for name in preset_names() if name.startswith(incomplete)]
 
 
-def _runs(incomplete: str) -> list[str]:
-    folder = Path("runs")
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return [name for name in names if name.startswith(incomplete) and not name.startswith(".")]
+def complete_config(incomplete: str) -> list[str]:
+    """Presets and YAML files."""
+    return [*complete_preset(incomplete), *_safe(_starting(incomplete, "*.yaml") + _starting(incomplete, "*.yml"))]
 
+
+def complete_run(context: typer.Context, incomplete: str) -> list[str]:
+    """Runs in --runs-dir; after `RUN/` its checkpoints; and checkpoint files."""
+    runs_dir = Path(context.params.get("runs_dir") or RUNS).expanduser()  # as typed: no shell has expanded it
+    name, slash, part = incomplete.partition("/")
+    if slash:
+        checkpoints = _starting(f"{runs_dir}/{name}/checkpoints/{part}", "*.pt")
+        found = [f"{name}/{Path(file).stem}" for file in checkpoints]
+    else:
+        found = [Path(file).parent.name for file in _starting(f"{runs_dir}/{incomplete}", "*/config.yaml")]
+    return sorted(_safe(found + _starting(incomplete, "*.pt")))
+
+
+def _starting(start: str, pattern: str) -> list[str]:
+    return glob.glob(glob.escape(start) + pattern)
+
+
+def _safe(words: list[str]) -> list[str]:
+    """Those that a shell takes as they stand: it evaluates what completion prints, and a name may be anything."""
+    return [word for word in words if shlex.quote(word) == word]
+
+
+RUNS = Path("runs")
 
 Preset = Annotated[
     str | None,
-    typer.Option(help="demo, tiny, small, medium or full.", autocompletion=_presets, show_default=False),
+    typer.Option(help="demo, tiny, small, medium or full.", autocompletion=complete_preset, show_default=False),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file instead.", show_default=False)]
 Set = Annotated[
@@ -51,7 +75,7 @@ Run = Annotated[
     typer.Argument(
         metavar="RUN",
         help="A name, a unique prefix, a preset (its newest run), a path, RUN/best; nothing: the newest run.",
-        autocompletion=_runs,
+        autocompletion=complete_run,
         show_default=False,
     ),
 ]
@@ -60,8 +84,6 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no panel.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.", callback=_note_debug)]
-
-RUNS = Path("runs")
 
 
 def load_from(preset: str | None, file: Path | None, changes: list[str] | None, bare: list[str] | None) -> LoadedConfig:

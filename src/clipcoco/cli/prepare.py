@@ -2,8 +2,6 @@
 
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,11 +11,11 @@ import typer
 from clipcoco.cli.options import Debug, Json, Preset, Set, print_json
 from clipcoco.cli.verify import show_verified
 from clipcoco.config.load import LoadedConfig, load_config, preset_names
-from clipcoco.console import TaskConsole, Terminal, open_terminal, say_bytes, say_seconds, show, summary_rows
+from clipcoco.console import Terminal, open_terminal, say_bytes, say_seconds, show, summary_rows
+from clipcoco.console.tasks import working
 from clipcoco.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
-    from clipcoco.events import ReportTask
     from clipcoco.prepare.plan import Part, Plan, Wish
 
 LICENCE = "COCO's annotations are CC BY 4.0 (cocodataset.org), its images keep their Flickr terms."
@@ -62,7 +60,13 @@ def prepare_data(
     """
     terminal = open_terminal()
     if captions is not None or images is not None:
-        return _own(terminal, captions, images, root, preset, dry_run or verify or only_prepared, json_)
+        unused = {
+            "--dry-run": dry_run, "--verify": verify, "--only-prepared": only_prepared, "--all": everything,
+            "--source": source, "--mirror": mirror, "--train-fraction": train_fraction is not None,
+        }  # fmt: skip
+        if given := [name for name, value in unused.items() if value]:
+            raise ConfigError(f"--captions takes your pictures as they are. Leave out {', '.join(given)}")
+        return _own(terminal, captions, images, root, val_fraction, preset, changes or [], json_)
     if not (preset or everything or verify) and train_fraction is None and val_fraction is None:
         raise ConfigError(
             f"which images? Give --preset NAME ({', '.join(preset_names())}), --train-fraction F or --all (20 GB)"
@@ -75,7 +79,7 @@ def prepare_data(
     wish = _wish(loaded, root, mirror, source, only_prepared)
     again = _again(loaded, preset, wish)
     if verify:
-        return show_verified(terminal, wish, working, json_)
+        return show_verified(terminal, wish, json_)
     if "demo" in loaded.chain:
         return _draw(terminal, wish, again, dry_run, json_)
     return _fetch(terminal, wish, again, dry_run, json_)
@@ -87,6 +91,7 @@ def _wish(
     from clipcoco.prepare.plan import Wish
 
     data = loaded.config.data
+    source = source.expanduser() if source else None
     if source is not None and not source.is_dir():
         raise ConfigError(f"{source} is no folder (--source). It should hold COCO's archives, or their content")
     if mirror is not None and not mirror.startswith(("http://", "https://")):
@@ -108,9 +113,9 @@ def _again(loaded: LoadedConfig, preset: str | None, wish: "Wish") -> str:
     """The command that trains on what was prepared."""
     words = ["clipcoco", "train", "--preset", preset or "full"]
     given = load_config(preset=preset or "full").config.data
-    for key, value in (("train_fraction", wish.fractions["train2017"]), ("val_fraction", wish.fractions["val2017"])):
-        if getattr(given, key) != value:
-            words.append(f"data.{key}={value:g}")
+    for key in ("train_fraction", "val_fraction", "subset_seed", "prepared_size"):
+        if (value := getattr(loaded.config.data, key)) != getattr(given, key):
+            words.append(f"data.{key}={str(value).removesuffix('.0')}")
     if str(wish.root) != given.root:
         words.append(f"data.root={wish.root}")
     return shlex.join(words)
@@ -186,28 +191,20 @@ _LABELS = {"captions": "captions", "val2017": "val images", "train2017": "train 
 def _say_part(part: "Part", wish: "Wish") -> str:
     from clipcoco.prepare.plan import COCO
 
-    images = f"{part.missing:,} of {part.images:,} images" if part.missing < part.images else f"{part.images:,} images"
+    fetched = part.missing if part.way == "source" else part.missing - part.carried
+    images = f"{fetched:,} of {part.images:,} images" if 0 < fetched < part.images else f"{part.images:,} images"
     if part.way == "there":
         return "there" + (f", {images}" if part.images else "")
     if part.way == "source":
         return f"from {wish.source}" + (f", {images}" if part.images else "")
+    others = f", after {part.carried:,} from {wish.source}" if part.carried else ""
     size = f"{say_bytes(part.fetched):>7}"
     archive = COCO.annotations if part.name == "captions" else COCO.images[part.name]
     if part.way == "archive":
-        return f"{size}  {archive.name}" + (f", {images}" if part.images else "")
+        return f"{size}  {archive.name}" + (f", {images}" if part.images else "") + others
     percent = f"{100 * wish.fractions[part.name]:g} %"
-    return f"{size}  {images.replace(' images', ' single images')} ({percent}; all of them: {say_bytes(archive.size)})"
-
-
-@contextmanager
-def working(terminal: Terminal) -> Iterator["ReportTask"]:
-    """Progress; and whatever ends it, a person learns that nothing is lost."""
-    try:
-        with TaskConsole(terminal) as console:
-            yield console
-    except KeyboardInterrupt:
-        show(terminal.err, "Stopped. The same command goes on where it was.")
-        raise
+    images = images.replace(" images", " single images")
+    return f"{size}  {images} ({percent}; all of them: {say_bytes(archive.size)})" + others
 
 
 def _draw(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: bool) -> int:
@@ -216,11 +213,15 @@ def _draw(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: bo
     from clipcoco.prepare.scenes import draw_scenes, is_drawn
 
     drawn = is_drawn(wish.root)
+    if dry_run and json_:
+        print_json({"schema": 1, "root": str(wish.root), "drawn": drawn})
+        return ExitCode.OK
     if dry_run:
         show(terminal.out, f"Nothing to do: the scenes are in {wish.root}." if drawn else "6,500 scenes to draw.")
         return ExitCode.OK
     if not drawn:
-        draw_scenes(wish.root)
+        with working(terminal, "The same command draws them anew."):
+            draw_scenes(wish.root)
     train, val = (
         read_captions(wish.root, split).subset(wish.fractions[split], wish.subset_seed)
         for split in ("train2017", "val2017")
@@ -251,8 +252,9 @@ def _own(
     captions: Path | None,
     images: Path | None,
     root: Path | None,
+    val_fraction: float | None,
     preset: str | None,
-    other: bool,
+    changes: list[str],
     json_: bool,
 ) -> int:
     from clipcoco.data.captions import read_captions
@@ -262,11 +264,11 @@ def _own(
 
     if captions is None or images is None or root is None:
         raise ConfigError("your own pictures need all three: --captions FILE --images DIR --root DIR (where to)")
-    if other:
-        raise ConfigError("--captions takes your pictures as they are. Leave out --dry-run, --verify, --only-prepared")
-    size = load_config(preset or "small").config.data.prepared_size
+    captions, images, root = captions.expanduser(), images.expanduser(), root.expanduser()
+    size = load_config(preset=preset or "small", overrides=changes).config.data.prepared_size
+    share = 0.1 if val_fraction is None else val_fraction
     with working(terminal) as report, lock(root):
-        adopted = adopt(captions, images, root, report=report)
+        adopted = adopt(captions, images, root, val_fraction=share, report=report)
         made = 0
         if size:
             for split in ("train2017", "val2017"):

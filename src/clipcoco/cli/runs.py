@@ -4,17 +4,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from clipcoco.cli.compare import compare, indented
-from clipcoco.cli.options import RUNS, Debug, Json, RunsDir, print_json
-from clipcoco.cli.standing import Standing, all_standings
+from clipcoco.cli.options import RUNS, Debug, Json, RunsDir, complete_run, print_json
 from clipcoco.console import open_terminal, printable, show
 from clipcoco.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from clipcoco.cli.standing import Standing
 
 NAME_WIDTH = 22  # "medium-20261124-021502": columns go before a name is cut shorter
 # From the one that goes last on a narrow terminal.
@@ -24,7 +25,12 @@ IMPORTANCE = ("run", "state", "R@1", "images", "epochs", "when", "took", "device
 def runs(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="A B", help="Two runs to compare; nothing: all of them.", show_default=False),
+        typer.Argument(
+            metavar="A B",
+            help="Two runs to compare; nothing: all of them.",
+            autocompletion=complete_run,
+            show_default=False,
+        ),
     ] = None,
     runs_dir: RunsDir = RUNS,
     json_: Json = False,
@@ -36,6 +42,9 @@ def runs(
 
     [bold]clipcoco runs small-20261123-190211 small-20261123-180155[/bold]
     """
+    from clipcoco.cli.compare import compare  # these read strangers' files with models that take a while to build
+    from clipcoco.cli.standing import all_standings
+
     terminal = open_terminal()
     if words:
         if len(words) != 2:
@@ -52,7 +61,7 @@ def runs(
     return ExitCode.OK
 
 
-def plain(one: Standing) -> dict[str, Any]:
+def plain(one: "Standing") -> dict[str, Any]:
     return {
         "run": one.run.name,
         "path": str(one.run.path),
@@ -89,8 +98,10 @@ class _Column:
         return padding + text if self.right else text + padding
 
 
-def table(standings: Sequence[Standing], width: int, now: float) -> list[Text]:
+def table(standings: Sequence["Standing"], width: int, now: float) -> list[Text]:
     """The list of runs in lines of at most `width` columns, and what its R@1 means."""
+    from clipcoco.cli.compare import indented
+
     of_recalls = [one.images for one in standings if one.r1 is not None]
     galleries = set(of_recalls) - {None}
     columns = _fitted(_columns(standings, now, galleries=len(galleries) > 1), width)
@@ -109,7 +120,7 @@ def table(standings: Sequence[Standing], width: int, now: float) -> list[Text]:
     return [*lines, Text(), *(Text(line, "dim") for line in indented(about, width))]
 
 
-def _columns(standings: Sequence[Standing], now: float, galleries: bool) -> list[_Column]:
+def _columns(standings: Sequence["Standing"], now: float, galleries: bool) -> list[_Column]:
     def column(title: str, cells: list[str], right: bool = False) -> _Column:
         return _Column(title, tuple(cells), right)
 
@@ -144,7 +155,7 @@ def _fitted(columns: list[_Column], width: int) -> list[_Column]:
     return [replace(name, cells=tuple(cells)), *columns[1:]]
 
 
-def _say_state(one: Standing) -> str:
+def _say_state(one: "Standing") -> str:
     if one.state == "running" and one.total_steps:
         return f"running {min(one.step / one.total_steps, 1):.0%}".replace("%", " %")
     return one.state
@@ -166,7 +177,7 @@ def _short(seconds: float) -> str:
     return f"{minutes // 60}h" if minutes < 72 * 60 else f"{minutes // 1440:,}d"
 
 
-def _say_when(one: Standing, now: float) -> str:
+def _say_when(one: "Standing", now: float) -> str:
     if one.state in ("running", "starting"):
         return "now"
     ago, then = now - one.changed, datetime.fromtimestamp(one.changed).date()

@@ -13,7 +13,7 @@ from rich.style import Style
 from rich.text import Text
 
 from clipcoco import rundir
-from clipcoco.cli.options import RUNS, Debug, Device, Json, RunsDir, Set, print_json
+from clipcoco.cli.options import RUNS, Debug, Device, Json, RunsDir, Set, complete_run, print_json
 from clipcoco.config.load import override
 from clipcoco.console import RunConsole, Terminal, open_terminal, printable, say_seconds, show
 from clipcoco.errors import ConfigError, ExitCode
@@ -35,7 +35,10 @@ def search(
         typer.Option(metavar="FILE", help="Look for what is like this picture instead.", show_default=False),
     ] = None,
     run: Annotated[
-        str | None, typer.Option(metavar="RUN", help="A run, RUN/best or a file; otherwise the newest run.")
+        str | None,
+        typer.Option(
+            metavar="RUN", help="A run, RUN/best or a file; otherwise the newest run.", autocompletion=complete_run
+        ),
     ] = None,
     images: Annotated[
         Path | None,

@@ -22,6 +22,7 @@ from clipcoco.cli.options import (
     Run,
     RunsDir,
     Set,
+    complete_run,
     load_from,
     print_json,
     split_words,
@@ -56,6 +57,7 @@ def train(
         typer.Option(
             metavar="RUN or FILE",
             help="Start from these weights, with a fresh optimiser.",
+            autocompletion=complete_run,
             show_default=False,
         ),
     ] = None,

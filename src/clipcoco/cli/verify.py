@@ -1,32 +1,28 @@
 """What `clipcoco prepare-data --verify` shows."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from clipcoco.cli.options import print_json
 from clipcoco.console import Terminal, show
+from clipcoco.console.tasks import working
 from clipcoco.errors import ExitCode
 
 if TYPE_CHECKING:
-    from clipcoco.events import ReportTask
     from clipcoco.prepare.check import Verified
     from clipcoco.prepare.plan import Wish
 
 _NAMED = 3  # files that a line names
 
 
-def show_verified(
-    terminal: Terminal, wish: "Wish", working: Callable[[Terminal], AbstractContextManager["ReportTask"]], json_: bool
-) -> int:
+def show_verified(terminal: Terminal, wish: "Wish", json_: bool) -> int:
     """Verify and show one table; 3 when a file is not as it should be."""
     from clipcoco.data.captions import read_captions
     from clipcoco.prepare.check import verify, verify_copies
     from clipcoco.prepare.plan import COCO
 
     found, copies = [], {}
-    with working(terminal) as report:
+    with working(terminal, "Nothing was changed.") as report:
         for split in ("val2017", "train2017"):
             whole = read_captions(wish.root, split)
             table = whole.subset(wish.fractions[split], wish.subset_seed)

@@ -122,8 +122,9 @@ class RunConsole:
         self._show_panel(transient=False)
 
     def _progress(self, event: events.Progress) -> None:
-        self.phase = event
-        if event.phase == "features" and (self._features_began is None or event.done < self._features_began[1]):
+        before, self.phase = self.phase, event
+        goes_on = (before.phase, before.total) == (event.phase, event.total) and before.done < event.done
+        if event.phase == "features" and not goes_on:  # each split by itself
             self._features_began = (time.monotonic(), event.done)
         if event.phase == "train":
             self.done = event.done

@@ -4,11 +4,19 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.cells import cell_len, set_cell_size
+from rich.live import Live
+from rich.text import Text
 
+from clipcoco.console import panel
 from clipcoco.console.run import LINE_SECONDS
-from clipcoco.console.terminal import Terminal, say_bytes, short_seconds, show
+from clipcoco.console.terminal import Terminal, glyphs, printable, say_bytes, short_seconds, show
 from clipcoco.events import TaskProgress
+
+AMOUNT = 15  # columns of "100,241/118,287"
+REST = 18  # columns of "1,234 img/s  1h52m"
+WIDEST_NAME = 28  # "annotations_trainval2017.zip"
+WIDEST_BAR, NARROWEST_BAR = 30, 6
 
 
 class TaskConsole:
@@ -19,25 +27,19 @@ class TaskConsole:
         self._began: dict[str, tuple[float, int]] = {}  # when and where each task was first heard of
         self._ended: set[str] = set()
         self._next_line = time.monotonic() + LINE_SECONDS
-        self._bars: dict[str, TaskID] = {}
-        self._progress: Progress | None = None
+        self._shown: dict[str, tuple[TaskProgress, str]] = {}  # the newest of each task, and what stands behind it
+        self._live: Live | None = None
         if terminal.live:
-            self._progress = Progress(
-                TextColumn("  {task.description:<24}"),
-                BarColumn(30),
-                TextColumn("{task.fields[amount]:>20}  {task.fields[rest]}"),
-                console=terminal.err,
-                refresh_per_second=4,
-            )
+            self._live = Live(get_renderable=self._picture, console=terminal.err, refresh_per_second=4)
 
     def __enter__(self) -> Self:
-        if self._progress:
-            self._progress.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._progress:
-            self._progress.stop()
+        if self._live:
+            self._live.stop()
 
     def __call__(self, event: TaskProgress) -> None:
         if event.task in self._ended or not event.total:
@@ -45,32 +47,47 @@ class TaskConsole:
         now = time.monotonic()
         began, first = self._began.setdefault(event.task, (now, event.done))
         finished = event.done >= event.total
-        rate = (event.done - first) / (now - began) if now > began + 0.5 else 0.0
-        if self._progress:
-            if event.task not in self._bars:
-                self._bars[event.task] = self._progress.add_task(event.task, total=event.total, amount="", rest="")
-            self._progress.update(
-                self._bars[event.task], completed=event.done, amount=_amount(event), rest=_rest(event, rate)
-            )
+        rest = _rest(event, (event.done - first) / (now - began) if now > began + 0.5 else 0.0)
+        if self._live:
+            self._shown[event.task] = (event, rest)
         elif finished or now >= self._next_line:
             self._next_line = now + LINE_SECONDS
-            show(self.terminal.err, f"{time.strftime('%H:%M:%S')} {event.task} {_amount(event)} {_rest(event, rate)}")
+            show(self.terminal.err, f"{time.strftime('%H:%M:%S')} {event.task} {_amount(event)} {rest}".rstrip())
         if finished:
             self._ended.add(event.task)
 
+    def _picture(self) -> Text:
+        console, shown = self.terminal.err, list(self._shown.values())
+        room = console.width - AMOUNT - REST - 6  # for a name and its bar; the rest are gaps
+        longest = max((cell_len(printable(event.task)) for event, _ in shown), default=0)
+        name = min(longest, WIDEST_NAME, room - NARROWEST_BAR)
+        lines = []
+        for event, rest in shown:
+            task = printable(event.task)
+            line = Text("  " + (task if cell_len(task) <= name else set_cell_size(task, name - 1).rstrip() + "…"))
+            line.pad_right(name + 3 - line.cell_len)
+            line.append(panel.bar(event.done / event.total, min(WIDEST_BAR, room - name)))
+            line.append(f" {_amount(event):>{AMOUNT}}  {printable(rest)}")
+            line.plain = line.plain.translate(glyphs(console))
+            line.truncate(console.width, overflow="ellipsis" if not glyphs(console) else "crop")
+            lines.append(line)
+        return Text("\n").join(lines)
+
 
 def _amount(event: TaskProgress) -> str:
+    """ "431/816 MB", or of what is complete "816 MB"."""
     if event.unit == "bytes":
-        if event.done >= event.total:
-            return say_bytes(event.total)
-        return f"{say_bytes(event.done)} of {say_bytes(event.total)}"
-    return f"{event.total:,}" if event.done >= event.total else f"{event.done:,} of {event.total:,}"
+        done, total = say_bytes(event.done), say_bytes(event.total)
+        if done[-2:] == total[-2:]:
+            done = done.split()[0]
+    else:
+        done, total = f"{event.done:,}", f"{event.total:,}"
+    return total if event.done >= event.total else f"{done}/{total}"
 
 
 def _rest(event: TaskProgress, rate: float) -> str:
-    if event.done >= event.total:
+    """What there is to say, or how fast it goes and how long it takes."""
+    if event.note or rate <= 0 or event.done >= event.total:
         return event.note
-    if rate <= 0:
-        return ""
     speed = f"{say_bytes(rate)}/s" if event.unit == "bytes" else f"{rate:,.0f} img/s"
     return f"{speed}  {short_seconds((event.total - event.done) / rate)}"

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from clipcoco.data.captions import CaptionTable
-from clipcoco.data.manifest import copies_manifest, read_manifest
 from clipcoco.data.sources import ORIGINALS, Source
 from clipcoco.files import write_json
 
@@ -73,15 +72,20 @@ class FeatureFile:
             self.images = {image: row for row, image in enumerate(index["images"])}
             self.stamps, self.unreadable = index["stamps"], index["unreadable"]
         else:
-            self._digest = hashlib.sha256()
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """As a new file: another run may be training from the old one, and keeps what it has mapped."""
+        self.images, self.stamps, self.unreadable = {}, [], []
+        self._digest = hashlib.sha256()
+        self.path.unlink(missing_ok=True)
 
     def missing(self, table: CaptionTable, stamps: Sequence[str]) -> list[int]:
         """Rows of the table that are not there. When an image is another one than before, all are."""
         known = [(self.images.get(int(image)), stamp) for image, stamp in zip(table.image_ids, stamps, strict=True)]
         if any(row is not None and self.stamps[row] != stamp for row, stamp in known):
             self.note = f"images have changed since {self.path.name} was made: made anew"
-            self.images, self.stamps, self.unreadable = {}, [], []
-            self._digest = hashlib.sha256()
+            self._begin_anew()
             return list(range(len(known)))
         return [position for position, (row, _) in enumerate(known) if row is None]
 
@@ -152,10 +156,9 @@ class FeatureFile:
         return True
 
 
-def stamps_of(table: CaptionTable, root: Path, source: Source) -> list[str]:
+def stamps_of(table: CaptionTable, source: Source) -> list[str]:
     """For each image of the table what changes when its bytes do."""
     if source.name != ORIGINALS:
-        _, copies = read_manifest(copies_manifest(root, int(source.name.removeprefix("prepared-"))))
-        return [copies[file].sha256 for file in table.files]
+        return [source.copies[file] for file in table.files]
     stats = [os.stat(table.folder / file) for file in table.files]
     return [f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats]

@@ -56,21 +56,27 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
     return settings, entries
 
 
+def same_settings(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """What "made_with" says, the libraries' versions, is no setting: a new one may move a pixel by one step."""
+    return {**one, "made_with": 0} == {**other, "made_with": 0}
+
+
 class Manifest:
     """An open manifest: `entries` holds what is whole. Entries made with other `settings` are forgotten.
 
-    What "made_with" says, the libraries' versions, is no setting: a new one may move a pixel by one step.
     `add` may be called from several threads.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
         before, self.entries = read_manifest(path)
-        if {**before, "made_with": 0} != {**settings, "made_with": 0}:
+        if not same_settings(before, settings):
             self.entries = {}
-        lines = [settings, *map(asdict, self.entries.values())]
+        lines = [settings, *map(vars, self.entries.values())]
+        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+        if not path.is_file() or path.read_bytes() != content:
+            write_atomically(path, content)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115  closed by __exit__
         self._lock = Lock()
 

@@ -29,9 +29,9 @@ def check_files(table: "CaptionTable", *, get_them: str = PREPARE) -> None:
 def missing_files(table: "CaptionTable") -> list[str]:
     """The images of the table that are no files below its folder, sorted."""
     wanted, found = set(table.files), set()
-    inside = [table.folder, *_linked_folders(table.folder)]
+    inside = [Path(os.path.realpath(folder)) for folder in (table.folder, *_linked_folders(table.folder))]
     for folder in sorted({file.split("/")[0] for file in wanted}):
-        _refuse_outside(table.folder / folder, inside)
+        _refuse_outside(table.folder, folder, inside)
         found |= _present(table.folder, folder, wanted, inside)
     return sorted(wanted - found)
 
@@ -52,7 +52,7 @@ def _present(root: Path, folder: str, wanted: set[str], inside: list[Path]) -> s
             for entry in entries:
                 if (file := f"{folder}/{entry.name}") in wanted:
                     if entry.is_symlink():
-                        _refuse_outside(root / file, inside)
+                        _refuse_outside(root, file, inside)
                     if entry.is_file():
                         found.add(file)
     except (FileNotFoundError, NotADirectoryError):
@@ -62,8 +62,8 @@ def _present(root: Path, folder: str, wanted: set[str], inside: list[Path]) -> s
     return found
 
 
-def _refuse_outside(path: Path, inside: list[Path]) -> None:
-    target = os.path.realpath(path)
-    if not any(Path(target).is_relative_to(os.path.realpath(folder)) for folder in inside):
-        where = f"{path} is a link that leaves {inside[0]} (data.root), to {target!r}"
+def _refuse_outside(root: Path, name: str, inside: list[Path]) -> None:
+    target = os.path.realpath(root / name)
+    if not any(Path(target).is_relative_to(folder) for folder in inside):
+        where = f"{root / name} is a link that leaves {root} (data.root), to {target!r}"
         raise DataError(f"{where}. Let data.root be the folder that really holds the images")

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable
@@ -16,6 +16,7 @@ class Source:
     name: str  # "originals", or "prepared-256" for copies whose shorter side has 256 pixels
     sha256: str  # of the copies of all images in question, in hexadecimal; "" for originals
     why: str  # for a person
+    copies: dict[str, str] = field(default_factory=dict, repr=False)  # file -> SHA-256 of its copy
 
 
 def choose_source(
@@ -40,6 +41,8 @@ def choose_source(
         return Source(ORIGINALS, "", f"{name} is smaller than {data.image_size} px"), list(tables)
     if lacking:
         return Source(ORIGINALS, "", f"{name} lacks {lacking:,} of {len(files):,} images"), list(tables)
-    digest = hashlib.sha256("\n".join(f"{file} {entries[file].sha256}" for file in sorted(files)).encode())
+    copies = {file: entries[file].sha256 for file in sorted(files)}
+    digest = hashlib.sha256("\n".join(f"{file} {sha256}" for file, sha256 in copies.items()).encode())
     folder = copies_folder(tables[0].folder, size)
-    return Source(name, digest.hexdigest(), "smaller copies"), [replace(table, folder=folder) for table in tables]
+    source = Source(name, digest.hexdigest(), "smaller copies", copies)
+    return source, [replace(table, folder=folder) for table in tables]

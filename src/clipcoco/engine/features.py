@@ -5,7 +5,8 @@ Letters: B images, V views of each, F features of a view.
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,11 +15,11 @@ from filelock import FileLock, Timeout
 from clipcoco.config.schema import BACKBONES, ModelConfig
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.features import FeatureFile, FeatureKey, Features, stamps_of
-from clipcoco.data.loader import evaluation_views
+from clipcoco.data.loader import MAX_REPLACEMENTS, evaluation_views
 from clipcoco.data.sources import Source
 from clipcoco.engine.device import Device
-from clipcoco.errors import EnvironmentProblem
-from clipcoco.events import Progress, Report
+from clipcoco.errors import DataError, EnvironmentProblem
+from clipcoco.events import Progress, Report, Warned
 
 Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B,3,H,W) -> (B,F)
 _SAVE_SECONDS = 20.0
@@ -46,20 +47,22 @@ def cache_features(
 ) -> tuple[Features | None, str]:
     """The features of the table's images, from `root`/.clipcoco or computed into it; and a note for a person.
 
-    None when stopped meanwhile: what is there by then is kept. Raises EnvironmentProblem without room or access.
+    None when stopped meanwhile: what is there by then is kept. Raises EnvironmentProblem without room or access,
+    DataError when so many images can't be read that the folder must be broken.
     """
     path = key.path(root, table.files[0].partition("/")[0])
     try:
         path.parent.mkdir(exist_ok=True)
-        with _Alone(path, stop) as held:
+        with _alone(path, report, stop) as held:
             if not held:
                 return None, ""
             file = FeatureFile(path, key)
-            stamps = stamps_of(table, root, source)
+            stamps = stamps_of(table, source)
             missing = file.missing(table, stamps)
             _check_room(path, len(missing) * key.row_bytes)
-            whole = _fill(file, encode, table, stamps, missing, workers, device, report, stop)
-            return (file.features(table) if whole else None), file.note
+            if missing and not _fill(file, encode, table, stamps, missing, workers, device, report, stop):
+                return None, file.note
+            return file.features(table), file.note
     except OSError as error:
         raise EnvironmentProblem(
             f"the features can't be kept at {path}: {error.strerror} (data.root). Make it writable, "
@@ -86,6 +89,11 @@ def _fill(
             pixels = images.to(device.device, non_blocking=True)
             seen = [encode(view) for view in (pixels, pixels.flip(-1))[: file.key.views]]
         rows = missing[done : done + len(images)]
+        if len(unreadable) >= MAX_REPLACEMENTS:  # to note them as unreadable for good would be rash
+            raise DataError(
+                f"{len(unreadable)} of {len(rows)} images can't be read, first {table.files[unreadable[0]]} "
+                f"(data.root). Is the disk there, and the folder whole?"
+            )
         file.append(
             table.image_ids[rows].tolist(),
             [stamps[row] for row in rows],
@@ -103,23 +111,22 @@ def _fill(
     return True
 
 
-class _Alone:
+@contextmanager
+def _alone(path: Path, report: Report, stop: Callable[[], object]) -> Iterator[bool]:
     """The file is ours until the end; another run that fills it is waited for. False when stopped meanwhile."""
-
-    def __init__(self, path: Path, stop: Callable[[], object]) -> None:
-        self.lock, self.stop = FileLock(path.with_suffix(".lock")), stop
-
-    def __enter__(self) -> bool:
-        while not self.stop():
+    lock, waiting = FileLock(path.with_suffix(".lock")), False
+    try:
+        while not stop():
             try:
-                self.lock.acquire(timeout=0.5)
+                lock.acquire(timeout=0.5)
+                break
             except Timeout:
-                continue
-            return True
-        return False
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
+                if not waiting:
+                    report(Warned(0, 1, f"another run is computing features into {path.name}: waiting for it"))
+                waiting = True
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 
 def _check_room(path: Path, needed: int) -> None:

@@ -198,7 +198,13 @@ def pretrained_backbone(config: VisionConfig) -> dict[str, Tensor] | None:
         expected = torchvision.models.get_model(config.backbone, weights=None)
     head = _classifier(expected) + "."
     state = {name: value for name, value in state.items() if not name.startswith(head)}
-    shapes = {name: value.shape for name, value in expected.state_dict().items() if not name.startswith(head)}
+    # BatchNorm's counter has no effect here, and files older than it lack it, published ones too: torch fills it in.
+    state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    shapes = {
+        name: value.shape
+        for name, value in expected.state_dict().items()
+        if not name.startswith(head) and not name.endswith("num_batches_tracked")
+    }
     wrong = [name for name in shapes if name not in state or state[name].shape != shapes[name]]
     if wrong or len(state) != len(shapes):
         first = (wrong or [name for name in state if name not in shapes])[0]

@@ -102,7 +102,9 @@ def write_card(folder: Path, name: str, model_file: ModelFile, run: RunDir | Non
         "backbone": vision.backbone,
         "size": config.data.image_size,
         "length": text.context_length,
-        "weights": "begun from scratch" if vision.weights == "none" else f"begun from {_plain(vision.weights)} weights",
+        "weights": "begun from scratch"
+        if vision.weights == "none"
+        else f"begun from {_plain(Path(vision.weights).name)} weights",
         "temperature": f"{math.exp(-model_file.model.logit_scale.item()):.4f}",
         "layers": text.layers,
         "width": text.width,

@@ -18,6 +18,7 @@ from tokenizers import decoders, models, processors
 from torch import Tensor, nn
 
 from clipcoco.config.load import config_from_plain, to_plain
+from clipcoco.config.schema import BACKBONES
 from clipcoco.data.tokenizer import END, PAD, START, Tokenizer, pipeline
 from clipcoco.engine.model import MEAN, STD, DualEncoder, build
 from clipcoco.model_file import ModelFile
@@ -85,7 +86,12 @@ def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
 
 
 def _write_safetensors(model_file: ModelFile, folder: Path) -> None:
-    _write_json(folder / "config.json", to_plain(model_file.config))
+    plain = to_plain(model_file.config)
+    plain["data"]["root"] = "data"  # what may be published names no folder of this machine
+    vision = plain["model"]["vision"]
+    if vision["weights"] not in ("none", *BACKBONES[vision["backbone"]][2]):
+        vision["weights"] = f"./{Path(vision['weights']).name}"
+    _write_json(folder / "config.json", plain)
     _write_tokenizer(model_file, folder)
     _write_weights(model_file.model.state_dict(), folder / "model.safetensors")
 

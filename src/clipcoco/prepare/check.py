@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -120,9 +121,10 @@ def _look(folder: Path, file: str, noted: Mapping[str, Entry], size: tuple[int, 
         with Image.open(BytesIO(data), formats=("JPEG", "PNG")) as picture:
             picture.load()
             mode, kind, dimensions = picture.mode, picture.format, picture.size
+            kind = "JPEG" if kind == "MPO" else kind  # a JPEG with more pictures behind it, as phones make them
     except _NO_PICTURE:
         return Finding(file, sha256, "altered" if altered else "unreadable")
-    if size != (0, 0) and dimensions != size:
+    if 0 not in size and dimensions != size:
         altered = True
     wrong_type = kind != _TYPES.get(Path(file).suffix.lower())
     return Finding(file, sha256, "altered" if altered else "", mode in ("L", "LA", "I;16", "1"), wrong_type)
@@ -130,7 +132,8 @@ def _look(folder: Path, file: str, noted: Mapping[str, Entry], size: tuple[int, 
 
 def _each(files: list[str], look: Callable[[str], Finding], name: str, report: ReportTask) -> list[Finding]:
     findings: list[Finding] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # of malformed metadata; set once, for all threads
         for start in range(0, len(files), _AT_ONCE):  # a Ctrl-C then waits for few
             for finding in pool.map(look, files[start : start + _AT_ONCE]):
                 findings.append(finding)

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clipcoco.data.annotations import annotation_file
 from clipcoco.data.captions import CaptionTable
-from clipcoco.data.manifest import Entry, Manifest, copies_manifest, read_manifest
+from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest, read_manifest
 from clipcoco.data.presence import check_files, missing_files
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
@@ -21,6 +22,7 @@ from clipcoco.prepare import carried
 from clipcoco.prepare.download import download
 from clipcoco.prepare.lock import lock
 from clipcoco.prepare.network import Patience
+from clipcoco.prepare.own import STATE
 from clipcoco.prepare.plan import (
     COCO,
     SPLITS,
@@ -30,6 +32,7 @@ from clipcoco.prepare.plan import (
     Plan,
     Wish,
     choose_part,
+    has_captions,
     make_plan,
     remote_file,
     remote_images,
@@ -58,9 +61,19 @@ def originals_manifest(root: Path) -> Path:
 
 def prepare(wish: Wish, report: ReportTask, coco: Coco = COCO, patience: Patience = Patience()) -> Prepared:  # noqa: B008
     """Do what `make_plan` says. Raises DataError or EnvironmentProblem; the same call then goes on."""
+    try:
+        return _prepare(wish, report, coco, patience)
+    except OSError as error:  # what a full or broken disk raises names no file
+        raise EnvironmentProblem(
+            f"{error.strerror or error} ({error.filename or wish.root}). Make room or check the permissions, "
+            "then run the same command again: it goes on where it was"
+        ) from error
+
+
+def _prepare(wish: Wish, report: ReportTask, coco: Coco, patience: Patience) -> Prepared:
     with lock(wish.root), Manifest(originals_manifest(wish.root), {"images": "originals"}) as originals:
         _sweep(wish.root)
-        check_room(make_plan(wish, coco), wish.root)
+        check_room(make_plan(wish, coco), wish)
         _get_captions(wish, coco, report, patience)
         tables = {split: wanted(wish, split) for split in SPLITS}
         copied = before = after = 0
@@ -76,28 +89,42 @@ def prepare(wish: Wish, report: ReportTask, coco: Coco = COCO, patience: Patienc
         return Prepared(tables, copied, before, after)
 
 
-def check_room(plan: Plan, root: Path) -> None:
+def check_room(plan: Plan, wish: Wish) -> None:
     """Raise EnvironmentProblem when the plan needs more than is free."""
     if plan.room > plan.free:
+        other = "" if wish.only_prepared else ", or keep smaller copies alone: --only-prepared"
         raise EnvironmentProblem(
-            f"{plan.room / 1e9:.1f} GB are needed, {plan.free / 1e9:.1f} GB are free on the volume of {root} (--root). "
-            "Free space, give another --root, or keep smaller copies alone: --only-prepared"
+            f"{plan.room / 1e9:.1f} GB are needed, {plan.free / 1e9:.1f} GB are free on the volume of {wish.root} "
+            f"(--root). Free space, or give another --root{other}"
         )
 
 
 def _get_captions(wish: Wish, coco: Coco, report: ReportTask, patience: Patience) -> None:
-    names = [f"captions_{split}.json" for split in SPLITS]
-    if all((wish.root / "annotations" / name).is_file() for name in names):
+    if has_captions(wish.root):
+        _drop_archive(wish.root, coco.annotations)
         return
-    if wish.source and all((wish.source / "annotations" / name).is_file() for name in names):
+    if wish.source and has_captions(wish.source):
         (wish.root / "annotations").mkdir(exist_ok=True)
-        for name in names:
-            link(wish.source / "annotations" / name, wish.root / "annotations" / name)
+        for split in SPLITS:
+            link(annotation_file(wish.source, split), annotation_file(wish.root, split))
         return
     archive, ours = _archive(wish, coco.annotations, coco, report, patience)
     unpack(archive, wish.root, _CAPTIONS, coco.captions_bytes, report, lambda entry: None)
     if ours:
-        archive.unlink()
+        _drop_archive(wish.root, coco.annotations)
+
+
+def _drop_archive(root: Path, archive: Archive) -> None:
+    """Once all of it is unpacked; in a later call, when a kill came in between."""
+    for name in (archive.name, f"{archive.name}.part", f"{archive.name}.part.json"):
+        (root / WORK / name).unlink(missing_ok=True)
+    shutil.rmtree(root / WORK / f"unpacking-{Path(archive.name).stem}", ignore_errors=True)
+
+
+def _is_whole(wish: Wish, coco: Coco, split: str) -> bool:
+    """Whether there is nothing left of the split that its archive could bring."""
+    folder = (copies_folder(wish.root, wish.prepared_size) if wish.only_prepared else wish.root) / split
+    return folder.is_dir() and len(os.listdir(folder)) >= coco.counts[split][0]
 
 
 def _archive(wish: Wish, archive: Archive, coco: Coco, report: ReportTask, patience: Patience) -> tuple[Path, bool]:
@@ -133,7 +160,14 @@ def _get_images(
                 _unpack_images(archive, wish, coco, split, originals, report)
         missing = still_missing(wish, table)
     if not missing:
+        if _is_whole(wish, coco, split):
+            _drop_archive(wish.root, coco.images[split])
         return
+    if (wish.root / STATE).is_file():
+        raise DataError(
+            f"{len(missing):,} pictures of your own are missing in {wish.root} (--root), first {missing[0]}. "
+            "Give the command that brought them again: prepare-data --captions FILE --images DIR --root DIR"
+        )
     images = remote_images(table, missing, coco, wish)
     if wish.only_prepared:
         import clipcoco.data.images  # noqa: F401  here, as Ctrl-C can't end what a thread imports
@@ -141,9 +175,10 @@ def _get_images(
         with CopyStore(wish.root, wish.prepared_size) as copies:
             fetch_images(images, lambda image, data: copies.store(image.file, data), report, patience=patience)
     elif choose_part(replace(wish, source=None), coco, split, len(table.files), len(missing)).way == "archive":
-        archive, _ = _archive(wish, coco.images[split], coco, report, patience)
+        archive, ours = _archive(wish, coco.images[split], coco, report, patience)
         _unpack_images(archive, wish, coco, split, originals, report)
-        archive.unlink()
+        if ours:
+            _drop_archive(wish.root, coco.images[split])
     else:
         (wish.root / split).mkdir(exist_ok=True)
         incoming = _incoming(wish.root)
@@ -166,7 +201,7 @@ def _incoming(root: Path) -> Path:
 def _sweep(root: Path) -> None:
     """Remove what a killed call had not finished; the caller holds the lock."""
     shutil.rmtree(_incoming(root), ignore_errors=True)
-    for path in (root / WORK).glob(".*.tmp"):
+    for path in (*(root / WORK).glob(".*.tmp"), *root.glob("prepared-*/.*.tmp")):
         path.unlink()
 
 

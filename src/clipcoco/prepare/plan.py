@@ -2,17 +2,17 @@
 
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipcoco.config.derive import OFFICIAL, subset_size
 from clipcoco.data.annotations import annotation_file
 from clipcoco.data.captions import CaptionTable, read_captions
-from clipcoco.data.manifest import copies_manifest, read_manifest
+from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest, same_settings
 from clipcoco.data.presence import missing_files
 from clipcoco.prepare.download import RemoteFile
-from clipcoco.prepare.resize import copy_bytes
+from clipcoco.prepare.resize import copy_bytes, settings
 from clipcoco.prepare.single_images import RemoteImage
 
 SPLITS = ("val2017", "train2017")  # the small one first: what is wrong shows early
@@ -83,7 +83,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Part:
-    """What one row of the plan does: "there", "source", "archive" or "single"."""
+    """What one row of the plan does: "there", "source", "archive" or "single", these after what the source holds."""
 
     name: str  # "captions", "val2017", "train2017"
     way: str
@@ -91,6 +91,7 @@ class Part:
     missing: int  # of them, still to come
     fetched: int  # bytes over the network
     room: int  # bytes on the disk while it is done
+    carried: int = 0  # of the missing ones, those that lie unpacked in the source
 
 
 @dataclass(frozen=True)
@@ -114,38 +115,66 @@ def remote_images(table: CaptionTable, files: list[str], coco: Coco, wish: Wish)
     return [RemoteImage(file, tuple(f"{host}/{file}" for host in hosts), *sizes[file]) for file in files]
 
 
-def wanted(wish: Wish, split: str) -> CaptionTable:
-    """Exactly the images that training with these fractions reads."""
-    return read_captions(wish.root, split).subset(wish.fractions[split], wish.subset_seed)
+def wanted(wish: Wish, split: str, captions: Path | None = None) -> CaptionTable:
+    """Exactly the images that training with these fractions reads; `captions` lie in data.root, or in the source."""
+    table = read_captions(captions or wish.root, split).subset(wish.fractions[split], wish.subset_seed)
+    return replace(table, folder=wish.root)
+
+
+def has_captions(folder: Path) -> bool:
+    return all(annotation_file(folder, split).is_file() for split in SPLITS)
+
+
+def in_source(source: Path, files: Sequence[str]) -> list[str]:
+    """Those of `files` that lie unpacked in the source."""
+    return [file for file in files if (source / file).is_file()]
 
 
 def still_missing(wish: Wish, table: CaptionTable) -> list[str]:
     """Images of the table that are not there yet, as originals or, where these are dropped, as copies."""
-    if not wish.only_prepared:
-        return missing_files(table)
-    return [file for file in missing_files(table) if file not in _copied(wish)]
+    return _lacking(wish, table, _copied(wish) if wish.only_prepared else ())
+
+
+def _lacking(wish: Wish, table: CaptionTable, copied: Collection[str]) -> list[str]:
+    missing = missing_files(table)
+    return [file for file in missing if file not in copied] if wish.only_prepared else missing
 
 
 def _copied(wish: Wish) -> set[str]:
-    settings, entries = read_manifest(copies_manifest(wish.root, wish.prepared_size))
-    return set(entries) if settings.get("size") == wish.prepared_size else set()
+    """Images whose copy is there. Its line alone is not enough: a person may have removed what was altered."""
+    made_with, entries = read_manifest(copies_manifest(wish.root, wish.prepared_size))
+    if not same_settings(made_with, settings(wish.prepared_size)):
+        return set()  # made in another way: they will be made again
+    folder = copies_folder(wish.root, wish.prepared_size)
+    return {file for file, entry in entries.items() if _file_bytes(folder / file) == entry.size}
+
+
+def _file_bytes(path: Path) -> int:
+    """-1 without a file."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def make_plan(wish: Wish, coco: Coco = COCO) -> Plan:
-    """Before the captions are there, counts are the official ones and nothing is taken to be there."""
-    have_captions = all(annotation_file(wish.root, split).is_file() for split in SPLITS)
-    parts = [_captions(wish, coco, have_captions)]
+    """Where captions are neither in data.root nor in the source, counts are estimates from the official ones."""
+    captions = next((folder for folder in (wish.root, wish.source) if folder and has_captions(folder)), None)
+    parts = [_captions(wish, coco)]
     copied = _copied(wish) if wish.prepared_size else set()
     copies = 0
     for split in SPLITS:
-        if have_captions:
-            table = wanted(wish, split)
-            images, missing = len(table.files), len(still_missing(wish, table))
+        if captions:
+            table = wanted(wish, split, captions)
+            images, lacking = len(table.files), _lacking(wish, table, copied)
             copies += sum(file not in copied for file in table.files) if wish.prepared_size else 0
+            missing, carried = len(lacking), len(in_source(wish.source, lacking)) if wish.source else 0
         else:
-            images = missing = subset_size(coco.counts[split][0], wish.fractions[split])
+            images = subset_size(coco.counts[split][0], wish.fractions[split])
             copies += images if wish.prepared_size else 0
-        parts.append(choose_part(wish, coco, split, images, missing))
+            missing = images - (0 if wish.only_prepared else _share(wish.root / split, coco.counts[split][0], images))
+            carried = _share(wish.source / split, coco.counts[split][0], missing) if wish.source else 0
+        parts.append(choose_part(wish, coco, split, images, missing, carried))
     # Archives are unpacked and removed one after the other: the highest is what remains and the largest one.
     kept = sum(part.room - _archive_room(part, coco) for part in parts) + (
         copies * copy_bytes(wish.prepared_size) if copies else 0
@@ -154,30 +183,47 @@ def make_plan(wish: Wish, coco: Coco = COCO) -> Plan:
     return Plan(tuple(parts), copies, room, free_bytes(wish.root))
 
 
-def _captions(wish: Wish, coco: Coco, have_captions: bool) -> Part:
-    if have_captions:
+def _share(folder: Path, whole: int, images: int) -> int:
+    """Of so many images of a split, those in a folder that holds this share of the `whole` split."""
+    count = len(os.listdir(folder)) if folder.is_dir() else 0
+    return images * min(count, whole) // whole
+
+
+def _captions(wish: Wish, coco: Coco) -> Part:
+    if has_captions(wish.root):
         return Part("captions", "there", 0, 0, 0, 0)
     archive = coco.annotations
-    if wish.source and ((wish.source / archive.name).is_file() or annotation_file(wish.source, "val2017").is_file()):
+    if wish.source and ((wish.source / archive.name).is_file() or has_captions(wish.source)):
         return Part("captions", "source", 0, 0, 0, coco.captions_bytes)
     left = archive.size - part_bytes(wish.root, archive)
     return Part("captions", "archive", 0, 0, left, left + coco.captions_bytes)
 
 
-def choose_part(wish: Wish, coco: Coco, split: str, images: int, missing: int) -> Part:
-    """What is carried here first; else the way that moves fewer bytes."""
+def choose_part(wish: Wish, coco: Coco, split: str, images: int, missing: int, carried: int = 0) -> Part:
+    """What is carried here first; for the rest the way that moves fewer bytes."""
     archive = coco.images[split]
     mean = archive.size // coco.counts[split][0]
     if not missing:
         return Part(split, "there", images, 0, 0, 0)
-    if wish.source and ((wish.source / archive.name).is_file() or (wish.source / split).is_dir()):
-        unpacked = archive.size if (wish.source / archive.name).is_file() and not wish.only_prepared else 0
-        return Part(split, "source", images, missing, 0, unpacked)
+    rest = missing - carried
+    if not rest or (wish.source and (wish.source / archive.name).is_file()):
+        room = _to_unpack(wish.root, archive, split) if rest and not wish.only_prepared else 0
+        return Part(split, "source", images, missing, 0, room, carried)
     left = archive.size - part_bytes(wish.root, archive)
-    single = missing * (mean + _REQUEST)
-    if single < left or wish.only_prepared:
-        return Part(split, "single", images, missing, missing * mean, 0 if wish.only_prepared else missing * mean)
-    return Part(split, "archive", images, missing, left, left + archive.size)
+    if rest * (mean + _REQUEST) < left or wish.only_prepared:
+        return Part(split, "single", images, missing, rest * mean, 0 if wish.only_prepared else rest * mean, carried)
+    return Part(split, "archive", images, missing, left, left + _to_unpack(wish.root, archive, split), carried)
+
+
+def _to_unpack(root: Path, archive: Archive, split: str) -> int:
+    """Bytes that unpacking still writes: less than all after a kill, which must not count as a lack of room."""
+    staging = root / WORK / f"unpacking-{Path(archive.name).stem}"
+    done = 0
+    for folder in (root / split, staging / split):
+        if folder.is_dir():
+            with os.scandir(folder) as entries:
+                done += sum(entry.stat().st_size for entry in entries if entry.is_file(follow_symlinks=False))
+    return max(0, archive.size - done)
 
 
 def _archive_room(part: Part, coco: Coco) -> int:

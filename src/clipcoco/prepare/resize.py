@@ -206,7 +206,7 @@ def _store_all(store: CopyStore, missing: list[str], kept: int, report: ReportTa
             store.store(file, original)
         return len(chunk)
 
-    task, done, total = store.folder.name, kept, kept + len(missing)
+    task, done, total = f"{store.folder.name}/{missing[0].split('/')[0]}", kept, kept + len(missing)
     report(TaskProgress(task, done, total, "images"))
     with ThreadPoolExecutor(threads) as pool:
         chunks = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]

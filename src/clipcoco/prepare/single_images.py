@@ -7,6 +7,7 @@ and progress, errors and Ctrl-C stay with the caller's thread. Checking and stor
 import asyncio
 import contextlib
 import io
+import math
 import posixpath
 import struct
 import threading
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from httpx2 import AsyncClient, Response
 
 MOST_BYTES = 32 << 20  # of one image; COCO's largest has less than a megabyte
+MOST_PIXELS = 64_000_000  # of one whose size is not annotated; training reads no larger ones
 MOST_IN_A_ROW = 10  # lost images without a good one between them: it is not the images
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, MemoryError, Image.DecompressionBombError)
 
@@ -45,7 +47,7 @@ class RemoteImage:
     file: str  # "train2017/000000000009.jpg"
     urls: tuple[str, ...]  # tried in order
     width: int  # pixels, as annotated
-    height: int
+    height: int  # 0 where it is not annotated, as with width
 
 
 Store = Callable[[RemoteImage, bytes], None]
@@ -172,16 +174,19 @@ class _WrongImage(Failure):
 
 def _check(data: bytes, image: RemoteImage) -> None:
     """Raise _WrongImage unless `data` is a whole JPEG or PNG of the annotated size, whatever its name says."""
+    annotated = image.width > 0 and image.height > 0
     try:
         picture = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-        if picture.size == (image.width, image.height):  # so nobody's claim of a huge image is decoded
+        fits = picture.size == (image.width, image.height) if annotated else math.prod(picture.size) <= MOST_PIXELS
+        if fits:  # so nobody's claim of a huge image is decoded
             picture.load()
     except UnidentifiedImageError:
         raise _WrongImage("neither a JPEG nor a PNG image") from None
     except _DAMAGED as error:
         raise _WrongImage(f"a damaged image: {error}") from error
-    if picture.size != (image.width, image.height):
-        raise _WrongImage(f"{picture.width} x {picture.height} pixels, annotated {image.width} x {image.height}")
+    if not fits:
+        bound = f"annotated {image.width} x {image.height}" if annotated else f"at most {MOST_PIXELS:,} are read"
+        raise _WrongImage(f"{picture.width} x {picture.height} pixels, {bound}")
 
 
 async def _body(client: "AsyncClient", url: str) -> bytes:
