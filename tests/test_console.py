@@ -30,9 +30,9 @@ from clipcoco.events import Progress
 
 # Feeds a run to the console. `pause` waits for the test, which looks at the screen meanwhile.
 STORY = r"""
-import math, os, sys
+import math, os, sys, time
 from pathlib import Path
-from clipcoco.console import RunConsole, open_terminal
+from clipcoco.console import RunConsole, TaskConsole, open_terminal
 from clipcoco.events import *
 from clipcoco.loggers import LogFile
 
@@ -59,12 +59,28 @@ if story == "resumed":
 run = RunStarted(62 * bool(rows), 1, "demo-1", Path("runs/demo-1"), 310, 62, 5, 32, header,
                  {"i2t": chance, "t2i": chance}, math.log(32), rows)
 log = LogFile(Path(folder) / "log.txt")
+if story == "tasks":
+    with TaskConsole(open_terminal()) as show:
+        for done in (0, 200):
+            show(TaskProgress("annotations_trainval2017.zip", 253_000_000, 253_000_000, "bytes", "SHA-256 verified"))
+            show(TaskProgress("val2017.zip", 408_000_000 + 1_000 * done, 816_000_000, "bytes"))
+            show(TaskProgress("copies of [red] pictures\x1b[2J with a long name", 10_000 + done, 118_287, "images"))
+            show(TaskProgress("train2017", 0, 118_287, "images", "the connection was reset; trying again"))
+            time.sleep(0.6)
+        pause()
+    raise SystemExit
 with RunConsole(open_terminal(plain=story == "plain"), log) as show:
     if story == "eval":
         show(Progress("evaluate", 100, 500))
         pause()
         raise SystemExit
     show(run)
+    if story == "features":
+        for done in (0, 64):
+            show(Progress("features", done, 11829))
+            time.sleep(0.2)
+        pause()
+        raise SystemExit
     if story == "resumed":
         pause()
         raise SystemExit
@@ -85,6 +101,7 @@ with RunConsole(open_terminal(plain=story == "plain"), log) as show:
 """
 FRAME_ENDS = ("╰─", "+-", "━━")  # of the panel, in ASCII, of the bar
 ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+COLOURS = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
 SURROUNDINGS = ("CI", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES")
 
 
@@ -244,6 +261,49 @@ def test_resumed_panel_starts_with_what_was(tmp_path: Path) -> None:
         terminal.go_on()
 
 
+@pytest.mark.parametrize("columns", [80, 60])
+def test_the_features_of_a_frozen_backbone(tmp_path: Path, columns: int) -> None:
+    with OnTerminal("features", tmp_path, columns=columns) as terminal:
+        panel = terminal.wait_for("features of 64")
+        rows = panel[panel.index("╭") :].splitlines()
+        assert all(len(row) == columns for row in rows)
+        inside = " ".join(row.strip("│ ") for row in rows)
+        assert re.search(r"features of 64 of 11,829 images, about .* left, then the training", inside)
+        assert "step 0 of 310    0 %" in rows[1]
+        terminal.go_on()
+
+
+@pytest.mark.parametrize(
+    ("columns", "name", "changes"),
+    [
+        (100, "copies of [red] pictures\\x1…", {}),
+        (80, "copies of [red] pictures\\x1…", {}),
+        (60, "copies of [red…", {}),
+        (80, "copies of [red] pictures\\x1.", ASCII_LOCALE),
+    ],
+)
+def test_bars_of_tasks(tmp_path: Path, columns: int, name: str, changes: dict[str, str]) -> None:
+    with OnTerminal("tasks", tmp_path, columns=columns, **changes) as terminal:
+        rows = terminal.go_on().splitlines()
+        done, left = ("=", "-") if changes else ("━", "─")
+        assert len(rows) == 4
+        assert re.fullmatch(rf"  annotations_t\S+ {done}+ +253 MB  SHA-256 verified", rows[0])
+        assert re.fullmatch(rf"  val2017.zip +{done}+[╸=]?{left}+ +408/816 MB  \S+ .B/s  \S+", rows[1])
+        assert rows[2].startswith(f"  {name} ")
+        assert re.search(r" 10,200/118,287  [\d,]+ img/s  \S+$", rows[2])
+        assert "0/118,287  the connection " in rows[3]
+        assert not terminal.screen.cursor.hidden
+        assert not changes or terminal.written.isascii()
+
+
+@pytest.mark.parametrize(("columns", "changes"), [(50, {}), (80, {"CI": "1"}), (80, {"TERM": "dumb"})])
+def test_tasks_in_lines_where_nothing_may_move(tmp_path: Path, columns: int, changes: dict[str, str]) -> None:
+    with OnTerminal("tasks", tmp_path, columns=columns, **changes) as terminal:
+        told = " ".join(terminal.go_on().split())
+        assert re.fullmatch(r"\d\d:\d\d:\d\d annotations_trainval2017.zip 253 MB SHA-256 verified", told)
+        assert set(re.findall(rb"\x1b\[[0-9;?]*([A-Za-z])", terminal.written)) <= {b"m"}
+
+
 def test_evaluation_alone_shows_a_bar_that_vanishes(tmp_path: Path) -> None:
     with OnTerminal("eval", tmp_path) as terminal:
         terminal.wait_for("encoding 100 of 500")
@@ -281,8 +341,7 @@ def test_no_color_still_animates(tmp_path: Path) -> None:
         terminal.wait_for("1.842")
         terminal.go_on()
         assert b"\x1b[?25l" in terminal.written
-        colours = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])(?:;\d+)*m")
-        assert not colours.search(terminal.written)
+        assert not COLOURS.search(terminal.written)
 
 
 def test_plain_lines_in_a_pipe(tmp_path: Path) -> None:
@@ -348,6 +407,18 @@ def test_force_color_colours_a_pipe_but_never_moves_its_cursor(tmp_path: Path) -
     text = in_pipe("run", tmp_path, FORCE_COLOR="1").stderr
     assert b"\x1b[33mwarning: " in text
     assert set(re.findall(rb"\x1b\[[0-9;?]*([A-Za-z])", text)) == {b"m"}
+    assert b"\x1b" not in in_pipe("run", tmp_path, FORCE_COLOR="1", TERM="dumb").stderr
+    both = in_pipe("run", tmp_path, FORCE_COLOR="1", NO_COLOR="1").stderr
+    assert b"warning: " in both
+    assert not COLOURS.search(both)
+
+
+def test_lines_in_a_pipe_stay_whole_in_colour(tmp_path: Path) -> None:
+    code = "from clipcoco.console import open_terminal, show; show(open_terminal().err, 'word ' * 60 + 'end')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=surroundings(FORCE_COLOR="1")
+    )
+    assert done.stderr == "word " * 60 + "end\n"
 
 
 def test_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from clipcoco.engine.recall import RecallTable, recall_table
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Schedule, Stop, Training, temperature
 from clipcoco.errors import EnvironmentProblem
-from clipcoco.events import Report, Warned
+from clipcoco.events import Report
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,11 @@ def backbone_features(parts: Assembled, model: DualEncoder, report: Report, stop
     cached = []
     for table, mirror in ((parts.train_table, config.data.flip), (parts.val_table, False)):
         key = feature_key(config.model, weights, config.data.image_size, device.precision, parts.source, mirror)
-        features, note = cache_features(
+        features = cache_features(
             model.visual.features, key, table, root, parts.source, parts.workers, device, report, stop
         )
         if features is None:
             return None
-        if note:
-            report(Warned(0, 1, note))
         cached.append(features)
     return Cached(*cached)
 

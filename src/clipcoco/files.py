@@ -57,5 +57,7 @@ def link(source: Path, target: Path) -> bool:
         except OSError:
             continue
         return make is os.symlink
-    shutil.copyfile(source, target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
     return False

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -11,16 +12,20 @@ import termios
 import time
 
 import pyte
+import pytest
 
 from conftest import TOY
+
+COLOURS = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
 
 
 class Terminal:
     """A command on a pseudo-terminal of its own; `text()` is the screen."""
 
-    def __init__(self, *words: str, cwd, columns: int = 80) -> None:
+    def __init__(self, *words: str, cwd, columns: int = 80, **changes: str) -> None:
         self.screen = pyte.HistoryScreen(columns, 40, history=1000)
         self.stream = pyte.ByteStream(self.screen)
+        self.written = b""
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         gone = ("CI", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
@@ -31,7 +36,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             cwd=cwd,
-            env={**env, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"},
+            env={**env, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **changes},
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that a typed Ctrl-C is a signal
         )
@@ -44,9 +49,11 @@ class Terminal:
         """Feed the screen for so long; False when the command has closed it."""
         if select.select([self.master], [], [], seconds)[0]:
             try:
-                self.stream.feed(os.read(self.master, 65536))
+                data = os.read(self.master, 65536)
             except OSError:
                 return False
+            self.written += data
+            self.stream.feed(data)
         return True
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
@@ -86,3 +93,41 @@ def test_a_narrow_terminal_gets_plain_lines(scenes, tmp_path):
     assert terminal.wait() == 0
     assert "╭" not in terminal.text()
     assert "saved checkpoints/last.pt" in terminal.text()
+
+
+def test_an_ascii_locale_gets_a_panel_in_ascii(scenes, tmp_path):
+    words = ["train", "--preset", "demo", *TOY, f"data.root={scenes}", "--name", "run", "train.epochs=1"]
+    ascii_ = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    terminal = Terminal(*words, cwd=tmp_path, NO_COLOR="1", **ascii_)
+    terminal.wait_for("+- run - epoch")
+    assert terminal.wait() == 0
+    assert terminal.written.isascii()
+    assert not COLOURS.search(terminal.written)
+    assert "image -> text" in terminal.text()
+
+
+@pytest.mark.parametrize("changes", [{"CI": "true"}, {"TERM": "dumb", "FORCE_COLOR": "1"}])
+def test_nothing_moves_in_ci_and_on_a_dumb_terminal(scenes, tmp_path, changes):
+    words = ["train", "--preset", "demo", *TOY, f"data.root={scenes}", "train.epochs=1"]
+    terminal = Terminal(*words, cwd=tmp_path, **changes)
+    assert terminal.wait() == 0
+    assert "saved checkpoints/last.pt" in terminal.text()
+    assert set(re.findall(rb"\x1b\[[0-9;?]*([A-Za-z])", terminal.written)) <= (set() if "TERM" in changes else {b"m"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "coloured", "styled"),
+    [
+        ({}, False, False),
+        ({"FORCE_COLOR": "1"}, True, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False, True),  # which forbids colour, not bold
+        ({"FORCE_COLOR": "1", "TERM": "dumb"}, False, False),
+    ],
+)
+def test_colour_in_a_pipe_is_asked_for(clipcoco, tmp_path, changes, coloured, styled):
+    environment = {"TERM": "xterm-256color", **changes}
+    for words in (["eval", "nothing"], ["resume"]):
+        said = clipcoco(*words, cwd=tmp_path, env=environment).stderr
+        assert said.replace("\x1b[1;31m", "").replace("\x1b[1m", "").replace("\x1b[0m", "").startswith("error: ")
+        assert bool(COLOURS.search(said.encode())) == coloured
+        assert ("\x1b" in said) == styled

@@ -79,6 +79,15 @@ Run = Annotated[
         show_default=False,
     ),
 ]
+OneRun = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        metavar="RUN",
+        help="A run, RUN/best or a file; otherwise the newest run.",
+        autocompletion=complete_run,
+    ),
+]
 RunsDir = Annotated[Path, typer.Option(help="Where the runs lie.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=False)]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no panel.")]

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipcoco.cli.options import Debug, Json, Preset, Set, print_json
-from clipcoco.cli.verify import show_verified
+from clipcoco.cli.verify import show_verified, working
 from clipcoco.config.load import LoadedConfig, load_config, preset_names
 from clipcoco.console import Terminal, open_terminal, say_bytes, say_seconds, show, summary_rows
-from clipcoco.console.tasks import working
 from clipcoco.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -24,7 +23,9 @@ LICENCE = "COCO's annotations are CC BY 4.0 (cocodataset.org), its images keep t
 def prepare_data(
     preset: Preset = None,
     train_fraction: Annotated[float | None, typer.Option(help="Of train2017's images.", show_default=False)] = None,
-    val_fraction: Annotated[float | None, typer.Option(help="Of val2017's images.", show_default=False)] = None,
+    val_fraction: Annotated[
+        float | None, typer.Option(help="Of val2017's images, or of your own pictures.", show_default=False)
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All images of both splits: 20 GB.")] = False,
     root: Annotated[
         Path | None, typer.Option(help="The folder; the preset's data.root otherwise.", show_default=False)
@@ -60,12 +61,8 @@ def prepare_data(
     """
     terminal = open_terminal()
     if captions is not None or images is not None:
-        unused = {
-            "--dry-run": dry_run, "--verify": verify, "--only-prepared": only_prepared, "--all": everything,
-            "--source": source, "--mirror": mirror, "--train-fraction": train_fraction is not None,
-        }  # fmt: skip
-        if given := [name for name, value in unused.items() if value]:
-            raise ConfigError(f"--captions takes your pictures as they are. Leave out {', '.join(given)}")
+        unused = (dry_run, verify, only_prepared, everything, source, mirror, train_fraction is not None)
+        _refuse(unused)
         return _own(terminal, captions, images, root, val_fraction, preset, changes or [], json_)
     if not (preset or everything or verify) and train_fraction is None and val_fraction is None:
         raise ConfigError(
@@ -83,6 +80,14 @@ def prepare_data(
     if "demo" in loaded.chain:
         return _draw(terminal, wish, again, dry_run, json_)
     return _fetch(terminal, wish, again, dry_run, json_)
+
+
+_NOT_FOR_OWN = ("--dry-run", "--verify", "--only-prepared", "--all", "--source", "--mirror", "--train-fraction")
+
+
+def _refuse(unused: tuple[object, ...]) -> None:
+    if given := [name for name, value in zip(_NOT_FOR_OWN, unused, strict=True) if value]:
+        raise ConfigError(f"--captions takes your pictures as they are. Leave out {', '.join(given)}")
 
 
 def _wish(
@@ -136,7 +141,7 @@ def _fetch(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: b
     if dry_run:
         return ExitCode.OK
     with working(terminal) as report:
-        prepared = prepare(wish, report)
+        prepared = prepare(wish, plan, report)
     train, val = prepared.tables["train2017"], prepared.tables["val2017"]
     for note in (*train.notes, *val.notes):
         show(terminal.err, f"note: {note}")

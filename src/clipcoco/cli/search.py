@@ -13,7 +13,7 @@ from rich.style import Style
 from rich.text import Text
 
 from clipcoco import rundir
-from clipcoco.cli.options import RUNS, Debug, Device, Json, RunsDir, Set, complete_run, print_json
+from clipcoco.cli.options import RUNS, Debug, Device, Json, OneRun, RunsDir, Set, print_json
 from clipcoco.config.load import override
 from clipcoco.console import RunConsole, Terminal, open_terminal, printable, say_seconds, show
 from clipcoco.errors import ConfigError, ExitCode
@@ -34,12 +34,7 @@ def search(
         Path | None,
         typer.Option(metavar="FILE", help="Look for what is like this picture instead.", show_default=False),
     ] = None,
-    run: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN", help="A run, RUN/best or a file; otherwise the newest run.", autocompletion=complete_run
-        ),
-    ] = None,
+    run: OneRun = None,
     images: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="All pictures below this folder, not the run's.", show_default=False),
@@ -62,9 +57,7 @@ def search(
 
     [bold]clipcoco search "a red car" --images ~/Pictures -k 20[/bold]
     """
-    text = _query_words(words, image)
-    if quiet and json_:
-        raise ConfigError("-q and --json are both given (command line). Keep one")
+    text = _checked(words, image, quiet and json_)
     from clipcoco.search.query import Query, Told, answer
 
     found = rundir.find(runs_dir, run) if model is None or run is not None else None
@@ -72,10 +65,9 @@ def search(
     name = found.run.name if found and found.run else None
     home = found.run.path if found and found.run else runs_dir / "search" / searched.home
     terminal = open_terminal()
-    query = Query(image.name if image else text, image)
     with RunConsole(terminal) as console:
         told = Told(console, lambda line: show(terminal.err, Text.assemble(("note: ", "yellow"), printable(line))))
-        result = answer(query, searched, gallery, home / "index", device, count, told)
+        result = answer(Query(text, image), searched, gallery, home / "index", device, count, told)
     if result.encoded:
         show(terminal.err, _say_encoding(result))
     about = f"{name + ', ' if name else ''}{searched.words} · {_say_gallery(result)}"
@@ -90,13 +82,15 @@ def search(
     return ExitCode.OK
 
 
-def _query_words(words: list[str] | None, image: Path | None) -> str:
-    text = " ".join(words or [])
+def _checked(words: list[str] | None, image: Path | None, both_outputs: bool) -> str:
+    """The query in words, or the name of the picture."""
+    if both_outputs:
+        raise ConfigError("-q and --json are both given (command line). Keep one")
     if words and image is not None:
         raise ConfigError("a text and --image are both given (command line). Keep one")
     if words is None and image is None:
         raise ConfigError('what is to be found? (command line). clipcoco search "a dog on a sofa", or --image FILE')
-    return text
+    return image.name if image else " ".join(words or [])
 
 
 def _open(

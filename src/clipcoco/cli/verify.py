@@ -1,18 +1,33 @@
-"""What `clipcoco prepare-data --verify` shows."""
+"""What `clipcoco prepare-data` shows at work, and `--verify` in the end."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from clipcoco.cli.options import print_json
-from clipcoco.console import Terminal, show
-from clipcoco.console.tasks import working
+from clipcoco.console import TaskConsole, Terminal, show
 from clipcoco.errors import ExitCode
 
 if TYPE_CHECKING:
+    from clipcoco.events import ReportTask
     from clipcoco.prepare.check import Verified
     from clipcoco.prepare.plan import Wish
 
 _NAMED = 3  # files that a line names
+
+
+@contextmanager
+def working(terminal: Terminal, stopped: str = "The same command goes on where it was.") -> Iterator["ReportTask"]:
+    """Progress; and when Ctrl-C or SIGTERM ends it, a person learns what comes next."""
+    try:
+        with TaskConsole(terminal) as console:
+            yield console
+    except Exception:
+        raise
+    except BaseException:
+        show(terminal.err, f"Stopped. {stopped}")
+        raise
 
 
 def show_verified(terminal: Terminal, wish: "Wish", json_: bool) -> int:

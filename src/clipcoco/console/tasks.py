@@ -45,8 +45,10 @@ class TaskConsole:
         if event.task in self._ended or not event.total:
             return
         now = time.monotonic()
-        began, first = self._began.setdefault(event.task, (now, event.done))
         finished = event.done >= event.total
+        if event.note and not finished:  # what the disk reads again, and a pause, say nothing about the speed
+            self._began[event.task] = (now, event.done)
+        began, first = self._began.setdefault(event.task, (now, event.done))
         rest = _rest(event, (event.done - first) / (now - began) if now > began + 0.5 else 0.0)
         if self._live:
             self._shown[event.task] = (event, rest)
@@ -68,8 +70,8 @@ class TaskConsole:
             line.pad_right(name + 3 - line.cell_len)
             line.append(panel.bar(event.done / event.total, min(WIDEST_BAR, room - name)))
             line.append(f" {_amount(event):>{AMOUNT}}  {printable(rest)}")
+            line.truncate(console.width, overflow="ellipsis")
             line.plain = line.plain.translate(glyphs(console))
-            line.truncate(console.width, overflow="ellipsis" if not glyphs(console) else "crop")
             lines.append(line)
         return Text("\n").join(lines)
 

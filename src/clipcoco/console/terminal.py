@@ -98,7 +98,7 @@ def show(console: Console, *lines: str | Text) -> None:
     for line in lines:
         text = Text(printable(line)) if isinstance(line, str) else line.copy()
         text.plain = text.plain.translate(glyphs(console))
-        console.print(text, soft_wrap=not console.is_terminal)
+        console.print(text, soft_wrap=not console.file.isatty())
 
 
 def error_line(message: str) -> None:

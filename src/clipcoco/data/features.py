@@ -92,7 +92,6 @@ class FeatureFile:
     def append(self, images: Sequence[int], stamps: Sequence[str], rows: np.ndarray, unreadable: Sequence[int]) -> None:
         """float16 (B,V,F). On the disk for good only after `save`."""
         assert rows.shape == (len(images), self.key.views, self.key.width)
-        self.path.parent.mkdir(exist_ok=True)
         data = np.ascontiguousarray(rows, dtype=np.float16).tobytes()
         with open(self.path, "r+b" if self.path.exists() else "w+b") as file:
             file.seek(len(self.stamps) * self.key.row_bytes)

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -138,7 +138,8 @@ class TrainingLoader:
         These show the same images with the same captions, in the evaluation's view or mirrored.
         """
         self._batches.epoch, self._batches.start = epoch, start
-        samples = _guarded(self._loader) if features is None else map(self._cached(features), self._batches)
+        cached = (self._cached(features, keys) for keys in self._batches) if features else None
+        samples = cached or _guarded(self._loader)
         for images, rows, captions, replaced in samples:
             if (captions < 0).any():
                 file = self.table.files[int(replaced[captions < 0][0])]
@@ -154,22 +155,18 @@ class TrainingLoader:
                 tuple(replaced[replaced >= 0].tolist()),
             )
 
-    def _cached(self, features: Features) -> Callable[[list[tuple[int, int]]], tuple[Tensor, ...]]:
-        images = self._images
-
-        def collate(keys: list[tuple[int, int]]) -> tuple[Tensor, ...]:
-            rows, captions, mirrored, replaced = [], [], [], []
-            for epoch, asked in keys:
-                row = _next_readable(features, asked)
-                rng = sample_rng(images.seed, epoch, int(images.image_ids[row]), "view")
-                mirrored.append(images.flip and rng.random() < 0.5)
-                rows.append(row)
-                captions.append(images.caption(epoch, row))
-                replaced.append(asked if row != asked else -1)
-            views = torch.from_numpy(features.take(rows, mirrored))
-            return views, torch.tensor(rows), torch.tensor(captions), torch.tensor(replaced)
-
-        return collate
+    def _cached(self, features: Features, keys: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+        """What a batch of `_TrainingImages` is, of the pairs (epoch, row), with features for views."""
+        images, rows, captions, mirrored, replaced = self._images, [], [], [], []
+        for epoch, asked in keys:
+            row = _next_readable(features, asked)
+            rng = sample_rng(images.seed, epoch, int(images.image_ids[row]), "view")
+            mirrored.append(images.flip and rng.random() < 0.5)
+            rows.append(row)
+            captions.append(images.caption(epoch, row))
+            replaced.append(asked if row != asked else -1)
+        views = torch.from_numpy(features.take(rows, mirrored))
+        return views, torch.tensor(rows), torch.tensor(captions), torch.tensor(replaced)
 
 
 def _next_readable(features: Features, asked: int) -> int:

@@ -44,8 +44,8 @@ def cache_features(
     device: Device,
     report: Report,
     stop: Callable[[], object],
-) -> tuple[Features | None, str]:
-    """The features of the table's images, from `root`/.clipcoco or computed into it; and a note for a person.
+) -> Features | None:
+    """The features of the table's images, from `root`/.clipcoco or computed into it.
 
     None when stopped meanwhile: what is there by then is kept. Raises EnvironmentProblem without room or access,
     DataError when so many images can't be read that the folder must be broken.
@@ -55,14 +55,16 @@ def cache_features(
         path.parent.mkdir(exist_ok=True)
         with _alone(path, report, stop) as held:
             if not held:
-                return None, ""
+                return None
             file = FeatureFile(path, key)
             stamps = stamps_of(table, source)
             missing = file.missing(table, stamps)
+            if file.note:
+                report(Warned(0, 1, file.note))
             _check_room(path, len(missing) * key.row_bytes)
             if missing and not _fill(file, encode, table, stamps, missing, workers, device, report, stop):
-                return None, file.note
-            return file.features(table), file.note
+                return None
+            return file.features(table)
     except OSError as error:
         raise EnvironmentProblem(
             f"the features can't be kept at {path}: {error.strerror} (data.root). Make it writable, "

@@ -33,7 +33,6 @@ from clipcoco.prepare.plan import (
     Wish,
     choose_part,
     has_captions,
-    make_plan,
     remote_file,
     remote_images,
     still_missing,
@@ -59,10 +58,16 @@ def originals_manifest(root: Path) -> Path:
     return root / WORK / "originals.jsonl"
 
 
-def prepare(wish: Wish, report: ReportTask, coco: Coco = COCO, patience: Patience = Patience()) -> Prepared:  # noqa: B008
-    """Do what `make_plan` says. Raises DataError or EnvironmentProblem; the same call then goes on."""
+def prepare(
+    wish: Wish,
+    plan: Plan,
+    report: ReportTask,
+    coco: Coco = COCO,
+    patience: Patience = Patience(),  # noqa: B008
+) -> Prepared:
+    """Do what `plan` says, that of `wish`. Raises DataError or EnvironmentProblem; the same call then goes on."""
     try:
-        return _prepare(wish, report, coco, patience)
+        return _prepare(wish, plan, report, coco, patience)
     except OSError as error:  # what a full or broken disk raises names no file
         raise EnvironmentProblem(
             f"{error.strerror or error} ({error.filename or wish.root}). Make room or check the permissions, "
@@ -70,21 +75,22 @@ def prepare(wish: Wish, report: ReportTask, coco: Coco = COCO, patience: Patienc
         ) from error
 
 
-def _prepare(wish: Wish, report: ReportTask, coco: Coco, patience: Patience) -> Prepared:
+def _prepare(wish: Wish, plan: Plan, report: ReportTask, coco: Coco, patience: Patience) -> Prepared:
     with lock(wish.root), Manifest(originals_manifest(wish.root), {"images": "originals"}) as originals:
         _sweep(wish.root)
-        check_room(make_plan(wish, coco), wish)
+        check_room(plan, wish)
         _get_captions(wish, coco, report, patience)
         tables = {split: wanted(wish, split) for split in SPLITS}
         copied = before = after = 0
         for split, table in tables.items():
             _get_images(wish, coco, split, table, originals, report, patience)
+            if not wish.only_prepared:
+                check_files(table)
             if wish.prepared_size:
                 there = sorted(set(table.files) - set(missing_files(table))) if wish.only_prepared else table.files
                 made = make_copies(wish.root, there, wish.prepared_size, report)
                 copied, before, after = copied + made.made, before + made.bytes_before, after + made.bytes_after
             if not wish.only_prepared:
-                check_files(table)
                 _note_originals(wish, table, originals, report)
         return Prepared(tables, copied, before, after)
 
