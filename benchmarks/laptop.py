@@ -4,8 +4,9 @@
     python benchmarks/laptop.py FLICKR8K [--copies COCO] [KEY=VALUE ...]
 
 FLICKR8K is a folder in COCO's layout. With --copies the trained model is also measured on the validation images
-of COCO, once from originals and once from copies of 256 px, which are made there. The backbone is EfficientNet-Lite0 with the ImageNet weights that this
-package carries, 4.7 M parameters: real pretrained features where no weights can be downloaded.
+of COCO, once from originals and once from copies of 256 px, which are made there. The backbone is
+EfficientNet-Lite0 with the ImageNet weights that this package carries, 4.7 M parameters: real pretrained features
+where no weights can be downloaded.
 """
 
 import sys
@@ -69,7 +70,7 @@ def compare_copies(root: Path, parts: Assembled, model: DualEncoder, encode: Enc
         data = parts.config.data.model_copy(update={"root": str(root), "prepared_size": size})
         source, (table,) = choose_source(data, [whole])
         key = FeatureKey(weights, NAME, data.image_size, parts.device.precision, source.name, 1, WIDTH)
-        features, _ = cache_features(encode, key, table, root, source, 0, parts.device, quiet, lambda: None)
+        features = cache_features(encode, key, table, root, source, 0, parts.device, quiet, lambda: None)
         embeddings = embed(model, Split(data, table, tokens, 0, features), parts.device, quiet, lambda: None)
         assert embeddings is not None
         recalls = recall_table(embeddings.images, embeddings.texts, embeddings.owners).to_plain()
@@ -109,7 +110,7 @@ def main() -> None:
     found = []
     for table, views in ((parts.train_table, 1 + config.data.flip), (parts.val_table, 1)):
         key = FeatureKey(weights, NAME, size, parts.device.precision, parts.source.name, views, WIDTH)
-        features, _ = cache_features(
+        features = cache_features(
             encode, key, table, Path(root), parts.source, parts.workers, parts.device, count, lambda: None
         )
         assert features is not None

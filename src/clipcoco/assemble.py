@@ -209,9 +209,10 @@ def check_disk(runs_dir: Path, derived: Derived) -> None:
 
 
 def _say_data(config: Config, train: CaptionTable, val: CaptionTable, source: Source, workers: int, why: str) -> str:
+    said = f"{source.name} ({source.why})" if source.why else source.name
     return (
         f"{config.data.root}: {len(train.files):,} + {len(val.files):,} images, "
-        f"{len(train.captions):,} + {len(val.captions):,} captions; {source.name} ({source.why}); "
+        f"{len(train.captions):,} + {len(val.captions):,} captions; {said}; "
         f"{workers} workers ({why})"
     )
 

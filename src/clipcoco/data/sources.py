@@ -15,7 +15,7 @@ ORIGINALS = "originals"
 class Source:
     name: str  # "originals", or "prepared-256" for copies whose shorter side has 256 pixels
     sha256: str  # of the copies of all images in question, in hexadecimal; "" for originals
-    why: str  # for a person
+    why: str  # for a person; "" where nothing else was possible
     copies: dict[str, str] = field(default_factory=dict, repr=False)  # file -> SHA-256 of its copy
 
 
@@ -31,12 +31,12 @@ def choose_source(
     if like not in (None, name):
         return Source(ORIGINALS, "", "as the run began"), list(tables)
     if size == 0:
-        return Source(ORIGINALS, "", "data.prepared_size is 0"), list(tables)
+        return Source(ORIGINALS, "", ""), list(tables)
     settings, entries = read_manifest(copies_manifest(tables[0].folder, size))
     files = [file for table in tables for file in table.files]
     lacking = sum(file not in entries for file in files)
     if lacking == len(files) or settings.get("size") != size:
-        return Source(ORIGINALS, "", "no smaller copies"), list(tables)
+        return Source(ORIGINALS, "", ""), list(tables)
     if data.image_size > size:
         return Source(ORIGINALS, "", f"{name} is smaller than {data.image_size} px"), list(tables)
     if lacking:

@@ -66,7 +66,8 @@ def _device(name: str) -> tuple[torch.device, str]:
     if device is None or device.type not in ("cpu", "cuda", "mps"):
         raise ConfigError(f"no device '{name}' (--device). Choose auto, cpu, cuda, cuda:N or mps")
     if device.type == "cpu":
-        return device, f"cpu, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return device, f"cpu, {threads} thread{'s' if threads > 1 else ''}"
     if device.type == "mps":
         if not torch.backends.mps.is_available():
             raise EnvironmentProblem(f"{name} is not available here (--device). Use --device auto or cpu")
