@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -181,7 +182,8 @@ def test_the_demo_data_are_drawn_when_they_are_missing(clipcoco, tmp_path):
 
 
 def test_prepare_data_checks_a_coco_folder(clipcoco, scenes, tmp_path):
-    done = clipcoco("prepare-data", "--preset", "full", "--root", scenes, cwd=tmp_path)
+    shutil.copytree(scenes, tmp_path / "data")
+    done = clipcoco("prepare-data", "--preset", "full", "--root", "data", cwd=tmp_path)
     assert done.code == 0, done.stderr
     assert "Ready: 48 train and 24 val images, 360 captions" in done.stdout
 
