@@ -269,6 +269,7 @@ def _conduct(
     show(terminal.out, "", *lines, "")
     rows = [
         ("report", str(run.report)),
+        ("search", 'clipcoco search "what is in the picture"'),
         ("again", f"clipcoco eval {run.words}"),
         ("curves", f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}"),
     ]
