@@ -41,6 +41,8 @@ lint: setup ## format, style, types, import layers, generated docs
 
 bench: setup ## the measurements behind benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/recall.py
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/downloads.py
 
 .PHONY: help setup demo test test-all docs lint bench
 .DEFAULT_GOAL := help

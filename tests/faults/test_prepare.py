@@ -555,6 +555,7 @@ USAGE = [
     (["--preset", "tiny", "--only-prepared", "--set", "data.prepared_size=0"], 2, "--only-prepared"),
     (["--captions", "x.csv", "--images", ".", "--root", "data", "--all"], 2, "Leave out --all"),
     (["--captions", "x.csv"], 2, "--captions FILE --images DIR --root DIR"),
+    (["--captions", "x.csv", "--images", "/tmp", "--root", "data"], 3, "no captions file at x.csv"),
     (["--train-fraction", "2"], 2, "data.train_fraction"),
     (["--preset", "tiny", "--root", "nowhere", "--verify"], 3, "no captions at nowhere"),
 ]

@@ -1,6 +1,7 @@
 """One `prepare-data` at a time for a folder."""
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from clipcoco.prepare.plan import WORK
 @contextmanager
 def lock(root: Path) -> Iterator[None]:
     """Hold `root`, which is made where needed; the system takes the lock back when its holder dies."""
-    path = root / WORK / "lock"
+    path, was_there = root / WORK / "lock", root.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -35,3 +36,5 @@ def lock(root: Path) -> Iterator[None]:
         yield
     finally:
         held.release()
+        if not was_there and {entry.name for entry in root.rglob("*")} <= {WORK, "lock", "holder"}:
+            shutil.rmtree(root)  # nothing came of it: a wrong name leaves no folder behind
