@@ -11,6 +11,7 @@ where no weights can be downloaded.
 
 import sys
 import time
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -20,12 +21,11 @@ import torch
 from clipcoco.assemble import Assembled, Cached, assemble, build_training
 from clipcoco.config.load import load_config
 from clipcoco.data.captions import read_captions
-from clipcoco.data.features import FeatureKey
 from clipcoco.data.sources import choose_source
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import make_deterministic
 from clipcoco.engine.evaluate import Split, embed
-from clipcoco.engine.features import Encode, cache_features
+from clipcoco.engine.features import Encode, cache_features, feature_key
 from clipcoco.engine.model import DualEncoder, build
 from clipcoco.engine.recall import recall_table
 from clipcoco.engine.state import TrainState
@@ -33,7 +33,7 @@ from clipcoco.engine.train import train
 from clipcoco.events import Evaluated, Progress
 from clipcoco.prepare.resize import make_copies
 
-NAME, WIDTH = "efficientnet_lite0", 1280
+NAME = "efficientnet_lite0"
 
 SETTINGS = (
     "data.train_fraction=1",
@@ -69,7 +69,7 @@ def compare_copies(root: Path, parts: Assembled, model: DualEncoder, encode: Enc
     for size in (0, 256):
         data = parts.config.data.model_copy(update={"root": str(root), "prepared_size": size})
         source, (table,) = choose_source(data, [whole])
-        key = FeatureKey(weights, NAME, data.image_size, parts.device.precision, source.name, 1, WIDTH)
+        key = replace(feature_key(parts.config, weights, parts.device.precision, source, False), backbone=NAME)
         features = cache_features(encode, key, table, root, source, 0, parts.device, quiet, lambda: None)
         embeddings = embed(model, Split(data, table, tokens, 0, features), parts.device, quiet, lambda: None)
         assert embeddings is not None
@@ -100,7 +100,7 @@ def main() -> None:
     for label, text in parts.header:
         print(label, text)
     began, seen = time.monotonic(), 0
-    weights, size = weights_sha256(lite.state_dict()), config.data.image_size
+    weights = weights_sha256(lite.state_dict())
 
     def count(event: object) -> None:
         nonlocal seen
@@ -108,8 +108,8 @@ def main() -> None:
             seen += event.total
 
     found = []
-    for table, views in ((parts.train_table, 1 + config.data.flip), (parts.val_table, 1)):
-        key = FeatureKey(weights, NAME, size, parts.device.precision, parts.source.name, views, WIDTH)
+    for table, training in ((parts.train_table, True), (parts.val_table, False)):
+        key = replace(feature_key(config, weights, parts.device.precision, parts.source, training), backbone=NAME)
         features = cache_features(
             encode, key, table, Path(root), parts.source, parts.workers, parts.device, count, lambda: None
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -69,7 +70,7 @@ def losses(root: Path, weights: Path, from_cache: bool, steps: int = 20) -> list
     while len(found) < steps:
         epoch = len(found) // run.loader.steps_per_epoch
         for batch in run.loader.epoch(epoch, features=run.features):
-            found.append(train_step(run, batch, 1e-3)[0])
+            found.append(train_step(run, batch, 5e-4)[0])
             run.state.step += 1
     return found[:steps]
 
@@ -108,6 +109,37 @@ def test_half_of_the_samples_are_mirrored_and_no_two_epochs_are_equal(data, weig
     assert sum(len(views) for views in shown.values()) > 1.8 * len(shown)
 
 
+def test_crops_are_further_views_that_no_seed_changes(data, weights):
+    crops = ("data.flip=true", "data.cached_crops=2", "data.crop_scale=[0.2, 0.6]")
+    parts, model = parts_of(data, weights, *crops)
+    features = cached(parts, model)
+    rows = features.train.rows.astype(np.float32)
+    assert rows.shape[1] == 4
+    assert features.val.rows.shape[1] == 1
+    assert all(np.abs(rows[:, a] - rows[:, b]).max() > 0.01 for a, b in itertools.combinations(range(4), 2))
+    run = build_training(parts, model, TrainState(), features, lambda event: None, lambda: None)
+    shown: dict[int, set[bytes]] = {}
+    for epoch in range(20):
+        for batch in run.loader.epoch(epoch, features=features.train):
+            for image, row in zip(batch.image_ids.tolist(), batch.images.numpy(), strict=True):
+                shown.setdefault(image, set()).add(row.tobytes())
+    assert max(map(len, shown.values())) == 4
+    assert sum(map(len, shown.values())) > 3.8 * len(shown)
+
+    sound, seen = files(data), []
+    cached(*parts_of(data, weights, *crops, "seed=5"), report=counting(seen))
+    assert files(data) == sound
+    assert not seen
+    cached(*parts_of(data, weights, *crops[:2], "data.crop_scale=[0.3, 0.6]"))
+    assert len(files(data)) == len(sound) + 1
+
+
+def test_a_crop_is_what_training_would_see(data, weights):
+    parts, model = parts_of(data, weights, "data.cached_crops=1", "data.crop_scale=[1.0, 1.0]")
+    rows = cached(parts, model).train.rows.astype(np.float32)
+    assert np.abs(rows[:, 1] - rows[:, 0]).max() < 1e-2 * np.abs(rows).max()  # the whole square, as ever
+
+
 def files(root: Path) -> dict[str, str]:
     folder = root / ".clipcoco"
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("features-*.f16"))}
@@ -134,7 +166,7 @@ def test_a_later_run_finds_them_and_a_larger_subset_adds_to_them(data, weights):
     images = next(iter(Split(parts.config.data, parts.train_table, np.zeros((1, 1)), 0).images(False)))
     with torch.inference_mode():
         expected = model.visual.features(images).numpy()
-    got = features.train.take(range(len(expected)), [False] * len(expected))
+    got = features.train.take(range(len(expected)), [0] * len(expected))
     assert np.abs(got - expected).max() < 1e-2 * np.abs(expected).max()
 
 
@@ -157,14 +189,14 @@ def test_other_weights_another_view_or_another_source_is_another_file(data, weig
 def test_a_changed_image_makes_them_anew(data, weights):
     parts, model = parts_of(data, weights)
     running = cached(parts, model)
-    before = running.train.take([3], [False])
+    before = running.train.take([3], [0])
     shutil.copy(parts.train_table.folder / parts.train_table.files[4], data / parts.train_table.files[3])
     told: list[str] = []
     features = cached(parts, model, report=lambda event: told.append(getattr(event, "message", "")))
     assert "images have changed" in told[0]  # before the work that it makes
-    assert np.array_equal(features.train.take([3], [False]), features.train.take([4], [False]))
-    assert not np.array_equal(features.train.take([3], [False]), before)
-    assert np.array_equal(running.train.take([3], [False]), before)  # a run at work keeps what it began with
+    assert np.array_equal(features.train.take([3], [0]), features.train.take([4], [0]))
+    assert not np.array_equal(features.train.take([3], [0]), before)
+    assert np.array_equal(running.train.take([3], [0]), before)  # a run at work keeps what it began with
 
 
 @pytest.mark.parametrize("part", [".f16", ".json"])

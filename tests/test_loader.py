@@ -6,8 +6,9 @@ import torch
 
 from clipcoco.config.load import load_config
 from clipcoco.data.captions import read_captions
-from clipcoco.data.loader import TrainingLoader, choose_workers, epoch_order, evaluation_images
+from clipcoco.data.loader import TrainingLoader, epoch_order, evaluation_images
 from clipcoco.data.tokenizer import END, PAD, Tokenizer
+from clipcoco.data.workers import choose_workers
 from clipcoco.errors import DataError
 from conftest import TOY
 

@@ -51,6 +51,19 @@ def test_what_stands_behind_the_end_token_changes_nothing():
     torch.testing.assert_close(embeddings[1], embeddings[2], atol=1e-6, rtol=0)
 
 
+def test_training_encodes_captions_by_length_and_gives_what_encode_texts_gives():
+    model = build(toy("model.text.dropout=0"), 300)
+    rows = torch.randint(3, 300, (100, 14)).tolist()
+    tokens = captions(*([1, *row[: 1 + number * 7 % 14], 2] for number, row in enumerate(rows)))
+    weights = torch.rand(100, 16)
+    images, gradients = random_images(100), []
+    for texts in (model(images, tokens)[1], model.encode_texts(tokens)):
+        gradients.append(torch.autograd.grad((texts * weights).sum(), list(model.text.parameters())))
+    for grouped, whole in zip(*gradients, strict=True):
+        torch.testing.assert_close(grouped, whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(images, tokens)[1], model.encode_texts(tokens), rtol=0, atol=1e-6)
+
+
 def test_every_token_before_the_end_token_matters():
     model = build(toy(), 300).eval()
     before, after = model.encode_texts(captions([1, 7, 8, 9, 2], [1, 5, 8, 9, 2]))

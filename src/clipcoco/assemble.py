@@ -13,10 +13,11 @@ from clipcoco.config.derive import Derived, count_parameters, derive, resolve_fr
 from clipcoco.config.schema import BACKBONES, Config
 from clipcoco.data.captions import CaptionTable, overlap, read_captions
 from clipcoco.data.features import Features
-from clipcoco.data.loader import TrainingLoader, choose_workers
+from clipcoco.data.loader import TrainingLoader
 from clipcoco.data.presence import check_files
 from clipcoco.data.sources import ORIGINALS, Source, choose_source
 from clipcoco.data.tokenizer import Tokenizer
+from clipcoco.data.workers import choose_workers
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import Device, choose_device
 from clipcoco.engine.evaluate import Split, embed, validation_loss
@@ -133,8 +134,8 @@ def backbone_features(parts: Assembled, model: DualEncoder, report: Report, stop
     device.place(model).eval()
     weights = weights_sha256(model.visual.trunk.state_dict())
     cached = []
-    for table, mirror in ((parts.train_table, config.data.flip), (parts.val_table, False)):
-        key = feature_key(config.model, weights, config.data.image_size, device.precision, parts.source, mirror)
+    for table, training in ((parts.train_table, True), (parts.val_table, False)):
+        key = feature_key(config, weights, device.precision, parts.source, training)
         features = cache_features(
             model.visual.features, key, table, root, parts.source, parts.workers, device, report, stop
         )
@@ -242,10 +243,12 @@ def _say_training(config: Config, derived: Derived, device: Device) -> str:
 
 
 def _say_features(config: Config, derived: Derived) -> str:
-    views, width = 1 + config.data.flip, BACKBONES[config.model.vision.backbone][0]
-    size = 2 * width * (views * derived.train_images + derived.val_images)
-    mirrored = " and its mirror image" if config.data.flip else ""
+    data, width = config.data, BACKBONES[config.model.vision.backbone][0]
+    size = 2 * width * (data.cached_views * derived.train_images + derived.val_images)
+    crops = [f"{data.cached_crops} crop{'s' * (data.cached_crops > 1)}"] if data.cached_crops else []
+    seen = ["each image", *["its mirror image"] * data.flip, *crops]
+    passes = "pass" if len(seen) > 1 else "passes"
     return (
-        f"each image{mirrored} passes the backbone once: {size / 1e6:,.0f} MB in "
+        f"{' and '.join(seen)} {passes} the backbone once: {size / 1e6:,.0f} MB in "
         f"{Path(config.data.root) / '.clipcoco'}, kept for later runs"
     )

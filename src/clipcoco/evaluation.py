@@ -7,9 +7,9 @@ from typing import Any
 
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable, read_captions
-from clipcoco.data.loader import choose_workers
 from clipcoco.data.presence import check_files
 from clipcoco.data.sources import choose_source
+from clipcoco.data.workers import choose_workers
 from clipcoco.engine.analysis import Hubs, geometry, hubs, rank_counts, similarities
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import choose_for_evaluation, make_deterministic

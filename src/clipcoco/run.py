@@ -79,7 +79,7 @@ def rehearse(
     """All the checks of `start` and a few real steps on the device; writes nothing. What to tell, by label."""
     loaded, parts, model = _prepare(loaded, name, runs_dir, device_name, init)
     state, device, derived = TrainState(precision=parts.device.precision), parts.device, parts.derived
-    frozen, views = derived.frozen_epochs > 0, 1 + loaded.config.data.flip
+    frozen, views = derived.frozen_epochs > 0, loaded.config.data.cached_views
     blank = _blank_features(loaded.config, derived.train_images) if frozen else None
     training = build_training(parts, model, state, None, report=lambda event: None, stop=lambda: None)
     epochs = {0: derived.frozen_epochs, derived.frozen_epochs: loaded.config.train.epochs - derived.frozen_epochs}
@@ -113,7 +113,7 @@ def rehearse(
 
 def _blank_features(config: Config, images: int) -> Features:
     """A row of zeros for every image: what a step costs does not depend on what it sees."""
-    shape = (1, 1 + config.data.flip, BACKBONES[config.model.vision.backbone][0])
+    shape = (1, config.data.cached_views, BACKBONES[config.model.vision.backbone][0])
     return Features(np.zeros(shape, np.float16), np.zeros(images, np.int64), np.ones(images, np.bool_))
 
 

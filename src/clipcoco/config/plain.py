@@ -12,7 +12,7 @@ from clipcoco.config.text import shown, written
 from clipcoco.errors import ConfigError
 
 # Settings born after format 1, with the value that an older checkpoint means by its silence.
-_LATER = {"data.prepared_size": 0}
+_LATER = {"data.prepared_size": 0, "data.cached_crops": 0}
 UNREADABLE = object()  # stands for a value whose mistake has been noted already
 
 

@@ -54,6 +54,8 @@ class DataConfig(Section):
     prepared_size: Annotated[int, Field(ge=32, le=1024)] | Literal[0]  # shorter side of the copies; 0: only originals
     crop_scale: Annotated[list[Fraction], Field(min_length=2, max_length=2)]  # area of the random crop, from..to
     flip: bool  # mirror half of the training images; off where captions speak of left and right
+    # random crops that a frozen backbone sees of each training image, beside the whole and its mirror image
+    cached_crops: int = Field(ge=0, le=30)
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)]  # processes that decode images
 
     @model_validator(mode="after")
@@ -61,6 +63,11 @@ class DataConfig(Section):
         if self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(f"crop_scale must be [smaller, larger], not {self.crop_scale}")
         return self
+
+    @property
+    def cached_views(self) -> int:
+        """How often a frozen backbone sees each training image."""
+        return 1 + self.flip + self.cached_crops
 
 
 class VisionConfig(Section):

@@ -30,12 +30,18 @@ class FeatureKey:
     image_size: int
     precision: str
     source: str  # "originals" or "prepared-256"
-    views: int  # 1: the evaluation's view; 2: and its mirror image
+    mirror: bool  # beside the evaluation's view, its mirror image; and half of the crops are mirrored
+    crops: int
+    crop_scale: list[float]  # [1, 1] without crops
     width: int  # F, of one view
 
     def path(self, root: Path, split: str) -> Path:
         digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
         return root / ".clipcoco" / f"features-{self.backbone}-{digest[:12]}-{split}.f16"
+
+    @property
+    def views(self) -> int:
+        return 1 + self.mirror + self.crops
 
     @property
     def row_bytes(self) -> int:
@@ -50,10 +56,9 @@ class Features:
     places: np.ndarray  # int64 (N,): the row of each image
     readable: np.ndarray  # bool (N,)
 
-    def take(self, rows: Sequence[int], mirrored: Sequence[bool]) -> np.ndarray:
-        """float16 (B,F) of these images of the table."""
-        views = np.asarray(mirrored, dtype=np.int64)
-        taken: np.ndarray = self.rows[self.places[np.asarray(rows, dtype=np.int64)], views]
+    def take(self, rows: Sequence[int], views: Sequence[int]) -> np.ndarray:
+        """float16 (B,F) of these images of the table; view 0 is the evaluation's."""
+        taken: np.ndarray = self.rows[self.places[np.asarray(rows, dtype=np.int64)], np.asarray(views, dtype=np.int64)]
         return taken
 
 

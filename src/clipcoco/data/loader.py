@@ -3,32 +3,24 @@
 Letters: B images, H and W pixels, L tokens. A sample is an image with one of its captions.
 """
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.features import Features
 from clipcoco.data.images import UnreadableImage, evaluation_view, read, sample_rng, training_view
 from clipcoco.data.tokenizer import PAD
-from clipcoco.errors import DataError, EnvironmentProblem
+from clipcoco.data.workers import guarded, image_loader
+from clipcoco.errors import DataError
 
 EVALUATION_BATCH = 128  # fixed, so that `eval` repeats `train`'s table to the digit
 MAX_REPLACEMENTS = 100  # neighbours tried for one unreadable image before the folder is called broken
-# A worker and its helpers outlive a signal to the process group: only the main process decides.
-SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
 
 
 def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
@@ -93,21 +85,34 @@ class _TrainingImages(Dataset[tuple[Tensor, int, int, int]]):
         return sample_rng(self.seed, epoch, int(self.image_ids[row]), "caption").randrange(first, end)
 
 
-class _EvaluationImages(Dataset[tuple[Tensor, int]]):
-    """The n-th of `rows` -> view, and its row when its image can't be read, else -1."""
+@dataclass(frozen=True)
+class Crops:
+    """Random training views of an image that never change, whatever the run's seed."""
 
-    def __init__(self, table: CaptionTable, rows: Sequence[int], size: int) -> None:
-        self.folder, self.files, self.rows, self.size = table.folder, table.files, rows, size
+    count: int = 0
+    scale: tuple[float, float] = (1, 1)
+    flip: bool = False  # half of them
+
+
+class _EvaluationImages(Dataset[tuple[Tensor, int]]):
+    """The n-th of `rows` -> view and crops (1+C,3,H,W), and its row when its image can't be read, else -1."""
+
+    def __init__(self, table: CaptionTable, rows: Sequence[int], size: int, crops: Crops) -> None:
+        self.folder, self.files, self.image_ids = table.folder, table.files, table.image_ids
+        self.rows, self.size, self.crops = rows, size, crops
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        row = self.rows[position]
+        row, size, crops = self.rows[position], self.size, self.crops
         try:
-            return evaluation_view(read(self.folder / self.files[row]), self.size), -1
+            image = read(self.folder / self.files[row])
         except UnreadableImage:
-            return torch.zeros(3, self.size, self.size, dtype=torch.uint8), row
+            return torch.zeros(1 + crops.count, 3, size, size, dtype=torch.uint8), row
+        rngs = [sample_rng(0, crop, int(self.image_ids[row]), "crop") for crop in range(crops.count)]
+        views = [training_view(image, size, crops.scale, crops.flip, rng) for rng in rngs]
+        return torch.stack([evaluation_view(image, size), *views]), -1
 
 
 class TrainingLoader:
@@ -130,16 +135,16 @@ class TrainingLoader:
         self.steps_per_epoch = len(table.files) // batch_size
         self._batches = _EpochBatches(seed, len(table.files), batch_size)
         self._images = _TrainingImages(config, table, seed)
-        self._loader = _loader(self._images, workers, pin_memory, batch_sampler=self._batches, keep=True)
+        self._loader = image_loader(self._images, workers, pin_memory, batch_sampler=self._batches, keep=True)
 
     def epoch(self, epoch: int, start: int = 0, features: Features | None = None) -> Iterator[Batch]:
         """The batches of `epoch` (from 0), from number `start` on; of `features` where there are any.
 
-        These show the same images with the same captions, in the evaluation's view or mirrored.
+        These show the same images with the same captions, each in one of the views that are kept.
         """
         self._batches.epoch, self._batches.start = epoch, start
         cached = (self._cached(features, keys) for keys in self._batches) if features else None
-        samples = cached or _guarded(self._loader)
+        samples = cached or guarded(self._loader)
         for images, rows, captions, replaced in samples:
             if (captions < 0).any():
                 file = self.table.files[int(replaced[captions < 0][0])]
@@ -157,16 +162,17 @@ class TrainingLoader:
 
     def _cached(self, features: Features, keys: list[tuple[int, int]]) -> tuple[Tensor, ...]:
         """What a batch of `_TrainingImages` is, of the pairs (epoch, row), with features for views."""
-        images, rows, captions, mirrored, replaced = self._images, [], [], [], []
+        images, rows, captions, shown, replaced = self._images, [], [], [], []
+        views = features.rows.shape[1]
         for epoch, asked in keys:
             row = _next_readable(features, asked)
             rng = sample_rng(images.seed, epoch, int(images.image_ids[row]), "view")
-            mirrored.append(images.flip and rng.random() < 0.5)
+            shown.append(rng.randrange(views))
             rows.append(row)
             captions.append(images.caption(epoch, row))
             replaced.append(asked if row != asked else -1)
-        views = torch.from_numpy(features.take(rows, mirrored))
-        return views, torch.tensor(rows), torch.tensor(captions), torch.tensor(replaced)
+        seen = torch.from_numpy(features.take(rows, shown))
+        return seen, torch.tensor(rows), torch.tensor(captions), torch.tensor(replaced)
 
 
 def _next_readable(features: Features, asked: int) -> int:
@@ -181,102 +187,20 @@ def _next_readable(features: Features, asked: int) -> int:
 def evaluation_images(config: DataConfig, table: CaptionTable, workers: int, pin_memory: bool) -> Iterator[Tensor]:
     """All images of the table in its order, uint8 (B,3,H,W), B = EVALUATION_BATCH but for the last."""
     rows = range(len(table.files))
-    for images, broken in evaluation_views(table, rows, config.image_size, workers, pin_memory):
+    for images, broken in evaluation_views(table, rows, config.image_size, workers, pin_memory, Crops()):
         if broken:
             raise DataError(
                 f"{table.folder / table.files[broken[0]]} can't be read, and recall over the rest would "
                 f"be another number (data.root). Get the file anew, or give another --fraction"
             )
-        yield images
+        yield images[:, 0]
 
 
 def evaluation_views(
-    table: CaptionTable, rows: Sequence[int], size: int, workers: int, pin_memory: bool
+    table: CaptionTable, rows: Sequence[int], size: int, workers: int, pin_memory: bool, crops: Crops
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """These images of the table, uint8 (B,3,H,W), and which rows of it are black since they can't be read."""
-    dataset = _EvaluationImages(table, rows, size)
-    for images, unreadable in _guarded(_loader(dataset, workers, pin_memory, batch_size=EVALUATION_BATCH)):
+    """These images of the table, each with its crops behind it, uint8 (B,1+C,3,H,W), and which rows of the table
+    are black since they can't be read."""
+    dataset = _EvaluationImages(table, rows, size, crops)
+    for images, unreadable in guarded(image_loader(dataset, workers, pin_memory, batch_size=EVALUATION_BATCH)):
         yield images, unreadable[unreadable >= 0].tolist()
-
-
-def _loader(
-    dataset: Dataset[Any],
-    workers: int,
-    pin_memory: bool,
-    batch_sampler: _EpochBatches | None = None,
-    batch_size: int = 1,
-    keep: bool = False,
-) -> DataLoader[Any]:
-    context = None
-    if workers:
-        # Set explicitly: Python 3.14 changes the default, and a fork of a process with threads may hang.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["clipcoco.data.loader"])
-    return DataLoader(
-        dataset,
-        batch_size=1 if batch_sampler else batch_size,
-        batch_sampler=batch_sampler,
-        num_workers=workers,
-        multiprocessing_context=context,
-        persistent_workers=keep and workers > 0,
-        pin_memory=pin_memory,
-        worker_init_fn=_leave_with_parent,
-        # Its own: otherwise every epoch draws from the global stream, and workers would change dropout.
-        generator=torch.Generator(),
-    )
-
-
-def _leave_with_parent(worker: int) -> None:
-    """A killed run must leave no workers behind; torch's own watchdog sees only the fork server, which lives on."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _guarded(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The loader's batches; a worker that dies is one line and not a traceback."""
-    with _signals_held_back(loader.num_workers > 0):
-        iterator = iter(loader)
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
-                raise
-            raise EnvironmentProblem(
-                "a data worker died, perhaps for want of memory or of shared memory (data.workers). "
-                "Lower --set data.workers, 0 needs neither"
-            ) from error
-        yield batch
-
-
-@contextmanager
-def _signals_held_back(needed: bool) -> Iterator[None]:
-    """Processes started inside inherit blocked signals; those sent to us meanwhile come afterwards."""
-    if not needed:
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        resource_tracker.ensure_running()  # unblocks SIGINT and SIGTERM behind itself, so it must come first
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def choose_workers(asked: int | str, device_type: str) -> tuple[int, str]:
-    """The number of decoding processes, with the reason that is printed."""
-    if isinstance(asked, int):
-        return asked, "asked for"
-    if device_type == "cpu":
-        return 0, "on a CPU the step needs the cores"
-    cores = os.cpu_count() or 1
-    return min(8, max(1, cores - 1)), f"{cores} cores"

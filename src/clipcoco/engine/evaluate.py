@@ -14,6 +14,7 @@ from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.features import Features
 from clipcoco.data.loader import EVALUATION_BATCH, evaluation_images
+from clipcoco.data.tokenizer import PAD
 from clipcoco.engine.device import Device
 from clipcoco.engine.embeddings import Embeddings
 from clipcoco.engine.loss import contrastive_loss
@@ -39,7 +40,7 @@ class Split:
             yield from evaluation_images(self.config, self.table, self.workers, pin_memory)
             return
         for rows in torch.arange(len(self.table.files)).split(EVALUATION_BATCH):
-            yield torch.from_numpy(features.take(rows.tolist(), [False] * len(rows)))
+            yield torch.from_numpy(features.take(rows.tolist(), [0] * len(rows)))
 
 
 @torch.inference_mode()
@@ -54,7 +55,7 @@ def embed(
     model.eval()
     try:
         images, texts = [], []
-        distinct, inverse = np.unique(split.tokens, axis=0, return_inverse=True)
+        distinct, inverse = _distinct_by_length(split.tokens)
         total, done = len(split.table.files) + len(distinct), 0
         for batch in split.images(pin_memory=device.device.type == "cuda"):
             with device.autocast():
@@ -63,8 +64,9 @@ def embed(
             if stop():
                 return None
         for tokens in torch.from_numpy(distinct).split(EVALUATION_BATCH):
+            longest = int((tokens[-1] != PAD).sum())
             with device.autocast():
-                texts.append(model.encode_texts(tokens.to(device.device)).cpu())
+                texts.append(model.encode_texts(tokens[:, :longest].to(device.device)).cpu())
             report(Progress("evaluate", done := done + len(tokens), total))
             if stop():
                 return None
@@ -72,11 +74,18 @@ def embed(
         model.train(was_training)
     return Embeddings(
         torch.cat(images),
-        torch.cat(texts)[torch.from_numpy(inverse.reshape(-1))],
+        torch.cat(texts)[torch.from_numpy(inverse)],
         split.table.image_ids,
         split.table.caption_ids,
         torch.from_numpy(split.table.owners),
     )
+
+
+def _distinct_by_length(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row of `tokens` once, the shorter captions first, and where each row went to: batches then pad little."""
+    distinct, inverse = np.unique(tokens, axis=0, return_inverse=True)
+    order = (distinct != PAD).sum(axis=1).argsort(kind="stable")
+    return distinct[order], order.argsort()[inverse.reshape(-1)]
 
 
 def validation_loss(embeddings: Embeddings, batch_size: int, temperature: float) -> float:

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from clipcoco.config.schema import BACKBONES, ModelConfig
+from clipcoco.config.schema import BACKBONES, Config
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.features import FeatureFile, FeatureKey, Features, stamps_of
-from clipcoco.data.loader import MAX_REPLACEMENTS, evaluation_views
+from clipcoco.data.loader import MAX_REPLACEMENTS, Crops, evaluation_views
 from clipcoco.data.sources import Source
 from clipcoco.engine.device import Device
 from clipcoco.errors import DataError, EnvironmentProblem
@@ -25,12 +25,21 @@ Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B,3,H,W) -> (B,F)
 _SAVE_SECONDS = 20.0
 
 
-def feature_key(
-    model: ModelConfig, weights: str, image_size: int, precision: str, source: Source, mirror: bool
-) -> FeatureKey:
-    """`weights` is the SHA-256 of the backbone; with `mirror` each image has a second, mirrored view."""
-    width = BACKBONES[model.vision.backbone][0]
-    return FeatureKey(weights, model.vision.backbone, image_size, precision, source.name, 1 + mirror, width)
+def feature_key(config: Config, weights: str, precision: str, source: Source, training: bool) -> FeatureKey:
+    """`weights` is the SHA-256 of the backbone. Images of the validation split are seen once, as they are."""
+    data, backbone = config.data, config.model.vision.backbone
+    crops = data.cached_crops if training else 0
+    return FeatureKey(
+        weights=weights,
+        backbone=backbone,
+        image_size=data.image_size,
+        precision=precision,
+        source=source.name,
+        mirror=training and data.flip,
+        crops=crops,
+        crop_scale=data.crop_scale if crops else [1.0, 1.0],
+        width=BACKBONES[backbone][0],
+    )
 
 
 @torch.inference_mode()
@@ -85,11 +94,14 @@ def _fill(
 ) -> bool:
     """Always the same images side by side, for a batch decides the last bits: a kill then leaves no trace."""
     done, saved = 0, time.monotonic()
-    views = evaluation_views(table, missing, file.key.image_size, workers, device.device.type == "cuda")
-    for images, unreadable in views:
+    key = file.key
+    crops = Crops(key.crops, (key.crop_scale[0], key.crop_scale[1]), key.mirror)
+    batches = evaluation_views(table, missing, key.image_size, workers, device.device.type == "cuda", crops)
+    for images, unreadable in batches:
         with device.autocast():
-            pixels = images.to(device.device, non_blocking=True)
-            seen = [encode(view) for view in (pixels, pixels.flip(-1))[: file.key.views]]
+            first, *others = images.to(device.device, non_blocking=True).unbind(dim=1)
+            views = [first, first.flip(-1), *others] if key.mirror else [first, *others]
+            seen = [encode(view) for view in views]
         rows = missing[done : done + len(images)]
         if len(unreadable) >= MAX_REPLACEMENTS:  # to note them as unreadable for good would be rash
             raise DataError(

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable, read_captions
-from clipcoco.data.loader import choose_workers, evaluation_images
+from clipcoco.data.loader import evaluation_images
 from clipcoco.data.presence import check_files
 from clipcoco.data.sources import choose_source
 from clipcoco.data.tokenizer import END
+from clipcoco.data.workers import choose_workers
 from clipcoco.engine.recall import RecallTable, recall_table
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import Progress, Report
