@@ -134,10 +134,10 @@ def test_crops_are_further_views_that_no_seed_changes(data, weights):
     assert len(files(data)) == len(sound) + 1
 
 
-def test_a_crop_is_what_training_would_see(data, weights):
+def test_a_crop_of_the_whole_image_is_the_evaluations_view(data, weights):
     parts, model = parts_of(data, weights, "data.cached_crops=1", "data.crop_scale=[1.0, 1.0]")
     rows = cached(parts, model).train.rows.astype(np.float32)
-    assert np.abs(rows[:, 1] - rows[:, 0]).max() < 1e-2 * np.abs(rows).max()  # the whole square, as ever
+    assert np.abs(rows[:, 1] - rows[:, 0]).max() < 1e-2 * np.abs(rows).max()
 
 
 def files(root: Path) -> dict[str, str]:
