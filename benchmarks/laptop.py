@@ -41,8 +41,10 @@ SETTINGS = (
     "model.vision.backbone=efficientnet_b0",  # as wide as Lite0: 1,280 features
     "model.vision.weights=none",
     "train.frozen_epochs=all",
-    "train.batch_size=128",
-    "train.epochs=15",
+    "model.projection_dim=512",
+    "model.text.layers=2",
+    "train.batch_size=256",
+    "train.epochs=35",
     "train.lr=5e-4",
 )
 

@@ -52,7 +52,9 @@ def evaluation(epoch, r1, best):
 
 story, folder = sys.argv[1:]
 chance = {"r1": 0.2, "r5": 1.0, "r10": 2.0, "median_rank": 250.0}
-header = (("", "clipcoco 0.1.0 · cpu, 2 threads"), ("data", "2,000 + 500 images"), ("run", "runs/demo-1"))
+header = (("", "clipcoco 0.1.0 · cpu, 2 threads"), 
+          ("data", "2,000 + 500 images, 10,000 + 2,500 captions; originals; 0 workers (on a CPU the step needs them)"),
+          ("run", "runs/demo-1"))
 rows = ()
 if story == "resumed":
     rows = ({"event": "step", "loss": 3.0}, {"event": "step", "loss": 2.0}, vars(evaluation(1, 4.4, True)))
@@ -189,8 +191,8 @@ def test_the_panel_at_80_columns(tmp_path: Path) -> None:
         assert lines[:4] == [
             "clipcoco 0.1.0 · cpu, 2 threads",
             "",
-            "  data    2,000 + 500 images",
-            "  run     runs/demo-1",
+            "  data    2,000 + 500 images, 10,000 + 2,500 captions; originals; 0 workers (on",
+            "          a CPU the step needs them)",
         ]
         assert "warning: step 126 is skipped, the weights stay: the loss is not finite" in lines
         top = next(number for number, line in enumerate(lines) if line.startswith("╭"))
@@ -354,7 +356,7 @@ def test_plain_lines_in_a_pipe(tmp_path: Path) -> None:
     expected = [
         "clipcoco 0.1.0 · cpu, 2 threads",
         "",
-        r"  data    2,000 \+ 500 images",
+        r"  data    2,000 \+ 500 images, 10,000 .* the step needs them\)",
         "  run     runs/demo-1",
         "",
         clock + r"step 10/310 epoch 1/5 loss 3.300 lr 3.1e-04 img/s 65 wait 3%",

@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from clipcoco.assemble import Assembled, assemble, backbone_features, build_training
 from clipcoco.config.load import load_config
+from clipcoco.data.images import _resized
 from clipcoco.engine.device import make_deterministic
 from clipcoco.engine.evaluate import Split, embed
 from clipcoco.engine.model import DualEncoder, build, pretrained_backbone
@@ -184,6 +185,14 @@ def test_other_weights_another_view_or_another_source_is_another_file(data, weig
     assert parts.source.name == "prepared-40"
     cached(parts, model)
     assert len(files(data)) == 2 + 2 + 2 + 1 + 2  # the mirrored views change the training file alone
+
+
+def test_code_that_resizes_otherwise_never_meets_old_features(data, weights, monkeypatch):
+    cached(*parts_of(data, weights))
+    monkeypatch.setattr("clipcoco.data.images._resized", lambda *args: _resized(*args) // 2)
+    seen: list[int] = []
+    cached(*parts_of(data, weights), report=counting(seen))
+    assert seen and len(files(data)) == 2 + 2
 
 
 def test_a_changed_image_makes_them_anew(data, weights):

@@ -94,11 +94,23 @@ def glyphs(console: Console) -> dict[int, int]:
 
 
 def show(console: Console, *lines: str | Text) -> None:
-    """Print each line whole: the terminal wraps it, a file or a pipe gets it as it is."""
+    """Print each line whole: wrapped on a terminal, while a file or a pipe gets it as it is."""
     for line in lines:
         text = Text(printable(line)) if isinstance(line, str) else line.copy()
         text.plain = text.plain.translate(glyphs(console))
-        console.print(text, soft_wrap=not console.file.isatty())
+        if console.file.isatty():
+            console.print(_hanging(text, console))
+        else:
+            console.print(text, soft_wrap=True)
+
+
+def _hanging(text: Text, console: Console) -> Text:
+    """A row of `summary_rows` goes on below its text, not below its label."""
+    label = text.spans[0].end if text.spans else 0
+    if not text.plain[:label].endswith("  ") or console.width < label + LIVE_WIDTH // 2:
+        return text
+    start, rest = text.divide([label])
+    return start + Text("\n" + " " * label).join(rest.wrap(console, console.width - label))
 
 
 def error_line(message: str) -> None:

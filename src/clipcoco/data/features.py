@@ -33,6 +33,7 @@ class FeatureKey:
     mirror: bool  # beside the evaluation's view, its mirror image; and half of the crops are mirrored
     crops: int
     crop_scale: list[float]  # [1, 1] without crops
+    views_sha256: str  # of both kinds of view of one drawn image
     width: int  # F, of one view
 
     def path(self, root: Path, split: str) -> Path:

@@ -3,6 +3,7 @@
 Letters: B images, V views of each, F features of a view.
 """
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from filelock import FileLock, Timeout
 from clipcoco.config.schema import BACKBONES, Config
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.features import FeatureFile, FeatureKey, Features, stamps_of
+from clipcoco.data.images import evaluation_view, sample_rng, training_view
 from clipcoco.data.loader import MAX_REPLACEMENTS, Crops, evaluation_views
 from clipcoco.data.sources import Source
 from clipcoco.engine.device import Device
@@ -29,6 +31,7 @@ def feature_key(config: Config, weights: str, precision: str, source: Source, tr
     """`weights` is the SHA-256 of the backbone. Images of the validation split are seen once, as they are."""
     data, backbone = config.data, config.model.vision.backbone
     crops = data.cached_crops if training else 0
+    crop_scale = data.crop_scale if crops else [1.0, 1.0]
     return FeatureKey(
         weights=weights,
         backbone=backbone,
@@ -37,9 +40,17 @@ def feature_key(config: Config, weights: str, precision: str, source: Source, tr
         source=source.name,
         mirror=training and data.flip,
         crops=crops,
-        crop_scale=data.crop_scale if crops else [1.0, 1.0],
+        crop_scale=crop_scale,
+        views_sha256=_views_sha256(data.image_size, crop_scale),
         width=BACKBONES[backbone][0],
     )
+
+
+def _views_sha256(size: int, crop_scale: list[float]) -> str:
+    """Of what the views make of a drawn image: new code there, or in the library below, means new features."""
+    image = (torch.arange(61 * 83 * 3) ** 2 % 251).to(torch.uint8).view(61, 83, 3).permute(2, 0, 1)
+    crop = training_view(image, size, (crop_scale[0], crop_scale[1]), False, sample_rng(0, 0, 0, "crop"))
+    return hashlib.sha256(torch.stack([evaluation_view(image, size), crop]).numpy().tobytes()).hexdigest()
 
 
 @torch.inference_mode()
