@@ -463,9 +463,12 @@ def test_dump_comes_back_equal(root: str, diff: bool) -> None:
     assert [type(value) for value in flatten(again).values()] == [type(value) for value in flatten(wanted).values()]
 
 
-def test_dump_of_a_dump_keeps_the_preset_behind_it() -> None:
-    Path("mine.yaml").write_text(dump(load_config("demo")))
-    assert load_config(file=Path("mine.yaml")).chain == ("base", "demo")
+@pytest.mark.parametrize("diff", [False, True])
+def test_dump_of_a_dump_keeps_the_preset_behind_it(diff: bool) -> None:
+    as_in_base = load_config("demo", overrides=["data.flip=true"])
+    Path("mine.yaml").write_text(dump(as_in_base, diff=diff))
+    again = load_config(file=Path("mine.yaml"))
+    assert (again.chain, again.config) == (("base", "demo"), as_in_base.config)
 
 
 def test_diff_shows_only_what_differs() -> None:

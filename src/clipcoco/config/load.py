@@ -288,6 +288,6 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 def dump(loaded: LoadedConfig, derived: Sequence[str] = (), *, diff: bool = False) -> str:
     """A valid file with every value and its source as a comment; `derived` lines follow as comments.
 
-    With `diff` only what differs from base.
+    With `diff` only what differs from base, or from the preset behind it.
     """
-    return plain.dump(loaded, derived, load_config(_BASE).config if diff else None)
+    return plain.dump(loaded, derived, [load_config(name).config for name in (_BASE, loaded.chain[-1])] if diff else ())

@@ -118,15 +118,15 @@ def flatten(config: Config | Mapping[str, Any]) -> dict[str, object]:
     return flat
 
 
-def dump(loaded: LoadedConfig, derived: Sequence[str] = (), base: Config | None = None) -> str:
+def dump(loaded: LoadedConfig, derived: Sequence[str] = (), others: Sequence[Config] = ()) -> str:
     """A file that gives an equal Config again, each value with its source as a comment, `derived` below.
 
-    With `base` only what differs from it.
+    With `others` only what differs from any of them; the preset that the file extends must be one.
     """
     values = flatten(loaded.config)
-    if base is not None:
-        common = flatten(base)
-        values = {name: value for name, value in values.items() if value != common[name]}
+    if others:
+        usual = [flatten(other) for other in others]
+        values = {name: value for name, value in values.items() if any(value != other[name] for other in usual)}
     rows: list[tuple[str, str]] = []
     above: list[str] = []
     for name, value in values.items():
@@ -141,9 +141,8 @@ def dump(loaded: LoadedConfig, derived: Sequence[str] = (), base: Config | None 
         rows.append((f"{'  ' * len(sections)}{leaf}: {written(value)}", comment))
     column = min(40, max((len(text) for text, comment in rows if comment), default=0))
     lines = [f"# {', then '.join(map(_short, loaded.layers))}"]
-    extends = "base" if base is not None else loaded.chain[-1]
-    if base is not None or extends != "base":
-        lines.append(f"extends: {extends}")
+    if others or loaded.chain[-1] != "base":
+        lines.append(f"extends: {loaded.chain[-1]}")
     lines += [f"{text:<{column}}  # {comment}" if comment else text for text, comment in rows]
     lines += [f"# {line}" for line in derived]
     return "\n".join(lines) + "\n"
