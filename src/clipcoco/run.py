@@ -84,7 +84,7 @@ def rehearse(
     training = build_training(parts, model, state, None, report=lambda event: None, stop=lambda: None)
     epochs = {0: derived.frozen_epochs, derived.frozen_epochs: loaded.config.train.epochs - derived.frozen_epochs}
     try:
-        encoding = _seconds_an_image(training) * views if frozen else 0.0
+        encoding = _seconds_an_image(training, views) if frozen else 0.0
         steps = {
             first: _seconds_a_step(training, first, blank if first < derived.frozen_epochs else None)
             for first, many in epochs.items()
@@ -129,16 +129,17 @@ def _seconds_a_step(training: Training, epoch: int, features: Features | None) -
 
 
 @torch.inference_mode()
-def _seconds_an_image(training: Training) -> float:
-    """Of the backbone, decoding included."""
+def _seconds_an_image(training: Training, views: int) -> float:
+    """Of reading it, and its views through the backbone."""
     seconds, device = [], training.device
     batches = training.loader.epoch(0)
     for _ in range(min(2, training.loader.steps_per_epoch)):
         began = time.monotonic()
         images = next(batches).images.to(device.device)
+        reading = time.monotonic() - began
         with device.autocast():
             float(training.model.visual.features(images).sum())
-        seconds.append((time.monotonic() - began) / len(images))
+        seconds.append((reading + views * (time.monotonic() - began - reading)) / len(images))
     return min(seconds)
 
 
