@@ -21,7 +21,7 @@ from clipcoco.console import (
     RunConsole,
     open_terminal,
     printable,
-    recall_table,
+    recall_tables,
     say_bytes,
     say_seconds,
     summary_rows,
@@ -459,7 +459,7 @@ def test_recall_table_at_80_columns() -> None:
         "folds": 1,
         "dropped": 0,
     }
-    table = [line.plain for line in recall_table("shapes val", "own", recalls, "epoch 5 is the best")]
+    table = [line.plain for line in recall_tables("shapes val", {"own": recalls}, "epoch 5 is the best")]
     assert table == [
         "  shapes val             R@1           R@5          R@10    median rank",
         "  image -> text  31.40 ± 4.1   68.20 ± 4.1   82.60 ± 3.3              3",
@@ -469,13 +469,25 @@ def test_recall_table_at_80_columns() -> None:
         "",
         "  5,014 images, 25,082 captions, ties against us; epoch 5 is the best",
         "  ± 95 % bootstrap, by image",
+        "",
     ]
-    folds = [line.plain for line in recall_table("val2017", "1k", {**recalls, "folds": 5, "dropped": 14, "ties": 3})]
-    assert folds[6:8] == [
+    folds = {**recalls, "folds": 5, "dropped": 14, "ties": 3}
+    both = [line.plain for line in recall_tables("val2017", {"own": recalls, "1k": folds})]
+    assert both[14:16] == [
         "  1k: mean of 5 folds of 1,000 images, 14 left out",
         "  5,014 images, 25,082 captions, ties against us (3); ± 95 % bootstrap, by image",
     ]
-    assert max(map(len, folds)) <= 80
+    assert max(map(len, both)) <= 80
+
+
+def test_a_gallery_of_a_thousand_is_shown_once() -> None:
+    recalls = {"r1": 1.0, "r5": 2.0, "r10": 3.0, "median_rank": 4.0}
+    ways = {"i2t": recalls, "t2i": recalls}
+    entry = {**ways, "chance": ways, "images": 1000, "captions": 5000, "folds": 1, "dropped": 0}
+    once = recall_tables("val2017", {"own": entry})
+    assert recall_tables("val2017", {"own": entry, "1k": entry}) == once
+    assert len(recall_tables("val2017", {"own": entry, "1k": {**entry, "dropped": 500}})) == 2 * len(once) + 1
+    assert "one fold of 1,000" in str(recall_tables("val2017", {"1k": entry})[6])  # asked for by itself
 
 
 def test_summary_rows_align() -> None:

@@ -10,7 +10,7 @@ from clipcoco import rundir
 from clipcoco.cli.options import RUNS, ConfigFile, Debug, Device, Json, Run, RunsDir, Set, print_json, split_words
 from clipcoco.config.load import flatten, load_config, override, to_plain
 from clipcoco.config.schema import DataConfig
-from clipcoco.console import RunConsole, Terminal, open_terminal, recall_table, say_seconds, show
+from clipcoco.console import RunConsole, Terminal, open_terminal, recall_tables, say_seconds, show
 from clipcoco.errors import CheckpointError, ConfigError, ExitCode
 from clipcoco.rundir import RunDir
 
@@ -165,7 +165,5 @@ def _show(evaluation: "Evaluation", protocols: tuple[str, ...], json_: bool) -> 
     )
     if result["trained_on"] not in (None, result["source"]):
         show(terminal.err, f"warning: trained on {result['trained_on']}, measured on {result['source']}", "")
-    note = say_seconds(result["seconds"])
-    for key, entry in result["protocols"].items():
-        show(terminal.out, *recall_table(result["split"], key, entry, note), "")
+    show(terminal.out, *recall_tables(result["split"], result["protocols"], say_seconds(result["seconds"])))
     return ExitCode.OK

@@ -34,7 +34,7 @@ from clipcoco.console import (
     RunConsole,
     Terminal,
     open_terminal,
-    recall_table,
+    recall_tables,
     say_seconds,
     show,
     summary_rows,
@@ -263,10 +263,7 @@ def _conduct(
     if json_:
         print_json(result)
         return ExitCode.OK
-    lines = [
-        line for key, entry in result["protocols"].items() for line in recall_table(result["split"], key, entry, note)
-    ]
-    show(terminal.out, "", *lines, "")
+    show(terminal.out, "", *recall_tables(result["split"], result["protocols"], note))
     rows = [
         ("report", str(run.report)),
         ("search", 'clipcoco search "what is in the picture"'),

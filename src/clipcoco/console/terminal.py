@@ -132,12 +132,20 @@ def summary_rows(rows: Iterable[tuple[str, str]]) -> list[Text]:
     return lines
 
 
-def recall_table(title: str, protocol: str, recalls: dict[str, Any], note: str = "") -> list[Text]:
-    """The recall table of one protocol, as lines of at most 80 columns for usual titles.
+def recall_tables(title: str, protocols: dict[str, Any], note: str = "") -> list[Text]:
+    """The recall tables of the `protocols` of `eval --json`, as lines of at most 80 columns for usual titles.
 
-    `protocol` is "own" or "1k"; `recalls` its entry in `eval --json`; `note` goes into the line below the
-    table. The end of a training run and `eval` both print this, hence the same digits.
+    `note` goes into the line below each table. The end of a training run and `eval` both print this, hence the
+    same digits. A gallery of just 1,000 images is not shown once more as its only fold.
     """
+    lines: list[Text] = []
+    for protocol, recalls in protocols.items():
+        if not (lines and (recalls["folds"], recalls["dropped"]) == (1, 0)):
+            lines += [*_recall_table(title, protocol, recalls, note), Text()]
+    return lines
+
+
+def _recall_table(title: str, protocol: str, recalls: dict[str, Any], note: str) -> list[Text]:
     interval = recalls.get("interval") or {}
     width = max(13, len(title))
 
@@ -168,7 +176,8 @@ def _about_recalls(protocol: str, recalls: dict[str, Any], note: str) -> list[st
     ties = f" ({recalls['ties']:,})" if recalls.get("ties") else ""
     parts = [f"{recalls['images']:,} images, {recalls['captions']:,} captions, ties against us{ties}"]
     if protocol == "1k":
-        parts.insert(0, f"1k: mean of {recalls['folds']} folds of 1,000 images, {recalls['dropped']:,} left out")
+        many = "one fold" if recalls["folds"] == 1 else f"mean of {recalls['folds']} folds"
+        parts.insert(0, f"1k: {many} of 1,000 images, {recalls['dropped']:,} left out")
     if note:
         parts.append(note)
     if recalls.get("interval"):

@@ -124,8 +124,9 @@ class Table:
 def _tables(record: Record | None, history: History, status: Status) -> list[Table]:
     """The recalls of the best checkpoint; what training saw of it when it is not measured by itself."""
     if record and _of_best(record, history):
-        protocols = record.result.protocols
-        return [_table(name, entry) for name, entry in (("own", protocols.own), ("1k", protocols.one_k)) if entry]
+        own, one_k = record.result.protocols.own, record.result.protocols.one_k
+        apart = one_k is not None and (one_k.folds, one_k.dropped) != (1, 0)
+        return [_table("own", own), *([_table("1k", one_k)] if apart else [])]
     return [_table_of_training(history.best, status)] if history.best else []
 
 
