@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
+from clipcoco.console.terminal import hanging
+
 FOLDER = Path(__file__).with_suffix("")
 COLUMNS = 88
 TERMINAL = {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}
@@ -115,7 +117,9 @@ def shape(text: str) -> set[str]:
 
 def draw(name: str, text: str) -> str:
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(Text.from_ansi("\n".join(picked(text))), end="\n\n")
+    for line in picked(text):
+        console.print(hanging(Text.from_ansi(line), console))
+    console.print()
     return console.export_svg(title=COMMANDS[name], theme=THEME, code_format=FORMAT, unique_id=name)
 
 

@@ -52,7 +52,7 @@ def evaluation(epoch, r1, best):
 
 story, folder = sys.argv[1:]
 chance = {"r1": 0.2, "r5": 1.0, "r10": 2.0, "median_rank": 250.0}
-header = (("", "clipcoco 0.1.0 · cpu, 2 threads"), 
+header = (("", "clipcoco 0.1.0 · cpu, 2 threads"),
           ("data", "2,000 + 500 images, 10,000 + 2,500 captions; originals; 0 workers (on a CPU the step needs them)"),
           ("run", "runs/demo-1"))
 rows = ()

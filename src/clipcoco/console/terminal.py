@@ -99,12 +99,12 @@ def show(console: Console, *lines: str | Text) -> None:
         text = Text(printable(line)) if isinstance(line, str) else line.copy()
         text.plain = text.plain.translate(glyphs(console))
         if console.file.isatty():
-            console.print(_hanging(text, console))
+            console.print(hanging(text, console))
         else:
             console.print(text, soft_wrap=True)
 
 
-def _hanging(text: Text, console: Console) -> Text:
+def hanging(text: Text, console: Console) -> Text:
     """A row of `summary_rows` goes on below its text, not below its label."""
     label = text.spans[0].end if text.spans else 0
     if not text.plain[:label].endswith("  ") or console.width < label + LIVE_WIDTH // 2:
