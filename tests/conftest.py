@@ -1,10 +1,14 @@
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fork_server import ForkServer
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a job behind `&`; what tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A toy of which a step takes milliseconds: 48 images of 32 pixels, 3 epochs of 6 steps.
 TOY = (
