@@ -7,8 +7,9 @@ import pytest
 
 from fork_server import ForkServer
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a job behind `&`; what tests start would inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGINT, signal.SIGHUP):  # ignored behind `&` and by nohup: what tests start would inherit it
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda number, frame: None)
 
 # A toy of which a step takes milliseconds: 48 images of 32 pixels, 3 epochs of 6 steps.
 TOY = (
