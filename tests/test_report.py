@@ -226,6 +226,15 @@ def test_a_record_of_other_weights_is_measured_anew_when_the_data_are_there(clip
     assert recalls(checked(run.report)) == recalls(Page(folder / "runs/first/report.html"))
 
 
+@pytest.mark.parametrize(("dropped", "times"), [(0, 1), (500, 2)])
+def test_a_gallery_of_a_thousand_is_shown_once(run, dropped, times):
+    record = json.loads(run.evaluation.read_text())
+    protocols = record["result"]["protocols"]
+    protocols["1k"] = {**protocols["own"], "folds": 1, "dropped": dropped}
+    run.evaluation.write_text(json.dumps(record))
+    assert checked(write_report(run)).words.count("ties count against the model") == times
+
+
 def test_a_run_that_was_never_measured_shows_what_training_saw(run):
     run.evaluation.unlink()
     page = checked(write_report(run))
