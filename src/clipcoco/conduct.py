@@ -66,10 +66,10 @@ def _note_failure(run: RunDir, state: TrainState, error: BaseException) -> None:
         code = ExitCode.INTERRUPTED
     elif is_out_of_memory(error):
         code = ExitCode.ENVIRONMENT
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     with contextlib.suppress(OSError):  # a full disk must not hide the error itself
         run.write_status(state="failed", step=state.step, exit_code=int(code), reason=reason)
-        with open(run.log, "a") as log:
+        with open(run.log, "a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(traceback.format_exc())
 
 

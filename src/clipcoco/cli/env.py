@@ -17,6 +17,7 @@ from clipcoco import __version__
 from clipcoco.cli.options import Debug, Json, print_json
 from clipcoco.config.schema import BACKBONES
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
+from clipcoco.cores import cpu_quota, usable_cores
 from clipcoco.errors import ExitCode
 
 PACKAGES = (
@@ -69,7 +70,7 @@ def environment() -> dict[str, Any]:
             "path": short(sys.executable),
         },
         "system": {"platform": platform.platform(), "name": _system_name(), "container": _in_container()},
-        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "usable": _usable_cores(), "quota": _cpu_quota()},
+        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "usable": usable_cores(), "quota": cpu_quota()},
         "memory": _memory(),
         "packages": {name: _version(name) for name in (*PACKAGES, *EXTRAS)},
         "torch_build": _torch_build(),
@@ -142,16 +143,6 @@ def _cpu_model() -> str | None:
     match = re.search(r"^model name\s*:\s*(.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
     brand = _run("sysctl", "-n", "machdep.cpu.brand_string")[0] if sys.platform == "darwin" else ""
     return match[1] if match else brand or platform.machine() or None
-
-
-def _usable_cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _cpu_quota() -> float | None:
-    """Cores that the control group allows, as containers set it."""
-    parts = _read("/sys/fs/cgroup/cpu.max").split()
-    return int(parts[0]) / int(parts[1]) if len(parts) == 2 and all(map(str.isdecimal, parts)) else None
 
 
 def _memory() -> dict[str, int | None]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from clipcoco.cores import usable_cores
 from clipcoco.errors import EnvironmentProblem
 
 # A worker and its helpers outlive a signal to the process group: only the main process decides.
@@ -97,5 +98,5 @@ def choose_workers(asked: int | str, device_type: str) -> tuple[int, str]:
         return asked, "asked for"
     if device_type == "cpu":
         return 0, "on a CPU the step needs the cores"
-    cores = os.cpu_count() or 1
-    return min(8, max(1, cores - 1)), f"{cores} cores"
+    cores = usable_cores()
+    return min(8, max(1, cores - 1)), f"{cores} core{'s' * (cores > 1)}"

@@ -1,7 +1,6 @@
 """`prepare-data --verify`: every file read, decoded and compared with what was noted when it came."""
 
 import hashlib
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from clipcoco.cores import usable_cores
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.manifest import Entry, copies_folder, copies_manifest, read_manifest
 from clipcoco.data.presence import missing_files
@@ -132,7 +132,7 @@ def _look(folder: Path, file: str, noted: Mapping[str, Entry], size: tuple[int, 
 
 def _each(files: list[str], look: Callable[[str], Finding], name: str, report: ReportTask) -> list[Finding]:
     findings: list[Finding] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(usable_cores()) as pool:
         warnings.simplefilter("ignore")  # of malformed metadata; set once, for all threads
         for start in range(0, len(files), _AT_ONCE):  # a Ctrl-C then waits for few
             for finding in pool.map(look, files[start : start + _AT_ONCE]):

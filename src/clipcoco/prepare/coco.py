@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clipcoco.cores import usable_cores
 from clipcoco.data.annotations import annotation_file
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest, read_manifest
@@ -227,7 +228,7 @@ def _note_originals(wish: Wish, table: CaptionTable, originals: Manifest, report
         originals.add(Entry(file, path.stat().st_size, known or hashlib.sha256(path.read_bytes()).hexdigest()))
 
     name = f"noting {table.files[0].split('/')[0]}"
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for done, _ in enumerate(pool.map(note, new), start=1):
             report(TaskProgress(name, done, len(new), "images"))
     sync_folder(wish.root)

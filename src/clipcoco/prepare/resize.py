@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from PIL import Image
 
+from clipcoco.cores import usable_cores
 from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
@@ -192,7 +193,7 @@ def make_copies(root: Path, files: Sequence[str], size: int, report: ReportTask,
         kept = len(set(files)) - len(missing)
         if missing:
             _check_room(root, missing, size)
-            _store_all(store, missing, kept, report, threads or os.cpu_count() or 1)
+            _store_all(store, missing, kept, report, threads or usable_cores())
         return store.result(kept)
 
 

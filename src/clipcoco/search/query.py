@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clipcoco.cores import usable_cores
 from clipcoco.data.images import UnreadableImage
 from clipcoco.errors import ConfigError, DataError
 from clipcoco.events import Report
@@ -170,7 +171,7 @@ def _pictures(gallery: Gallery, towers: Towers) -> Encoding:
     def prepare(data: bytes) -> Tensor:
         return towers.view(gallery.pixels(data))
 
-    return Encoding(gallery.read, prepare, towers.encode_images, min(8, os.cpu_count() or 1))
+    return Encoding(gallery.read, prepare, towers.encode_images, min(8, usable_cores()))
 
 
 def _captions(model: Model, towers: Towers) -> Encoding:
