@@ -18,6 +18,7 @@ from clipcoco.config.load import flatten, to_plain
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import Device, is_out_of_memory, out_of_memory
 from clipcoco.engine.model import DualEncoder
+from clipcoco.engine.optim import restore_moments
 from clipcoco.engine.recall import chance_levels
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Stop, Training, train
@@ -76,7 +77,7 @@ def _note_failure(run: RunDir, state: TrainState, error: BaseException) -> None:
 def _restore(training: Training, content: dict[str, Any]) -> None:
     """Moments, scale and random state as they were."""
     try:
-        training.optimizer.load_state_dict(content["optimizer"])
+        restore_moments(training.optimizer, content["optimizer"])
         training.scaler.load_state_dict(content["scaler"])
         torch.set_rng_state(content["rng"]["torch"])
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:

@@ -8,9 +8,12 @@ import torch
 
 from clipcoco.config.load import config_from_plain
 from clipcoco.config.schema import Config
+from clipcoco.config.text import shown
 from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.engine.checkpoint import load
 from clipcoco.engine.model import DualEncoder, build
+from clipcoco.engine.plain_parts import checked
+from clipcoco.engine.weights import first_spoilt, fits
 from clipcoco.errors import CheckpointError, ConfigError
 
 
@@ -28,8 +31,7 @@ def open_model(path: Path, content: dict[str, Any] | None = None) -> ModelFile:
 
     Raises CheckpointError for a file that is damaged, of another kind or does not fit its own configuration.
     """
-    if content is None:
-        content = load(path)
+    content = checked(load(path) if content is None else content, path)
     try:
         config = config_from_plain(content["config"], str(path))
     except ConfigError as error:
@@ -46,21 +48,12 @@ def check_weights(model: DualEncoder, state: Any, where: str) -> None:
     """Raise CheckpointError unless `state` fits the model, name by name, and is finite."""
     own = model.state_dict()
     given = state if isinstance(state, dict) else {}
-    wrong = [
-        name
-        for name in {**own, **given}
-        if name not in own or not isinstance(given.get(name), torch.Tensor) or given[name].shape != own[name].shape
-    ]
+    wrong = [name for name in {**own, **given} if name not in own or not fits(given.get(name), own[name])]
     if wrong:
         raise CheckpointError(
             f"{where} does not fit its own configuration: {len(wrong)} of {len(own)} weights are missing, "
-            f"unexpected or of another shape, first {', '.join(wrong[:3])}. Use another checkpoint"
+            f"unexpected or of another shape or kind, first {', '.join(shown(name) for name in wrong[:3])}. "
+            f"Use another checkpoint"
         )
-    # aminmax reads the weights once and writes nothing: a quarter of the time of isfinite().all()
-    spoilt = [
-        name
-        for name, value in given.items()
-        if value.is_floating_point() and value.numel() and not all(map(torch.isfinite, torch.aminmax(value)))
-    ]
-    if spoilt:
-        raise CheckpointError(f"{where} has weights that are not finite, first {spoilt[0]}. Use another checkpoint")
+    if spoilt := first_spoilt(given):
+        raise CheckpointError(f"{where} has weights of no use: {spoilt}. Use another checkpoint")

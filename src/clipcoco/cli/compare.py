@@ -15,8 +15,8 @@ from clipcoco.config.load import flatten, load_config
 from clipcoco.config.text import shown
 from clipcoco.console import Terminal, printable, show
 from clipcoco.errors import ConfigError, ExitCode
-from clipcoco.report.history import EvaluationRow
 from clipcoco.report.record import Protocol, read_record
+from clipcoco.rows import EvaluationRow
 from clipcoco.rundir import RunDir
 
 WIDE = 76  # columns that a row of recalls with intervals and words takes

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipcoco.config.load import load_config
 from clipcoco.errors import ConfigError, ExitCode
-from clipcoco.report.history import EvaluationRow
+from clipcoco.rows import EvaluationRow
 from clipcoco.rundir import RunDir
 
 Count = Annotated[int, Field(ge=0, le=10**12)]

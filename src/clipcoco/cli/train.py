@@ -173,13 +173,14 @@ def _resume(
 ) -> int:
     from clipcoco import run as runs
     from clipcoco.engine import checkpoint
+    from clipcoco.engine.plain_parts import checked
     from clipcoco.engine.state import TrainState
     from clipcoco.report.page import is_measured
 
     with run.lock():
         newest, content, damaged = checkpoint.newest(run.checkpoints)
         if path is not None:
-            gone_on, content = content["state"]["step"], checkpoint.load(path)
+            gone_on, content = content["state"]["step"], checked(checkpoint.load(path), path)
             if content["state"]["step"] < gone_on:  # to go back would destroy what came after
                 raise CheckpointError(
                     f"run {run.name} has gone on to step {gone_on:,}, {path.name} is of step "

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from clipcoco.engine.plain_parts import checked
 from clipcoco.errors import CheckpointError, EnvironmentProblem
 from clipcoco.files import sync_folder, write_temporary
 
@@ -74,7 +75,7 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a clipcoco checkpoint, or damaged: {type(error).__name__}. Use another one"
         ) from error
-    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+    if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] < 1:
         raise CheckpointError(f"{path} is not a clipcoco checkpoint: it names no format. Use another file")
     if content["format"] > FORMAT:
         raise CheckpointError(f"{path} was made by a newer clipcoco (format {content['format']}). Upgrade clipcoco")
@@ -91,7 +92,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     for path in [folder / "last.pt", folder / "previous.pt", *epochs, folder / "best.pt"]:
         if path.exists():
             try:
-                return path, load(path), damaged
+                return path, checked(load(path), path), damaged
             except CheckpointError as error:
                 damaged.append(str(error))
     raise CheckpointError(damaged[0] if damaged else f"no checkpoint in {folder}. Start anew: clipcoco train")

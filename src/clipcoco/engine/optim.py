@@ -1,8 +1,13 @@
 """Parameter groups, AdamW and the learning rate as a pure function of the step."""
 
 import math
+from typing import Any
 
 import torch
+
+from clipcoco.config.text import shown
+from clipcoco.engine.weights import first_spoilt, fits
+from clipcoco.errors import CheckpointError
 
 
 def build_optimizer(
@@ -28,6 +33,28 @@ def build_optimizer(
         lr=lr,
         fused=True,
     )
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, saved: Any) -> None:
+    """Take the moments out of `saved`, the state of an earlier one; all else about it is a matter of the configuration.
+
+    Raises CheckpointError for moments that do not fit or are not finite: one step would spread them over all weights.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = saved.get("state") if isinstance(saved, dict) else None
+    if not isinstance(moments, dict):
+        raise CheckpointError("the optimiser's moments are not there")
+    for number, own in moments.items():
+        if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(own, dict):
+            raise CheckpointError(f"the optimiser's moments are not those of this model, first {shown(number)}")
+        if own.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            raise CheckpointError(f"the optimiser's moments of weight {number} are not those of AdamW")
+        like = parameters[number].detach()
+        if not (fits(own["step"], like.sum()) and fits(own["exp_avg"], like) and fits(own["exp_avg_sq"], like)):
+            raise CheckpointError(f"the optimiser's moments do not fit weight {number} of this model")
+        if spoilt := first_spoilt(own):
+            raise CheckpointError(f"the optimiser's moments of weight {number} are of no use: {spoilt}")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
 def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:

@@ -1,71 +1,12 @@
 """metrics.jsonl and status.json, as the report reads them: rows that can't be read are counted and left out."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clipcoco.report.record import Chance, Recalls
+from clipcoco.report.record import Chance
+from clipcoco.rows import EvaluationRow, ReplacedRow, SkippedRow, StepRow, WarningRow, read_row
 from clipcoco.rundir import RunDir
-
-
-class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-    step: int = Field(ge=0)
-    epoch: int = Field(ge=0)
-
-
-class StepClock(BaseModel):
-    seconds: float | None = None
-    images_per_second: float | None = None
-    data_wait: float | None = None  # a share
-
-
-class StepRow(_Row):
-    """None: the number was not finite."""
-
-    event: Literal["step"]
-    loss: float | None
-    lr: float | None
-    temperature: float | None
-    grad_norm: float | None
-    clock: StepClock = StepClock()
-
-
-class EvaluationClock(BaseModel):
-    seconds: float | None = None
-
-
-class EvaluationRow(_Row):
-    event: Literal["evaluation"]
-    val_loss: float | None
-    i2t: Recalls
-    t2i: Recalls
-    r1: float
-    weights_sha256: str = ""
-    best: bool = False
-    clock: EvaluationClock = EvaluationClock()
-
-
-class SkippedRow(_Row):
-    event: Literal["skipped"]
-    reason: str
-
-
-class ReplacedRow(_Row):
-    event: Literal["replaced"]
-    file: str
-
-
-class WarningRow(_Row):
-    event: Literal["warning"]
-    message: str
-
-
-_ROW: TypeAdapter[StepRow | EvaluationRow | SkippedRow | ReplacedRow | WarningRow] = TypeAdapter(
-    Annotated[StepRow | EvaluationRow | SkippedRow | ReplacedRow | WarningRow, Field(discriminator="event")]
-)
 
 
 @dataclass(frozen=True)
@@ -93,7 +34,7 @@ def read_history(run: RunDir) -> History:
     unreadable = 0
     for line in _lines(run):
         try:
-            row = _ROW.validate_json(line)
+            row = read_row(line)
         except ValidationError:
             unreadable += 1
             continue

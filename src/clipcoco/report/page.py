@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from clipcoco.files import write_atomically
-from clipcoco.report.history import EvaluationRow, History, Status, read_history, read_status
+from clipcoco.report.history import History, Status, read_history, read_status
 from clipcoco.report.plots import evaluation_plots, training_plots
-from clipcoco.report.record import Recalls, Record, read_record
+from clipcoco.report.record import Record, read_record
 from clipcoco.report.settings import command, commands, read_settings
+from clipcoco.rows import EvaluationRow, Recalls
 from clipcoco.rundir import RunDir
 
 OURS = ("report.html", "figures")  # of the files of a run: made here, so not listed in what is made

@@ -7,34 +7,21 @@ import json
 from itertools import pairwise
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
+from clipcoco.rows import Part, Recalls
 from clipcoco.rundir import RunDir
 
 SCHEMA = 1
-Percent = Annotated[float, Field(ge=0, le=100)]
 Base64 = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]*=*$")]
 
 
-class _Part(BaseModel):
-    """What later versions add is passed over."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Recalls(_Part):
-    r1: Percent
-    r5: Percent
-    r10: Percent
-    median_rank: float = Field(ge=0, le=1e12)
-
-
-class Chance(_Part):
+class Chance(Part):
     i2t: Recalls
     t2i: Recalls
 
 
-class Interval(_Part):
+class Interval(Part):
     """[low, high] in percent."""
 
     i2t: dict[str, tuple[float, float]]
@@ -42,7 +29,7 @@ class Interval(_Part):
     r1: tuple[float, float]
 
 
-class Protocol(_Part):
+class Protocol(Part):
     i2t: Recalls
     t2i: Recalls
     r1: float
@@ -56,12 +43,12 @@ class Protocol(_Part):
     dropped: int = 0
 
 
-class Protocols(_Part):
+class Protocols(Part):
     own: Protocol
     one_k: Protocol | None = Field(None, alias="1k")
 
 
-class Result(_Part):
+class Result(Part):
     """What `eval --json` prints."""
 
     step: int
@@ -73,38 +60,38 @@ class Result(_Part):
     precision: str | None = None
 
 
-class ImageHit(_Part):
+class ImageHit(Part):
     file: str
     score: float  # cosine similarity
     right: bool
 
 
-class CaptionHit(_Part):
+class CaptionHit(Part):
     caption: str
     score: float
     right: bool
 
 
-class TextQuery(_Part):
+class TextQuery(Part):
     caption: str
     rank: int  # of its image, from 1
     drawn: bool  # by the seed; otherwise one of the worst
     hits: list[ImageHit]  # the nearest, best first; the right one last when it is not among them
 
 
-class ImageQuery(_Part):
+class ImageQuery(Part):
     file: str
     rank: int  # of the best of its own captions
     drawn: bool
     hits: list[CaptionHit]
 
 
-class Retrievals(_Part):
+class Retrievals(Part):
     texts: list[TextQuery]
     images: list[ImageQuery]
 
 
-class Similarities(_Part):
+class Similarities(Part):
     edges: list[float]
     matched: list[int]
     unmatched: list[int]
@@ -120,7 +107,7 @@ class Similarities(_Part):
         return self
 
 
-class RankCounts(_Part):
+class RankCounts(Part):
     upper: list[int]
     counts: list[int]
 
@@ -132,18 +119,18 @@ class RankCounts(_Part):
         return self
 
 
-class Ranks(_Part):
+class Ranks(Part):
     i2t: RankCounts
     t2i: RankCounts
 
 
-class Hub(_Part):
+class Hub(Part):
     file: str = ""  # of an image
     caption: str = ""
     count: int
 
 
-class Hubs(_Part):
+class Hubs(Part):
     found: list[Hub]
     nearest: int
     queries: int
@@ -152,19 +139,19 @@ class Hubs(_Part):
     never: int
 
 
-class BothHubs(_Part):
+class BothHubs(Part):
     images: Hubs
     captions: Hubs
 
 
-class Geometry(_Part):
+class Geometry(Part):
     gap: float
     alignment: float
     image_uniformity: float | None = None
     text_uniformity: float | None = None
 
 
-class Provenance(_Part):
+class Provenance(Part):
     """What of the checkpoint the page shows without opening it."""
 
     checkpoint: str
@@ -175,7 +162,7 @@ class Provenance(_Part):
     data: dict[str, Any]  # the fingerprint
 
 
-class Record(_Part):
+class Record(Part):
     result: Result
     retrievals: Retrievals
     similarities: Similarities
