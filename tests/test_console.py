@@ -432,9 +432,9 @@ def test_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
 
 
 def test_error_line_is_one_line_a_mistake(tmp_path: Path) -> None:
-    code = r"from clipcoco.console import error_line; error_line('no \x1b[2J setting\nno \xb7 file' + ' x' * 99)"
+    code = r"from clipcoco.console import error_line; error_line('no \x1b[2J setting', 'no\n\xb7 file' + ' x' * 99)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=surroundings(**ASCII_LOCALE))
-    assert done.stderr.decode() == f"error: no \\x1b[2J setting\nerror: no - file{' x' * 99}\n"
+    assert done.stderr.decode() == f"error: no \\x1b[2J setting\nerror: no\\n- file{' x' * 99}\n"
     assert done.stdout == b""
 
 

@@ -6,7 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from clipcoco.events import (
     CheckpointSaved,
@@ -167,6 +170,18 @@ def test_log_keeps_names_that_are_no_unicode(tmp_path: Path) -> None:
     first, second = log.path.read_text(encoding="utf-8").splitlines()
     assert first.endswith(" warning: caf\\udce9.jpg ±")
     assert len(second) == len("2026-11-24 08:12:41")
+
+
+@pytest.mark.parametrize("found", [None, SimpleNamespace(Event=lambda **given: 1 / 0)])
+def test_a_tensorboard_that_does_not_work_is_one_warning(tmp_path: Path, monkeypatch, found: object) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", found)
+    seen: list[Event] = []
+    report = fan_out(TensorBoard(tmp_path / "tensorboard", None), seen.append)
+    for number in (1, 2):
+        report(step(number))
+    [warned] = [event for event in seen if isinstance(event, Warned)]
+    assert "incomplete from here on: TensorBoard fails" in warned.message
+    assert len(seen) == 3
 
 
 def test_tensorboard_writes_without_torch(tmp_path: Path) -> None:

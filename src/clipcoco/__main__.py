@@ -1,16 +1,37 @@
 """`python -m clipcoco`, `torchrun -m clipcoco` and the `clipcoco` command."""
 
+import os
 import sys
 
 
 def main() -> None:
+    _open_streams()
     try:
-        from clipcoco.cli import run
+        from clipcoco.errors import broken_package
 
+        try:
+            from clipcoco.cli import run
+        except Exception as error:  # the command line's own packages: they raise anything
+            problem = broken_package(error)
+            if problem is None:
+                raise
+            sys.stderr.write(f"error: {problem}\n")
+            sys.exit(problem.exit_code)
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # during the imports, before the command line has its own answer
         code = 130
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """A daemon may have none: the first files to be opened would take their numbers, and be written into."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, number)
+            if null != number:
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ ClipcocoError
 The message is one line, `WHAT (WHERE). NEXT`: what is wrong, in which file and line, and what to do.
 """
 
+import dis
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -54,3 +56,30 @@ class EnvironmentProblem(ClipcocoError):
 
 class NumericError(ClipcocoError):
     exit_code = ExitCode.NUMERIC
+
+
+_PAIR = "torch torchvision"  # each is built for one version of the other
+_ON_PYPI = {"torch": _PAIR, "torchvision": _PAIR, "PIL": "pillow", "yaml": "pyyaml", "google": "protobuf"}
+
+
+def broken_package(error: Exception) -> EnvironmentProblem | None:
+    """What to say of `error` when an import of someone else's package raised it; None of any other error.
+
+    A package that is missing raises ImportError; one that does not fit another, or its libraries, raises anything.
+    """
+    imported = None  # by the deepest line of ours that was at work
+    at = error.__traceback__
+    while at is not None:
+        code = at.tb_frame.f_code
+        if Path(code.co_filename).is_relative_to(Path(__file__).parent):
+            steps = {step.offset: step for step in dis.get_instructions(code) if step.opname == "IMPORT_NAME"}
+            imported = steps[at.tb_lasti].argval if at.tb_lasti in steps else None
+        at = at.tb_next
+    package = str(imported or (isinstance(error, ImportError) and error.name) or "clipcoco").partition(".")[0]
+    if package == "clipcoco":
+        return None
+    what = " ".join(str(error).split()) or type(error).__name__
+    return EnvironmentProblem(
+        f"{package} can't be imported: {what:.200} (clipcoco env shows the versions). "
+        f"Install it anew: pip install --force-reinstall {_ON_PYPI.get(package, package)}"
+    )

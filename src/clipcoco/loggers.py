@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -113,6 +113,8 @@ class Picture:
 class TensorBoard:
     """Scalars, settings and pictures, written without torch's writer, whose import costs 2 seconds more.
 
+    Raises OSError for whatever goes wrong, a missing package or one of another version among it.
+
     `step` is that of the checkpoint a resumed run goes on from: readers then drop what an earlier file
     holds of later steps. `settings`, by dotted name, stand in the run itself and not in one of their own, as
     torch's add_hparams has it. The file is opened with the first record.
@@ -121,8 +123,30 @@ class TensorBoard:
     def __init__(self, folder: Path, step: int | None, settings: Mapping[str, object] | None = None) -> None:
         self.folder, self.step, self.settings = folder, step, settings or {}
         self._file: BinaryIO | None = None
+        self._broken = False
 
     def __call__(self, event: Event) -> None:
+        self._safely(lambda: self._record(event))
+
+    def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
+        self._safely(lambda: self._write(step, _image_values(pictures)))
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+    def _safely(self, write: Callable[[], None]) -> None:
+        if self._broken:  # to import it again for each event would cost more than the step
+            return
+        try:
+            write()
+        except OSError:
+            raise
+        except Exception as error:  # TensorBoard and protobuf, which may be of any version, raise anything
+            self._broken = True
+            raise OSError(f"TensorBoard fails: {type(error).__name__}: {error}") from error
+
+    def _record(self, event: Event) -> None:
         if isinstance(event, StepDone):
             self._scalars(event.step, _step_scalars(event))
         elif isinstance(event, Evaluated):
@@ -131,27 +155,6 @@ class TensorBoard:
             self._write(0, _hparams(self.settings))
         elif isinstance(event, RunEnded):
             self._write(event.step, [_session_end(finished=event.state == "finished")])
-
-    def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-
-        self._write(
-            step,
-            [
-                Summary.Value(
-                    tag=picture.tag,
-                    metadata=SummaryMetadata(summary_description=picture.description),
-                    image=Summary.Image(
-                        width=picture.width, height=picture.height, colorspace=3, encoded_image_string=picture.png
-                    ),
-                )
-                for picture in pictures
-            ],
-        )
-
-    def close(self) -> None:
-        if self._file:
-            self._file.close()
 
     def _scalars(self, step: int, scalars: dict[str, float]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -183,6 +186,21 @@ class TensorBoard:
         buffer = io.BytesIO()
         RecordWriter(buffer).write(record.SerializeToString())
         _write(self._file, buffer.getvalue())
+
+
+def _image_values(pictures: Sequence[Picture]) -> "list[Summary.Value]":
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+
+    return [
+        Summary.Value(
+            tag=picture.tag,
+            metadata=SummaryMetadata(summary_description=picture.description),
+            image=Summary.Image(
+                width=picture.width, height=picture.height, colorspace=3, encoded_image_string=picture.png
+            ),
+        )
+        for picture in pictures
+    ]
 
 
 def _hparams(settings: Mapping[str, object]) -> "list[Summary.Value]":

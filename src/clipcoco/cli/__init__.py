@@ -1,8 +1,10 @@
 """The command line: parse, call one function, show. Nothing here imports torch before a command needs it."""
 
+import os
 import signal
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -11,7 +13,7 @@ from clipcoco import __version__
 from clipcoco.cli import env, evaluate, export, inspect, prepare, report, runs, search, train
 from clipcoco.cli.options import debugging
 from clipcoco.console import error_line
-from clipcoco.errors import ClipcocoError, ExitCode
+from clipcoco.errors import ClipcocoError, ConfigError, EnvironmentProblem, ExitCode, broken_package
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,6 +48,18 @@ def _root(
         typer.echo(f"clipcoco {__version__}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
+    elif context.invoked_subcommand != "env":
+        _check_folder()
+
+
+def _check_folder() -> None:
+    """Before torch is imported, which without a working directory ends the process in a way of its own."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"the working directory is gone: {error.strerror} (cd). Change to a folder that exists"
+        ) from error
 
 
 class _Terminated(BaseException):
@@ -62,10 +76,6 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(args=list(arguments), standalone_mode=False)
         return code if isinstance(code, int) else ExitCode.OK
-    except ClipcocoError as error:
-        _traceback_if_asked()
-        error_line(str(error))
-        return error.exit_code
     except _Terminated:
         return ExitCode.TERMINATED
     except KeyboardInterrupt:
@@ -74,26 +84,31 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(stop.__context__, BrokenPipeError):  # `--help | head` has seen enough
             return ExitCode.OK
         return stop.code if isinstance(stop.code, int) else ExitCode.BUG
-    except OSError as error:
-        _traceback_if_asked()
-        error_line(f"{error.strerror or error} ({error.filename or 'no file named'}). Check disk, path and permission")
-        return ExitCode.ENVIRONMENT
     except Exception as error:
-        if hasattr(error, "format_message"):  # typer's own, for usage: it vendors click, so no class to name
-            error_line(_one_sentence(error.format_message()))
-            return ExitCode.CONFIG
-        _traceback_if_asked()
-        what = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        error_line(f"this is a bug in clipcoco: {type(error).__name__}: {what}. --debug shows where")
-        return ExitCode.BUG
+        return _tell(error)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
+def _tell(error: Exception) -> int:
+    """One line for each mistake; gives the exit code."""
+    if hasattr(error, "format_message"):  # typer's own, for usage: it vendors click, so no class to name
+        error_line(_one_sentence(error.format_message()))
+        return ExitCode.CONFIG
+    if debugging():
+        with suppress(OSError):
+            traceback.print_exc()
+    known = error if isinstance(error, ClipcocoError) else broken_package(error)
+    if known is not None:
+        error_line(*(known.mistakes if isinstance(known, ConfigError) else [str(known)]))
+        return known.exit_code
+    if isinstance(error, OSError):
+        error_line(f"{error.strerror or error} ({error.filename or 'no file named'}). Check disk, path and permission")
+        return ExitCode.ENVIRONMENT
+    what = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    error_line(f"this is a bug in clipcoco: {type(error).__name__}: {what}. --debug shows where")
+    return ExitCode.BUG
+
+
 def _one_sentence(message: str) -> str:
     return " ".join(message.split()) + ("" if message.rstrip().endswith((".", "?")) else ".") + " See clipcoco --help"
-
-
-def _traceback_if_asked() -> None:
-    if debugging():
-        traceback.print_exc()

@@ -58,7 +58,7 @@ def printable(text: str) -> str:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        # The reader has gone (`| head`): rich would end the process, but a run goes on without its audience.
+        """The reader has gone (`| head`): rich would end the process, but a run goes on without its audience."""
         self.quiet = True
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, self.file.fileno())
@@ -98,10 +98,15 @@ def show(console: Console, *lines: str | Text) -> None:
     for line in lines:
         text = Text(printable(line)) if isinstance(line, str) else line.copy()
         text.plain = text.plain.translate(glyphs(console))
-        if console.file.isatty():
-            console.print(hanging(text, console))
-        else:
-            console.print(text, soft_wrap=True)
+        try:
+            if console.file.isatty():
+                console.print(hanging(text, console))
+            else:
+                console.print(text, soft_wrap=True)
+        except OSError:  # a full disk, a terminal that is gone
+            console.on_broken_pipe()
+            if not console.stderr:  # results must not be lost unsaid; what is told meanwhile may be
+                raise
 
 
 def hanging(text: Text, console: Console) -> Text:
@@ -113,9 +118,9 @@ def hanging(text: Text, console: Console) -> Text:
     return start + Text("\n" + " " * label).join(rest.wrap(console, console.width - label))
 
 
-def error_line(message: str) -> None:
-    """`error: ...` on stderr, one line for each line of `message`."""
-    lines = [Text.assemble(("error: ", "bold red"), printable(line)) for line in message.split("\n")]
+def error_line(*mistakes: str) -> None:
+    """`error: ...` on stderr, one line each, whatever the names in it."""
+    lines = [Text.assemble(("error: ", "bold red"), printable(mistake)) for mistake in mistakes]
     show(open_terminal(plain=True).err, *lines)
 
 
