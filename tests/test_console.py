@@ -23,6 +23,7 @@ from clipcoco.console import (
     printable,
     recall_tables,
     say_bytes,
+    say_half,
     say_seconds,
     summary_rows,
 )
@@ -468,22 +469,27 @@ def test_recall_table_at_80_columns() -> None:
         "  chance          0.20          1.00          2.00          324 / 250.5",
         "",
         "  5,014 images, 25,082 captions, ties against us; epoch 5 is the best",
-        "  ± 95 % bootstrap, by image",
+        "  ± 95 % interval over images",
         "",
     ]
-    folds = {**recalls, "folds": 5, "dropped": 14, "ties": 3}
+    folds = {**recalls, "folds": 5, "dropped": 14, "ties": 3, "order": "hashed ids"}
     both = [line.plain for line in recall_tables("val2017", {"own": recalls, "1k": folds})]
     assert both[14:16] == [
-        "  1k: mean of 5 folds of 1,000 images, 14 left out",
-        "  5,014 images, 25,082 captions, ties against us (3); ± 95 % bootstrap, by image",
+        "  1k: mean of 5 folds of 1,000 images in the order of their hashed ids",
+        "  14 left out; 5,014 images, 25,082 captions, ties against us (3)",
     ]
     assert max(map(len, both)) <= 80
+
+
+def test_no_recall_is_shown_as_certain() -> None:
+    halves = [say_half([100 - width, 100]) for width in (30.0, 3.8, 0.2, 0.08, 0.02, 0.001, 0.0)]
+    assert halves == ["15.0", "1.9", "0.1", "0.04", "0.01", "0.01", "0.01"]
 
 
 def test_a_gallery_of_a_thousand_is_shown_once() -> None:
     recalls = {"r1": 1.0, "r5": 2.0, "r10": 3.0, "median_rank": 4.0}
     ways = {"i2t": recalls, "t2i": recalls}
-    entry = {**ways, "chance": ways, "images": 1000, "captions": 5000, "folds": 1, "dropped": 0}
+    entry = {**ways, "chance": ways, "images": 1000, "captions": 5000, "folds": 1, "dropped": 0, "order": "ids"}
     once = recall_tables("val2017", {"own": entry})
     assert recall_tables("val2017", {"own": entry, "1k": entry}) == once
     assert len(recall_tables("val2017", {"own": entry, "1k": {**entry, "dropped": 500}})) == 2 * len(once) + 1

@@ -32,7 +32,9 @@ class RunStarted:
 class Progress:
     """Cheap and frequent: how far the phase has come. No device is asked for anything."""
 
-    phase: str  # "train" (steps), "evaluate" (images and captions), "features" (images past a frozen backbone)
+    # "train" (steps), "evaluate" (images and captions), "rank" (parts of the scores of all pairs), "features"
+    # (images past a frozen backbone)
+    phase: str
     done: int
     total: int
 

@@ -201,8 +201,11 @@ def measured(trained: Path, run: RunDir, **result) -> None:
     run.evaluation.write_text(json.dumps(record))
 
 
-def with_recalls(r1: float, spread: float) -> dict[str, object]:
-    """Image to text as given, text to image one better, both within +-spread."""
+def with_recalls(r1: float, spread: float, found: tuple[int, int] | None = None) -> dict[str, object]:
+    """Image to text as given, text to image one better, both within +-spread.
+
+    Hits by image, of 200 images with a caption each: those from `found[0]` up to `found[1]`; or none are known.
+    """
     own = "result__protocols__own__"
     i2t, t2i = ({"r1": r1 + more, "r5": 50.0, "r10": 60.0, "median_rank": 5.0} for more in (0, 1))
     interval = {
@@ -210,7 +213,14 @@ def with_recalls(r1: float, spread: float) -> dict[str, object]:
         "t2i": {key: [t2i[key] - spread, t2i[key] + spread] for key in ("r1", "r5", "r10")},
         "r1": [r1 + 0.5 - spread / 2, r1 + 0.5 + spread / 2],
     }
-    return {own + "i2t": i2t, own + "t2i": t2i, own + "r1": r1 + 0.5, own + "interval": interval}
+    counts = [[int(found[0] <= image < found[1])] * 6 + [1] for image in range(200)] if found else None
+    return {
+        own + "i2t": i2t,
+        own + "t2i": t2i,
+        own + "r1": r1 + 0.5,
+        own + "interval": interval,
+        "hits": counts and {"image_ids": list(range(200)), "counts": counts},
+    }
 
 
 def test_two_runs_differ_in_settings_and_beyond_the_noise(clipcoco, trained, tmp_path):
@@ -221,8 +231,8 @@ def test_two_runs_differ_in_settings_and_beyond_the_noise(clipcoco, trained, tmp
     one, other = (
         make(tmp_path, name, (1.0,), dump(config)) for name, config in zip(("one", "other"), loaded, strict=True)
     )
-    measured(trained, one, **with_recalls(10.0, 1.0))
-    measured(trained, other, **with_recalls(11.5, 1.0))
+    measured(trained, one, **with_recalls(20.0, 5.0, (0, 40)))
+    measured(trained, other, **with_recalls(30.0, 5.0, (0, 60)))  # finds what the other one does, and more
     lines = lines_of(clipcoco, tmp_path, "one", "other")
     assert lines[:2] == ["  A  one · finished, 1/10 epochs", "  B  other · finished, 1/10 epochs"]
     assert [words_of(line) for line in lines[3:6]] == [
@@ -230,19 +240,61 @@ def test_two_runs_differ_in_settings_and_beyond_the_noise(clipcoco, trained, tmp
         ["seed", "0", "4"],
         ["train.lr", "0.0005", "0.001"],
     ]
-    assert "  image -> text R@1    10.00 ±  1.0   11.50 ±  1.0   +1.50  within the noise" in lines
-    assert "  mean R@1             10.50 ±  0.5   12.00 ±  0.5   +1.50  beyond the intervals" in lines
-    assert "  text -> image R@10   60.00 ±  1.0   60.00 ±  1.0   +0.00  within the noise" in lines
+    assert "                           A       B   B - A  95 % interval" in lines
+    (line,) = (line for line in lines if "mean R@1" in line)
+    assert words_of(line)[:4] == ["mean R@1", "20.50", "30.50", "+10.00"]
+    assert words_of(line)[-1] == "beyond the noise"
+    low, high = map(float, line.split("[")[1].split("]")[0].split(", "))
+    assert 4 < low < 10 < high < 16
     assert "Another seed moves recall too" in lines[-1]
     narrow = lines_of(clipcoco, tmp_path, "one", "other", columns=50)
-    assert "  mean R@1   10.50   12.00   +1.50  beyond" in narrow
+    assert "  mean R@1   20.50   30.50  +10.00  beyond" in narrow
     found = clipcoco("runs", "one", "other", "--json", cwd=tmp_path).json
     assert found["settings"] == {"seed": {"a": 0, "b": 4}, "train.lr": {"a": 0.0005, "b": 0.001}}
     assert (found["schema"], found["comparable"], found["obstacles"]) == (1, True, [])
     rows = {(row["direction"], row["metric"]): row for row in found["recalls"]}
     assert len(rows) == 7
-    assert (rows["i2t", "r1"]["difference"], rows["i2t", "r1"]["beyond"]) == (1.5, False)
-    assert (rows["mean", "r1"]["a_interval"], rows["mean", "r1"]["beyond"]) == ([10.0, 11.0], True)
+    row = rows["i2t", "r1"]
+    assert (row["difference"], row["beyond"], row["overlap"]) == (10.0, True, True)
+    assert row["difference_interval"] == pytest.approx([low, high], abs=0.01)
+    assert (row["a_interval"], row["b_interval"]) == ([15.0, 25.0], [25.0, 35.0])
+
+
+def test_as_large_a_difference_on_other_images_is_within_the_noise(clipcoco, trained, tmp_path):
+    one, other = make(tmp_path, "one", (1.0,)), make(tmp_path, "other", (1.0,))
+    measured(trained, one, **with_recalls(20.0, 5.0, (0, 40)))
+    measured(trained, other, **with_recalls(25.0, 5.0, (150, 200)))
+    lines = lines_of(clipcoco, tmp_path, "one", "other")
+    assert sum(line.endswith("within the noise") for line in lines) == 7
+    assert "holds 0" in " ".join(lines[-3:])
+
+
+def test_runs_of_older_versions_have_intervals_that_overlap_or_do_not(clipcoco, trained, tmp_path):
+    one, other = make(tmp_path, "one", (1.0,)), make(tmp_path, "other", (1.0,))
+    measured(trained, one, **with_recalls(10.0, 1.0, (0, 20)))
+    measured(trained, other, **with_recalls(11.5, 1.0))
+    lines = lines_of(clipcoco, tmp_path, "one", "other")
+    assert "  i2t R@1    10.00 ±  1.0   11.50 ±  1.0   +1.50  intervals overlap" in lines
+    assert "  mean R@1   10.50 ±  0.5   12.00 ±  0.5   +1.50  intervals do not overlap" in lines
+    assert "B has no hits by image, which pair the runs. Measure it again: clipcoco" in lines[-2]
+    assert not any("noise" in line for line in lines)
+    narrow = lines_of(clipcoco, tmp_path, "one", "other", columns=50)
+    assert "  mean R@1   10.50   12.00   +1.50  apart" in narrow
+    rows = clipcoco("runs", "one", "other", "--json", cwd=tmp_path).json["recalls"]
+    assert [row["overlap"] for row in rows] == [True] * 6 + [False]
+    assert {(row["beyond"], row["difference_interval"]) for row in rows} == {(None, None)}
+
+
+def test_pairs_are_matched_by_id(clipcoco, trained, tmp_path):
+    one, other = make(tmp_path, "one", (1.0,)), make(tmp_path, "other", (1.0,))
+    measured(trained, one, **with_recalls(10.0, 1.0, (0, 20)))
+    for key, value in (("image_ids", list(range(1, 201))), ("counts", [[0] * 6 + [2]] * 200)):
+        of_others = with_recalls(40.0, 1.0, (0, 80))
+        of_others["hits"][key] = value
+        measured(trained, other, **of_others)
+        lines = lines_of(clipcoco, tmp_path, "one", "other")
+        assert "  the validation sets are of one size, but not the same." in lines
+        assert not any("noise" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,15 @@
-"""`clipcoco runs A B`: the settings that differ, and whether the recalls do."""
+"""`clipcoco runs A B`: the settings that differ, and whether the recalls do.
+
+Two runs are measured on the same images, so that whether they differ is asked of their difference, image by image.
+Whether their own intervals overlap is far stricter a question: these hold what is hard for both.
+"""
 
 import textwrap
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
@@ -13,20 +18,21 @@ from clipcoco.cli.options import print_json
 from clipcoco.cli.standing import Standing, read_standing
 from clipcoco.config.load import flatten, load_config
 from clipcoco.config.text import shown
-from clipcoco.console import Terminal, printable, show
+from clipcoco.console import Terminal, printable, say_half, show
+from clipcoco.engine.interval import difference_intervals
 from clipcoco.errors import ConfigError, ExitCode
-from clipcoco.report.record import Protocol, read_record
+from clipcoco.report.record import Hits, Protocol, read_record
 from clipcoco.rows import EvaluationRow
 from clipcoco.rundir import RunDir
 
-WIDE = 76  # columns that a row of recalls with intervals and words takes
 DIRECTIONS = {"i2t": "image -> text", "t2i": "text -> image", "mean": "mean"}
 CUTOFFS = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
+RECALLS = (*product(("i2t", "t2i"), CUTOFFS), ("mean", "r1"))  # as `difference_intervals` has them
 
 
 @dataclass(frozen=True)
 class Row:
-    """One recall of both runs, in percent, with its 95 % bootstrap interval [low, high]; no mean but R@1 has one."""
+    """One recall of both runs, in percent; 95 % intervals, [low, high], of each and of B - A, where they are known."""
 
     direction: str
     metric: str
@@ -34,13 +40,21 @@ class Row:
     b: float
     a_interval: tuple[float, float] | None
     b_interval: tuple[float, float] | None
+    difference_interval: tuple[float, float] | None
 
     @property
     def beyond(self) -> bool | None:
-        """Whether the intervals have nothing in common; None where one is missing."""
+        """Whether the difference is beyond the noise: its interval does not hold 0."""
+        if self.difference_interval is None:
+            return None
+        return not self.difference_interval[0] <= 0 <= self.difference_interval[1]
+
+    @property
+    def overlap(self) -> bool | None:
+        """Whether the intervals of both have something in common."""
         if self.a_interval is None or self.b_interval is None:
             return None
-        return self.a_interval[1] < self.b_interval[0] or self.b_interval[1] < self.a_interval[0]
+        return self.a_interval[0] <= self.b_interval[1] and self.b_interval[0] <= self.a_interval[1]
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,7 @@ class Comparison:
 class _Recalls:
     recalls: dict[tuple[str, str], float]  # by direction and metric
     intervals: dict[tuple[str, str], tuple[float, float]]
+    hits: Hits | None
     measured_on: dict[str, str]  # what must be equal for two recalls to compare, as far as it is known
     sha256: str | None  # of the validation set
     note: str
@@ -92,25 +107,42 @@ def between(a: Standing, b: Standing) -> Comparison:
     differing = {name: (of_a[name], of_b[name]) for name in of_a if of_a[name] != of_b[name]}
     of_both = [_recalls_of(one) for one in (a, b)]
     notes = [f"{letter} {one.note}" for letter, one in zip("AB", of_both, strict=True) if one.note]
+    obstacles = [
+        f"{what} {'differ' if what.endswith('s') else 'differs'}: A has {has_a}, B {has_b}"
+        for what, has_a in of_both[0].measured_on.items()
+        if has_a is not None and (has_b := of_both[1].measured_on.get(what)) is not None and has_a != has_b
+    ]
+    if not obstacles and not _same_images(*of_both):
+        obstacles.append("the validation sets are of one size, but not the same")
+    paired = {} if obstacles else _paired(of_both[0].hits, of_both[1].hits)
     rows = tuple(
         Row(
             direction,
             metric,
             recall,
             of_both[1].recalls[direction, metric],
-            *(one.intervals.get((direction, metric)) for one in of_both),
+            *(known.get((direction, metric)) for known in (of_both[0].intervals, of_both[1].intervals, paired)),
         )
         for (direction, metric), recall in of_both[0].recalls.items()
         if of_both[1].recalls
     )
-    obstacles = [
-        f"{what} {'differ' if what.endswith('s') else 'differs'}: A has {has_a}, B {has_b}"
-        for what, has_a in of_both[0].measured_on.items()
-        if has_a is not None and (has_b := of_both[1].measured_on.get(what)) is not None and has_a != has_b
-    ]
-    if not obstacles and None not in (hashes := [one.sha256 for one in of_both]) and hashes[0] != hashes[1]:
-        obstacles.append("the validation sets are of one size, but not the same")
     return Comparison(differing, tuple(unread), rows, tuple(notes), tuple(obstacles))
+
+
+def _same_images(a: _Recalls, b: _Recalls) -> bool:
+    """As far as it is known."""
+    if None not in (a.sha256, b.sha256) and a.sha256 != b.sha256:
+        return False
+    of_both = [(one.hits.image_ids, [row[6] for row in one.hits.counts]) for one in (a, b) if one.hits]
+    return len(of_both) < 2 or of_both[0] == of_both[1]
+
+
+def _paired(a: Hits | None, b: Hits | None) -> dict[tuple[str, str], tuple[float, float]]:
+    """The intervals of B - A."""
+    if a is None or b is None:
+        return {}
+    found = difference_intervals(*(np.array(hits.counts, dtype=np.int64) for hits in (a, b)))
+    return {recall: (low, high) for recall, (low, high) in zip(RECALLS, found.tolist(), strict=True)}
 
 
 def _recalls_of(one: Standing) -> _Recalls:
@@ -131,20 +163,22 @@ def _recalls_of(one: Standing) -> _Recalls:
             "the images' source": result.source,
         }
         sha256 = record.provenance.data.get("val")
-        return _Recalls(_by_metric(own), intervals, measured_on, sha256 if isinstance(sha256, str) else None, "")
+        sha256 = sha256 if isinstance(sha256, str) else None
+        again = f"has no hits by image, which pair the runs. Measure it again: clipcoco report {one.run.words}"
+        note = "" if record.hits else again
+        return _Recalls(_by_metric(own), intervals, record.hits, measured_on, sha256, note)
     if one.best is None:
-        return _Recalls({}, {}, {}, None, "was never evaluated")
+        return _Recalls({}, {}, None, {}, None, "was never evaluated")
     gallery = {"the gallery": f"{one.images:,} images"} if one.images is not None else {}
     note = f"has no intervals: {why}. Measure it: clipcoco report {one.run.words}"
-    return _Recalls(_by_metric(one.best), {}, gallery, None, note)
+    return _Recalls(_by_metric(one.best), {}, None, gallery, None, note)
 
 
 def _by_metric(own: Protocol | EvaluationRow) -> dict[tuple[str, str], float]:
-    recalls = {
-        (direction, metric): float(getattr(getattr(own, direction), metric))
-        for direction, metric in product(("i2t", "t2i"), CUTOFFS)
+    return {
+        (direction, metric): own.r1 if direction == "mean" else float(getattr(getattr(own, direction), metric))
+        for direction, metric in RECALLS
     }
-    return {**recalls, ("mean", "r1"): own.r1}
 
 
 def _plain(runs: list[Standing], found: Comparison) -> dict[str, object]:
@@ -159,7 +193,10 @@ def _plain(runs: list[Standing], found: Comparison) -> dict[str, object]:
         "comparable": bool(found.rows) and not found.obstacles,
         "obstacles": found.obstacles,
         "notes": found.notes,
-        "recalls": [{**asdict(row), "difference": row.b - row.a, "beyond": row.beyond} for row in found.rows],
+        "recalls": [
+            {**asdict(row), "difference": row.b - row.a, "beyond": row.beyond, "overlap": row.overlap}
+            for row in found.rows
+        ],
     }
 
 
@@ -205,26 +242,45 @@ def _settings(settings: dict[str, tuple[object, object]], width: int) -> list[st
 
 
 def _table(found: Comparison, width: int) -> list[str | Text]:
-    wide = width >= WIDE
-    halves = wide and any(row.a_interval or row.b_interval for row in found.rows)
-    words = {True: "beyond the intervals", False: "within the noise", None: ""}
-    if not wide:
-        words = {True: "beyond", False: "noise", None: ""}
-    names = [f"{DIRECTIONS[row.direction] if wide else row.direction} {CUTOFFS[row.metric]}" for row in found.rows]
-    label = max(map(len, names))
+    """In `width` columns: where they do not suffice, names become short, then words, and then intervals go."""
+    for names, words, intervals in ((1, 1, 1), (0, 1, 1), (0, 0, 1), (0, 0, 0)):
+        rows = _rows(found, bool(names), bool(words), bool(intervals))
+        if max(map(cell_len, rows)) <= width:
+            break
+    lines: list[str | Text] = [Text(rows[0], "dim"), *rows[1:], ""]
+    if any(row.beyond is not None for row in found.rows):
+        lines += indented("within the noise: the 95 % interval of B - A, on the same images for both, holds 0.", width)
+        lines += indented("Another seed moves recall too, and it does not hold that.", width)
+    return lines
+
+
+def _rows(found: Comparison, long_names: bool, long_words: bool, intervals: bool) -> list[str]:
+    of_difference = [row.difference_interval for row in found.rows]
+    halves = intervals and not any(of_difference) and any(row.a_interval or row.b_interval for row in found.rows)
 
     def value(recall: float, interval: tuple[float, float] | None) -> str:
-        half = f" ± {(interval[1] - interval[0]) / 2:4.1f}" if interval else ""
+        half = f" ± {say_half(interval):>4}" if interval else ""
         return f"{recall:6.2f}{half:<7}" if halves else f"{recall:6.2f}"
 
+    names = [
+        f"{DIRECTIONS[row.direction] if long_names else row.direction} {CUTOFFS[row.metric]}" for row in found.rows
+    ]
+    ranges = [f"  [{one[0]:+.2f}, {one[1]:+.2f}]" if one and intervals else "" for one in of_difference]
+    label, room = max(map(len, names)), max(map(len, ranges))
     titles = [f"{letter:>6}{' ' * 7 if halves else ''}" for letter in "AB"]
-    lines: list[str | Text] = [Text(f"  {'':<{label}}  {'  '.join(titles)}  {'B - A':>6}", "dim")]
-    for name, row in zip(names, found.rows, strict=True):
+    lines = [f"  {'':<{label}}  {'  '.join(titles)}  {'B - A':>6}{'  95 % interval' if room else ''}"]
+    for name, row, between_them in zip(names, found.rows, ranges, strict=True):
         line = f"  {name:<{label}}  {value(row.a, row.a_interval)}  {value(row.b, row.b_interval)}"
-        line += f"  {row.b - row.a:+6.2f}" + ("" if found.obstacles else f"  {words[row.beyond]}")
-        lines.append(line.rstrip())
-    lines.append("")
-    if not found.obstacles and any(row.beyond is not None for row in found.rows):
-        lines += indented("beyond: the 95 % bootstrap intervals over images do not overlap.", width)
-        lines += indented("Another seed moves recall too, and they do not hold that.", width)
+        line += f"  {row.b - row.a:+6.2f}{between_them:<{room}}"
+        lines.append((line if found.obstacles else f"{line}  {_judgement(row, long_words)}").rstrip())
     return lines
+
+
+def _judgement(row: Row, long: bool) -> str:
+    if row.beyond is not None:
+        return ("beyond" if row.beyond else "within") + (" the noise" if long else "")
+    if row.overlap is None:
+        return ""
+    if long:
+        return "intervals overlap" if row.overlap else "intervals do not overlap"
+    return "overlap" if row.overlap else "apart"

@@ -27,6 +27,7 @@ from clipcoco.console.terminal import (
 from clipcoco.rundir import RunDir
 
 LINE_SECONDS = 30.0  # between two plain lines of progress
+WORDS = {"evaluate": "encoding", "rank": "ranking", "features": "features"}
 
 
 def _evaluation_line(event: events.Evaluated) -> str:
@@ -185,9 +186,8 @@ class RunConsole:
     def _progress_line(self) -> None:
         self._next_line = time.monotonic() + LINE_SECONDS
         if self.phase.phase != "train":
-            what = "encoding" if self.phase.phase == "evaluate" else "features"
-            left = self._features_left()
-            self._line(f"{what} {self.phase.done}/{self.phase.total}" + (f" eta {short_seconds(left)}" if left else ""))
+            left, text = self._features_left(), f"{WORDS[self.phase.phase]} {self.phase.done}/{self.phase.total}"
+            self._line(text + (f" eta {short_seconds(left)}" if left else ""))
             return
         assert self.run
         text = f"step {self.done}/{self.run.total_steps} epoch {self._epoch()}/{self.run.epochs}"
@@ -270,7 +270,9 @@ class RunConsole:
         console, run = self.terminal.err, self.run
         if run is None:
             share = self.phase.done / self.phase.total
-            text = panel.bar(share, 40).append(f"  encoding {self.phase.done:,} of {self.phase.total:,}")
+            text = panel.bar(share, 40).append(
+                f"  {WORDS[self.phase.phase]} {self.phase.done:,} of {self.phase.total:,}"
+            )
             text.plain = text.plain.translate(glyphs(console))
             return Group(text, Text())
         elapsed = say_seconds(round(time.monotonic() - self._began))

@@ -7,7 +7,7 @@ and an ASCII locale would end a run at its first table.
 import io
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,17 @@ def hanging(text: Text, console: Console) -> Text:
     return start + Text("\n" + " " * label).join(rest.wrap(console, console.width - label))
 
 
+def say_half(interval: Sequence[float]) -> str:
+    """Half of [low, high] as it stands behind ±: "1.9", "0.04", never 0."""
+    half = (interval[1] - interval[0]) / 2
+    return f"{half:.1f}" if half >= 0.05 else f"{max(half, 0.01):.2f}"
+
+
+def say_order(order: str) -> str:
+    """Of the images in folds."""
+    return "in the published order" if order == "published" else f"in the order of their {order}"
+
+
 def error_line(*mistakes: str) -> None:
     """`error: ...` on stderr, one line each, whatever the names in it."""
     lines = [Text.assemble(("error: ", "bold red"), printable(mistake)) for mistake in mistakes]
@@ -157,7 +168,7 @@ def _recall_table(title: str, protocol: str, recalls: dict[str, Any], note: str)
     def row(label: str, r: dict[str, float], spread: dict[str, list[float]] | None, median: str) -> str:
         cells = ""
         for key, gap in (("r1", 2), ("r5", 3), ("r10", 3)):
-            half = f" ±{(spread[key][1] - spread[key][0]) / 2:>4.1f}" if spread else ""
+            half = f" ±{say_half(spread[key]):>4}" if spread else ""
             cells += f"{r[key]:>{gap + 5}.2f}{half:<6}"
         return f"  {label:<{width}}{cells}{median:>15}".rstrip()
 
@@ -182,11 +193,15 @@ def _about_recalls(protocol: str, recalls: dict[str, Any], note: str) -> list[st
     parts = [f"{recalls['images']:,} images, {recalls['captions']:,} captions, ties against us{ties}"]
     if protocol == "1k":
         many = "one fold" if recalls["folds"] == 1 else f"mean of {recalls['folds']} folds"
-        parts.insert(0, f"1k: {many} of 1,000 images, {recalls['dropped']:,} left out")
+        parts = [
+            f"1k: {many} of 1,000 images {say_order(recalls['order'])}",
+            f"{recalls['dropped']:,} left out",
+            *parts,
+        ]
     if note:
         parts.append(note)
     if recalls.get("interval"):
-        parts.append("± 95 % bootstrap, by image")
+        parts.append("± 95 % interval over images")
     lines = [f"  {parts[0]}"]
     for part in parts[1:]:
         if len(lines[-1]) + len(part) + 2 <= 80:

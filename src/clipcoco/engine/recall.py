@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipcoco.engine.interval import ConfidenceIntervals, Hits, confidence_intervals
 from clipcoco.errors import NumericError
+from clipcoco.events import Progress, Report
 
 CUTOFFS = (1, 5, 10)
-RESAMPLES = 1000
 TILE = (512, 2560)  # images, captions: 5 MB of scores, counted while they are in the cache
 Tiles = Iterable[tuple[int, int]]
 Block = tuple[Tensor, Tensor | slice]  # some embeddings, and where a tile holds them
@@ -48,22 +49,13 @@ class Direction:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """95 % bootstrap intervals, [low, high] in percent: by "r1", "r5", "r10", and of the mean R@1."""
-
-    i2t: dict[str, list[float]]
-    t2i: dict[str, list[float]]
-    r1: list[float]
-
-
-@dataclass(frozen=True)
 class RecallTable:
     i2t: Direction
     t2i: Direction
     r1: float  # mean of both directions, percent
     rsum: float  # sum of the six recalls, at most 600
     chance: dict[str, Direction]  # "i2t", "t2i": what a random order gives in expectation
-    interval: Interval
+    interval: ConfidenceIntervals
     ties: int  # as in Ranks, over all folds
     images: int  # ranked, over all folds
     captions: int
@@ -97,7 +89,12 @@ def recall_table(image_embeddings: Tensor, text_embeddings: Tensor, owners: Tens
     >>> recall_table(images, captions, owners).i2t
     Direction(r1=50.0, r5=100.0, r10=100.0, median_rank=1.5)
     """
-    return _table([(ranks(image_embeddings, text_embeddings, owners), owners)], dropped=0)
+    return table_of(ranks(image_embeddings, text_embeddings, owners), owners)
+
+
+def table_of(found: Ranks, owners: Tensor) -> RecallTable:
+    """`recall_table` from ranks that are known."""
+    return _table([(found, owners)], dropped=0)
 
 
 def folds_table(
@@ -119,7 +116,9 @@ def folds_table(
     return _table(folds, dropped) if folds else None
 
 
-def ranks(image_embeddings: Tensor, text_embeddings: Tensor, owners: Tensor) -> Ranks:
+def ranks(
+    image_embeddings: Tensor, text_embeddings: Tensor, owners: Tensor, report: Report = lambda event: None
+) -> Ranks:
     """The rank of each image's best own caption, and of each caption's image; see `recall_table`.
 
     i2t: 1 + captions of other images that score no lower than the best own one. t2i: 1 + other images that
@@ -133,12 +132,20 @@ def ranks(image_embeddings: Tensor, text_embeddings: Tensor, owners: Tensor) -> 
         images, captions = _Distinct(image_embeddings, TILE[0]), _Distinct(text_embeddings, TILE[1])
         own = _own_scores(images, captions, owners)
         best = own.new_full((len(image_embeddings),), -torch.inf).scatter_reduce(0, owners, own, "amax")
-        (image_above, image_ties), (caption_above, caption_ties) = _count(images, captions, best, own)
+        (image_above, image_ties), (caption_above, caption_ties) = _count(images, captions, best, own, report)
     image_ties -= torch.bincount(owners[own == best[owners]], minlength=len(best))  # own captions
     caption_ties -= 1  # the own image
     assert min(image_ties.min(), caption_ties.min()) >= 0, "the product did not repeat an own score"
     ties = int((image_ties > 0).sum() + (caption_ties > 0).sum())
     return Ranks(1 + image_above + image_ties, 1 + caption_above + caption_ties, ties)
+
+
+def hits_by_image(found: Ranks, owners: Tensor) -> Hits:
+    """(N,7): what the intervals of recall need to know of each image."""
+    cutoffs, captions = torch.tensor(CUTOFFS), torch.bincount(owners.cpu())
+    i2t, t2i = ((places.cpu()[:, None] <= cutoffs).long() for places in (found.i2t, found.t2i))
+    t2i = i2t.new_zeros(i2t.shape).index_add_(0, owners.cpu(), t2i)
+    return torch.cat([i2t, t2i, captions[:, None]], 1).numpy()
 
 
 def chance_levels(owners: Tensor) -> dict[str, Direction]:
@@ -218,12 +225,13 @@ def _own_scores(images: _Distinct, captions: _Distinct, owners: Tensor) -> Tenso
     return own
 
 
-def _count(images: _Distinct, captions: _Distinct, best: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+def _count(images: _Distinct, captions: _Distinct, best: Tensor, own: Tensor, report: Report) -> tuple[Tensor, Tensor]:
     """How many scores lie above and how many equal the own one: (2, N) for `best`, (2, M) for `own`."""
     room = images.rows.new_empty(images.tile * captions.tile)
     by_image, by_caption = best.new_zeros(2, len(best)).long(), own.new_zeros(2, len(own)).long()
-    tiles = product(range(len(images.blocks)), range(len(captions.blocks)))
-    for i, j, scores in _multiply(images, captions, tiles):
+    tiles = list(product(range(len(images.blocks)), range(len(captions.blocks))))
+    for done, (i, j, scores) in enumerate(_multiply(images, captions, tiles)):
+        report(Progress("rank", done, len(tiles)))
         for (image, rows), (caption, columns) in product(images.blocks[i], captions.blocks[j]):
             block = scores[rows][:, columns]
             # Comparing into float32 and adding that up is three times as fast as through booleans.
@@ -245,7 +253,7 @@ def _table(folds: list[tuple[Ranks, Tensor]], dropped: int) -> RecallTable:
         r1=(i2t.r1 + t2i.r1) / 2,
         rsum=i2t.r1 + i2t.r5 + i2t.r10 + t2i.r1 + t2i.r5 + t2i.r10,
         chance={name: _mean([chance[name] for chance in chances]) for name in ("i2t", "t2i")},
-        interval=_interval(folds),
+        interval=confidence_intervals([hits_by_image(found, owners) for found, owners in folds]),
         ties=sum(found.ties for found, _ in folds),
         images=sum(len(found.i2t) for found, _ in folds),
         captions=sum(len(found.t2i) for found, _ in folds),
@@ -277,23 +285,3 @@ def _chance(gallery: int, positives: list[int]) -> Direction:
     low, high = (1 + find(range(1, gallery + 1), half, key=reached) for find in (bisect_left, bisect_right))
     r1, r5, r10 = (float(100 * reached(k)) for k in CUTOFFS)
     return Direction(r1, r5, r10, (low + high) / 2)
-
-
-def _interval(folds: list[tuple[Ranks, Tensor]]) -> Interval:
-    """Percentile bootstrap: images are drawn, within their fold, with their captions; galleries stay."""
-    generator = torch.Generator().manual_seed(0)  # of its own: nobody's random state moves
-    cutoffs, recalls = torch.tensor(CUTOFFS), torch.zeros(RESAMPLES, 6, dtype=torch.float64)
-    for found, owners in folds:
-        n = len(found.i2t)
-        hits = torch.zeros(n, 7, dtype=torch.float64)  # i2t, t2i, number of captions
-        hits[:, :3] = found.i2t.cpu()[:, None] <= cutoffs
-        hits[:, 3:6].index_add_(0, owners.cpu(), (found.t2i.cpu()[:, None] <= cutoffs).double())
-        hits[:, 6] = torch.bincount(owners.cpu())
-        for some in torch.arange(RESAMPLES).tensor_split(-(-RESAMPLES * n // 2**20)):
-            drawn = torch.randint(n, (len(some), n), generator=generator)
-            sums = torch.zeros(drawn.shape, dtype=hits.dtype).scatter_(1, drawn, 1.0, reduce="add") @ hits
-            recalls[some] += torch.cat([sums[:, :3] / n, sums[:, 3:6] / sums[:, 6:]], 1) * (100 / len(folds))
-    recalls = torch.cat([recalls, (recalls[:, :1] + recalls[:, 3:4]) / 2], 1)
-    *ranges, mean_r1 = recalls.quantile(recalls.new_tensor([0.025, 0.975]), dim=0).T.tolist()
-    i2t, t2i = (dict(zip(("r1", "r5", "r10"), part, strict=True)) for part in (ranges[:3], ranges[3:]))
-    return Interval(i2t, t2i, mean_r1)

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from clipcoco.console import say_half, say_order
 from clipcoco.files import write_atomically
 from clipcoco.report.history import History, Status, read_history, read_status
 from clipcoco.report.plots import evaluation_plots, training_plots
@@ -22,9 +23,9 @@ OURS = ("report.html", "figures")  # of the files of a run: made here, so not li
 
 
 def is_measured(run: RunDir) -> bool:
-    """Whether evaluation.json is there, whole, and of the best checkpoint."""
+    """Whether evaluation.json is there, whole, with hits by image, and of the best checkpoint."""
     record, _ = read_record(run)
-    return record is not None and _of_best(record, read_history(run))
+    return record is not None and record.hits is not None and _of_best(record, read_history(run))
 
 
 def write_report(run: RunDir) -> Path:
@@ -108,7 +109,7 @@ def _banner(run: RunDir, status: Status, history: History) -> Banner | None:
 class Row:
     label: str
     recalls: Recalls
-    spread: dict[str, float]  # half of the 95 % interval, by "r1", "r5", "r10"
+    spread: dict[str, str]  # half of the 95 % interval, by "r1", "r5", "r10"
     kind: str = ""  # "mean" or "chance"
 
 
@@ -118,7 +119,7 @@ class Table:
     about: str
     rows: tuple[Row, ...]
     r1: float
-    spread: float | None  # of r1
+    spread: str | None  # of r1
     chance: float | None
 
 
@@ -133,13 +134,13 @@ def _tables(record: Record | None, history: History, status: Status) -> list[Tab
 
 def _table(protocol: str, entry: Any) -> Table:
     spread = {
-        direction: {key: (high - low) / 2 for key, (low, high) in found.items()}
+        direction: {key: say_half(interval) for key, interval in found.items()}
         for direction, found in ((("i2t", entry.interval.i2t), ("t2i", entry.interval.t2i)) if entry.interval else ())
     }
     about = f"all {entry.images:,} images and {entry.captions:,} captions form one gallery"
     if protocol == "1k":
         galleries = "one gallery" if entry.folds == 1 else f"the mean of {entry.folds} galleries"
-        about = f"{galleries} of 1,000 images, {entry.dropped:,} left out"
+        about = f"{galleries} of 1,000 images {say_order(entry.order)}, {entry.dropped:,} left out"
     ties = f" ({entry.ties:,} queries tied)" if entry.ties else ""
     return Table(
         title=f"Protocol {protocol}",
@@ -152,7 +153,7 @@ def _table(protocol: str, entry: Any) -> Table:
             _mean(entry.i2t, entry.t2i),
         ),
         r1=entry.r1,
-        spread=(entry.interval.r1[1] - entry.interval.r1[0]) / 2 if entry.interval else None,
+        spread=say_half(entry.interval.r1) if entry.interval else None,
         chance=(entry.chance.i2t.r1 + entry.chance.t2i.r1) / 2,
     )
 

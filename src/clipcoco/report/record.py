@@ -13,6 +13,7 @@ from clipcoco.rows import Part, Recalls
 from clipcoco.rundir import RunDir
 
 SCHEMA = 1
+Count = Annotated[int, Field(ge=0, le=2**31)]
 Base64 = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]*=*$")]
 
 
@@ -41,6 +42,7 @@ class Protocol(Part):
     captions: int
     folds: int = 1
     dropped: int = 0
+    order: str = "ids"  # of the images in folds
 
 
 class Protocols(Part):
@@ -124,6 +126,21 @@ class Ranks(Part):
     t2i: RankCounts
 
 
+class Hits(Part):
+    """Of each image what intervals of recall need, `clipcoco.engine.interval.Hits`: another run's are paired by id."""
+
+    image_ids: list[int]  # ascending
+    counts: list[tuple[Count, Count, Count, Count, Count, Count, Count]]
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        rising = all(low < high for low, high in pairwise(self.image_ids))
+        bounded = all(max(row[:3]) <= 1 <= row[6] >= max(row[3:6]) for row in self.counts)
+        if not rising or not bounded or not self.counts or len(self.image_ids) != len(self.counts):
+            raise ValueError("the hits do not fit their images")
+        return self
+
+
 class Hub(Part):
     file: str = ""  # of an image
     caption: str = ""
@@ -167,6 +184,7 @@ class Record(Part):
     retrievals: Retrievals
     similarities: Similarities
     ranks: Ranks
+    hits: Hits | None = None  # older versions kept none
     hubs: BothHubs
     geometry: Geometry
     thumbnails: dict[str, Base64]  # JPEG of at most 160 pixels a side, by file
