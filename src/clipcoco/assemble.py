@@ -20,7 +20,7 @@ from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.data.workers import choose_workers
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import Device, choose_device
-from clipcoco.engine.evaluate import Split, embed, validation_loss
+from clipcoco.engine.evaluate import Split, embed, in_order, validation_loss
 from clipcoco.engine.features import cache_features, feature_key
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.optim import build_optimizer
@@ -163,7 +163,8 @@ def build_training(
         embeddings = embed(model, split, device, report, stop)
         if embeddings is None:
             return None
-        loss = validation_loss(embeddings, config.train.batch_size, temperature(model))
+        ordered = in_order(embeddings, parts.val_table.order)
+        loss = validation_loss(ordered, config.train.batch_size, temperature(model))
         return loss, recall_table(embeddings.images, embeddings.texts, embeddings.owners)
 
     return Training(

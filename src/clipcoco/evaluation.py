@@ -1,5 +1,6 @@
 """`eval`: a checkpoint or a file of embeddings -> the recall tables as one plain object; the record for the report."""
 
+import hashlib
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from clipcoco.engine.analysis import Hubs, geometry, hubs, rank_counts, similari
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import choose_for_evaluation, make_deterministic
 from clipcoco.engine.embeddings import Embeddings, read_embeddings
-from clipcoco.engine.evaluate import Retrieval, Split, embed, retrievals_worth_showing
-from clipcoco.engine.recall import folds_table, ranks, recall_table
+from clipcoco.engine.evaluate import Retrieval, Split, embed, in_order, retrievals_worth_showing
+from clipcoco.engine.recall import Ranks, folds_table, hits_by_image, ranks, table_of
 from clipcoco.errors import ConfigError
 from clipcoco.events import Report
 from clipcoco.files import write_json
@@ -23,12 +24,16 @@ from clipcoco.model_file import ModelFile
 from clipcoco.report.thumbnails import thumbnails
 
 FOLD = 1000  # images, of protocol 1k
+# SHA-256 of image ids in the order in which folds of them are published: ascending, and as the test split is listed.
+VAL2017 = "3df2914698b3b9216e0e7107af9d0a2aadf367e5bf2f0b139789e9c646258621"
+KARPATHY_TEST = "203ac417d83f9daeaa4e041453b76d9ff25f6c96730a6dda61383fb3916df81e"
 
 
 @dataclass(frozen=True)
 class Evaluation:
     result: dict[str, Any]  # what `eval --json` prints
     embeddings: Embeddings
+    ranks: Ranks
     table: CaptionTable | None  # None: the embeddings came from a file
     root: Path | None
 
@@ -60,6 +65,7 @@ def evaluate_checkpoint(
     model = device.place(model_file.model)
     embeddings = embed(model, Split(data, table, tokens, workers), device, report, stop=lambda: None)
     assert embeddings is not None, "only a stop gives none"
+    found = ranks(embeddings.images, embeddings.texts, embeddings.owners, report)
     result = {
         "schema": 1,
         "run": run,
@@ -68,11 +74,11 @@ def evaluate_checkpoint(
         "split": f"{split}2017",
         "source": source.name,
         "trained_on": trained_on,
-        **_tables(embeddings, protocols),
+        **_tables(embeddings, found, protocols, table.order),
         "precision": device.precision,
         "seconds": time.monotonic() - start,
     }
-    return Evaluation(result, embeddings, table, table.folder)
+    return Evaluation(result, embeddings, found, table, table.folder)
 
 
 def evaluate_embeddings(path: Path, protocols: tuple[str, ...]) -> Evaluation:
@@ -80,6 +86,7 @@ def evaluate_embeddings(path: Path, protocols: tuple[str, ...]) -> Evaluation:
     start = time.monotonic()
     embeddings, note = read_embeddings(path)
     _check_protocols(protocols, len(embeddings.images))
+    found = ranks(embeddings.images, embeddings.texts, embeddings.owners)
     result = {
         "schema": 1,
         "run": None,
@@ -88,11 +95,22 @@ def evaluate_embeddings(path: Path, protocols: tuple[str, ...]) -> Evaluation:
         "split": str(path),
         "source": note,
         "trained_on": None,
-        **_tables(embeddings, protocols),
+        **_tables(embeddings, found, protocols, _order_of(embeddings.image_ids.tolist())),
         "precision": None,
         "seconds": time.monotonic() - start,
     }
-    return Evaluation(result, embeddings, None, None)
+    return Evaluation(result, embeddings, found, None, None)
+
+
+def _order_of(image_ids: list[int]) -> str:
+    """How folds of a file's images go. A stranger's rows may stand folder by folder, and neighbours look alike."""
+
+    def digest(ids: list[int]) -> str:
+        return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
+
+    if digest(sorted(image_ids)) == VAL2017:
+        return "ids"
+    return "published" if digest(image_ids) == KARPATHY_TEST else "hashed ids"
 
 
 def _check_protocols(protocols: tuple[str, ...], images: int) -> None:
@@ -100,21 +118,22 @@ def _check_protocols(protocols: tuple[str, ...], images: int) -> None:
         raise ConfigError(f"protocol 1k needs {FOLD:,} images, {images:,} are here (--protocol). Use own")
 
 
-def _tables(embeddings: Embeddings, protocols: tuple[str, ...]) -> dict[str, Any]:
-    own = recall_table(embeddings.images, embeddings.texts, embeddings.owners)
+def _tables(embeddings: Embeddings, found: Ranks, protocols: tuple[str, ...], order: str) -> dict[str, Any]:
+    own = table_of(found, embeddings.owners)
     tables = {"own": own.to_plain()} if "own" in protocols else {}
     if "1k" in protocols:
-        folds = folds_table(embeddings.images, embeddings.texts, embeddings.owners, FOLD)
+        ordered = in_order(embeddings, order)
+        folds = folds_table(ordered.images, ordered.texts, ordered.owners, FOLD)
         if folds is not None:  # absent below 1,000 images
-            tables["1k"] = folds.to_plain()
+            tables["1k"] = {**folds.to_plain(), "order": order}
     return {"images": own.images, "captions": own.captions, "protocols": tables, "r1": own.r1}
 
 
 def write_record(evaluation: Evaluation, model_file: ModelFile, path: Path) -> None:
     """Write evaluation.json: all that the report shows of an evaluated checkpoint, without it or the data."""
-    embeddings, table, seed = evaluation.embeddings, evaluation.table, model_file.config.seed
+    embeddings, place, table = evaluation.embeddings, evaluation.ranks, evaluation.table
     assert table is not None
-    place = ranks(embeddings.images, embeddings.texts, embeddings.owners)
+    seed = model_file.config.seed
     texts, images = retrievals_worth_showing(embeddings, place, seed)
     by_captions = hubs(embeddings.texts, embeddings.images)
     by_images = hubs(embeddings.images, embeddings.texts)
@@ -131,6 +150,10 @@ def write_record(evaluation: Evaluation, model_file: ModelFile, path: Path) -> N
         "ranks": {
             "i2t": asdict(rank_counts(place.i2t, len(table.captions))),
             "t2i": asdict(rank_counts(place.t2i, len(table.files))),
+        },
+        "hits": {
+            "image_ids": table.image_ids.tolist(),
+            "counts": hits_by_image(place, embeddings.owners).tolist(),
         },
         "hubs": {
             "images": {**asdict(by_captions), "found": _image_hubs(table, by_captions)},

@@ -71,8 +71,9 @@ def _load(path: Path, get_them: str) -> Any:
         raise DataError(f"{path} has absurd numbers or nesting (data.root). {again}") from None
 
 
-def checked_rows(root: Path, split: str, get_them: str) -> tuple[Rows, Rows, list[str]]:
-    """Images and annotations with sound ids, safe file names and cleaned texts, and notes on the rest."""
+def checked_rows(root: Path, split: str, get_them: str) -> tuple[Rows, Rows, list[str], object]:
+    """Images and annotations with sound ids, safe file names and cleaned texts, notes on the rest, and of what data
+    the file says that it is."""
     path = annotation_file(root, split)
     content = _load(path, get_them)
     if not isinstance(content, dict):
@@ -91,7 +92,12 @@ def checked_rows(root: Path, split: str, get_them: str) -> tuple[Rows, Rows, lis
         if not _FILE_NAME.fullmatch(row["file_name"]):
             name = f"{row['file_name'][:80]!r} of image {row['id']}"
             raise DataError(f"file_name {name} is not a plain .jpg or .png name ({path}). Rename it")
-    return *_joined(path, images, annotations, notes), notes
+    info = content.get("info")
+    return (
+        *_joined(path, images, annotations, notes),
+        notes,
+        info.get("description") if isinstance(info, dict) else None,
+    )
 
 
 def _kind(value: Any) -> str:

@@ -16,6 +16,9 @@ from clipcoco.errors import DataError
 
 Ids = npt.NDArray[np.int64]
 
+# Data whose neighbours by id are strangers. Others may be numbered folder by folder, and neighbours look alike.
+IN_ORDER_OF_IDS = ("COCO 2017 Dataset", "clipcoco scenes")
+
 
 @dataclass(frozen=True, eq=False)
 class CaptionTable:
@@ -31,6 +34,7 @@ class CaptionTable:
     caption_ids: Ids  # (M,), by image, then ascending
     captions: list[str]  # M, cleaned
     offsets: Ids  # (N + 1,)
+    order: str  # "ids" or "hashed ids": how images follow each other in folds and in batches of the validation loss
     notes: tuple[str, ...]  # what was dropped or noticed in the file, a sentence each
 
     @property
@@ -48,9 +52,9 @@ class CaptionTable:
         return digest.hexdigest()
 
     def subset(self, fraction: float, seed: int) -> "CaptionTable":
-        """The first floor(N x fraction + 0.5) images of one permutation, so that 1 % lies inside 10 %.
+        """The first floor(N x fraction + 0.5) images in the order of hashed ids, so that 1 % lies inside 10 %.
 
-        The permutation sorts by a hash of the id, the same for ever. Raises DataError if no image is left.
+        Raises DataError if no image is left.
         """
         count = math.floor(len(self.image_ids) * fraction + 0.5)
         if count == 0:
@@ -58,8 +62,7 @@ class CaptionTable:
             raise DataError(f"{left} (data.train_fraction or data.val_fraction). Use a larger one")
         if count == len(self.image_ids):
             return self
-        keys = [hashlib.sha256(f"{seed}:{image}".encode()).digest() for image in self.image_ids.tolist()]
-        chosen = sorted(sorted(range(len(keys)), key=keys.__getitem__)[:count])
+        chosen = sorted(hashed_order(self.image_ids, seed)[:count])
         spans = [range(self.offsets[i], self.offsets[i + 1]) for i in chosen]
         taken = [position for span in spans for position in span]
         return replace(
@@ -73,6 +76,12 @@ class CaptionTable:
         )
 
 
+def hashed_order(image_ids: Ids, seed: int = 0) -> list[int]:
+    """The positions of `image_ids` in the order of a hash of each, the same for ever."""
+    keys = [hashlib.sha256(f"{seed}:{image}".encode()).digest() for image in image_ids.tolist()]
+    return sorted(range(len(keys)), key=keys.__getitem__)
+
+
 def read_captions(root: Path, split: str, *, get_them: str = PREPARE) -> CaptionTable:
     """The images and captions of `split`, "train2017" or "val2017".
 
@@ -80,7 +89,7 @@ def read_captions(root: Path, split: str, *, get_them: str = PREPARE) -> Caption
     images without a caption are dropped with a note; more than 1 % of them is an error, the empty ones apart.
     `get_them` is the command that errors recommend. Raises DataError, or EnvironmentProblem without access.
     """
-    images, annotations, notes = checked_rows(root, split, get_them)
+    images, annotations, notes, described = checked_rows(root, split, get_them)
     by_image = _index(images, annotations)
     images.sort(key=lambda row: row["id"])
     groups = [sorted(by_image[row["id"]], key=lambda row: row["id"]) for row in images]
@@ -93,6 +102,7 @@ def read_captions(root: Path, split: str, *, get_them: str = PREPARE) -> Caption
         caption_ids=np.array([row["id"] for group in groups for row in group], dtype=np.int64),
         captions=captions,
         offsets=np.cumsum([0, *map(len, groups)], dtype=np.int64),
+        order="ids" if described in IN_ORDER_OF_IDS else "hashed ids",
         notes=tuple(notes),
     )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clipcoco.config.schema import DataConfig
-from clipcoco.data.captions import CaptionTable
+from clipcoco.data.captions import CaptionTable, hashed_order
 from clipcoco.data.features import Features
 from clipcoco.data.loader import EVALUATION_BATCH, evaluation_images
 from clipcoco.data.tokenizer import PAD
@@ -86,6 +86,23 @@ def _distinct_by_length(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     distinct, inverse = np.unique(tokens, axis=0, return_inverse=True)
     order = (distinct != PAD).sum(axis=1).argsort(kind="stable")
     return distinct[order], order.argsort()[inverse.reshape(-1)]
+
+
+def in_order(embeddings: Embeddings, order: str) -> Embeddings:
+    """The images, each with its captions, in the order of their "ids", of their "hashed ids", or as "published",
+    which is as they are: for what takes neighbours together."""
+    ids = embeddings.image_ids
+    if order == "published" or (order == "ids" and (ids[:-1] < ids[1:]).all()):
+        return embeddings
+    rows = torch.tensor(hashed_order(ids) if order == "hashed ids" else ids.argsort().tolist())
+    owners, captions = rows.argsort()[embeddings.owners].sort(stable=True)
+    return Embeddings(
+        embeddings.images[rows],
+        embeddings.texts[captions],
+        ids[rows.numpy()],
+        embeddings.caption_ids[captions.numpy()],
+        owners,
+    )
 
 
 def validation_loss(embeddings: Embeddings, batch_size: int, temperature: float) -> float:
