@@ -1,6 +1,5 @@
 """The parts of `search`: the exact product, the index while it grows, the page, the names of pages."""
 
-import io
 import os
 import re
 import sys
@@ -10,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from clipcoco.errors import CheckpointError, EnvironmentProblem
 from clipcoco.search import index as indexes
-from clipcoco.search.galleries import upright
 from clipcoco.search.index import DAMAGED, OTHER, Encoding, Index, Item, open_index, refresh
 from clipcoco.search.models import open_folder
-from clipcoco.search.page import slug, thumbnail, write_page
+from clipcoco.search.page import slug, write_page
 from clipcoco.search.query import Answer, Hit, Query, nearest
 
 EVIL = "<script>alert('1')</script> & \"quoted\" {{ 7 * 7 }} {% raw %}"
@@ -65,7 +63,7 @@ class Source:
         return None if name.startswith("other") else name.rstrip("'").encode()
 
     def prepare(self, data: bytes) -> torch.Tensor:
-        from clipcoco.data.images import UnreadableImage
+        from clipcoco.data.viewer import UnreadableImage
 
         if data.startswith(b"damaged"):
             raise UnreadableImage("it is")
@@ -180,17 +178,6 @@ class TestIndex:
         assert len(told) == 2
 
 
-@pytest.mark.parametrize("orientation", range(9))
-def test_pictures_stand_upright_as_in_any_viewer(orientation):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8))
-    exif = Image.Exif()
-    exif[274] = orientation
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", exif=exif)
-    expected = np.asarray(ImageOps.exif_transpose(Image.open(buffer)))
-    assert np.array_equal(upright(buffer.getvalue()).permute(1, 2, 0).numpy(), expected)
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -212,19 +199,6 @@ def test_a_page_has_a_name_that_stays_in_its_folder(words, expected):
 
 def test_different_queries_in_other_scripts_have_different_pages():
     assert len({slug(words) for words in ("狗", "猫", "дом", "кот", "x" * 70, "x" * 71)}) == 6
-
-
-def test_thumbnails_are_small_upright_and_absent_for_what_is_no_picture(tmp_path):
-    exif = Image.Exif()
-    exif[274] = 6
-    Image.new("RGBA", (1200, 600), (200, 30, 30, 128)).save(tmp_path / "a.png", exif=exif)
-    with Image.open(io.BytesIO(thumbnail(tmp_path / "a.png"))) as image:
-        assert (image.format, image.size) == ("JPEG", (120, 240))
-    Image.new("L", (9000, 8000)).save(tmp_path / "huge.png")
-    Image.new("L", (90, 80)).save(tmp_path / "other.gif")
-    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
-    for name in ("huge.png", "other.gif", "cut.jpg", "none.jpg"):
-        assert thumbnail(tmp_path / name) is None
 
 
 class Page(HTMLParser):

@@ -17,6 +17,7 @@ from clipcoco.data.loader import TrainingLoader
 from clipcoco.data.presence import check_files
 from clipcoco.data.sources import ORIGINALS, Source, choose_source
 from clipcoco.data.tokenizer import Tokenizer
+from clipcoco.data.viewer import too_dark
 from clipcoco.data.workers import choose_workers
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import Device, choose_device
@@ -29,6 +30,8 @@ from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Schedule, Stop, Training, temperature
 from clipcoco.errors import EnvironmentProblem
 from clipcoco.events import Report
+
+_LOOKED_AT = 64  # pictures, for what the first of them tell of all
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ def assemble(
     workers, why = choose_workers(config.data.workers, device.device.type)
     both = overlap(train_table, val_table)
     warnings = [*train_table.notes, *val_table.notes]
+    if note := too_dark(root / file for file in train_table.files[:_LOOKED_AT]):
+        warnings.append(note)
     if both:
         warnings.append(f"{both:,} images are in both splits: recall on them says little")
     header = (

@@ -15,6 +15,7 @@ import torchvision
 from clipcoco import __version__
 from clipcoco.assemble import Assembled, backbone_features, build_training
 from clipcoco.config.load import flatten, to_plain
+from clipcoco.data.viewer import VIEW
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import Device, is_out_of_memory, out_of_memory
 from clipcoco.engine.model import DualEncoder
@@ -123,12 +124,13 @@ def _versions(device: Device) -> dict[str, str]:
         "python": platform.python_version(),
         "device": kind,
         "threads": str(torch.get_num_threads()),
+        "view": str(VIEW),
     }
 
 
 def changed_versions(content: dict[str, Any], device: Device) -> list[str]:
     """`name old -> new` for each version that differs from the checkpoint's."""
-    old = content.get("versions", {})
+    old = {"view": "1"} | content.get("versions", {})  # the first view had no number
     return [f"{name} {old.get(name)} -> {new}" for name, new in _versions(device).items() if old.get(name) != new]
 
 

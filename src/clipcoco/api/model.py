@@ -17,9 +17,10 @@ from torch import Tensor
 from clipcoco import rundir
 from clipcoco.api.restore import globals_restored
 from clipcoco.config.schema import Config
-from clipcoco.data.images import evaluation_view, read
+from clipcoco.data.images import evaluation_view, pixels_of, read
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.tokenizer import Tokenizer
+from clipcoco.data.viewer import UnreadableImage
 from clipcoco.engine.device import Device, choose_for_evaluation, make_deterministic
 from clipcoco.engine.model import DualEncoder
 from clipcoco.errors import DataError
@@ -44,9 +45,11 @@ class Model:
     def encode_images(self, images: Iterable[Picture], batch_size: int = EVALUATION_BATCH) -> npt.NDArray[np.float32]:
         """Unit vectors, float32 (N,D): what `eval` computes, to the bit for equal batches.
 
-        Each image is a path, a PIL image, or a uint8 array, (H,W,3) in RGB or (H,W) in grey; the model sees its
-        largest centred square. They are read batch by batch, so a generator of paths may name millions.
-        A single image goes into a list. Raises DataError for one that can't be read.
+        Each image is a path, a PIL image, or a uint8 array, (H,W,3) in RGB, (H,W,4) with alpha, or (H,W) in grey.
+        The model sees the largest centred square of what a viewer shows: a PIL image, too, is turned as its EXIF
+        says, and brought to sRGB by its profile. They are read batch by batch, so a generator of paths may name
+        millions. A single image goes into a list. Raises DataError for one that can't be read, or whose mode (I, F)
+        does not say which value is white.
         """
         if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
             raise TypeError("encode_images takes several images, not one: encode_images([image])")
@@ -130,22 +133,19 @@ def _measured(run: rundir.RunDir | None, content: dict[str, Any]) -> dict[str, A
 
 def _pixels(number: int, image: Picture) -> Tensor:
     """uint8 RGB (3,H,W)."""
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] in ((), (3,), (4,)):
+        if image.ndim < 2 or not image.size:
+            raise ValueError(f"image {number} has no pixels: {image.shape}")
+        image = Image.fromarray(image)
     try:
         if isinstance(image, str | os.PathLike):
             return read(Path(image))
         if isinstance(image, Image.Image):
-            if image.mode == "I;16":  # convert() would clip all above 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow and `read` raise on damaged files
+            return pixels_of(image)
+    except UnreadableImage as error:
         raise DataError(f"image {number} can't be read: {error}. Leave it out, or get it anew") from error
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] not in ((), (3,)):
-        what = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(f"image {number} is a {what}; give a path, a PIL image or a uint8 array (H,W,3) or (H,W)")
-    if image.ndim < 2 or not image.size:
-        raise ValueError(f"image {number} has no pixels: {image.shape}")
-    array = np.array(image if image.ndim == 3 else np.stack([image] * 3, axis=2), order="C")
-    return torch.from_numpy(array).permute(2, 0, 1)
+    what = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise TypeError(f"image {number} is a {what}; give a path, a PIL image or a uint8 array (H,W,3), (H,W,4) or (H,W)")
 
 
 def _batched(views: Iterator[Tensor], size: int) -> Iterator[list[Tensor]]:

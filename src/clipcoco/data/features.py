@@ -16,6 +16,7 @@ import numpy as np
 
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.sources import ORIGINALS, Source
+from clipcoco.data.viewer import VIEW
 from clipcoco.files import write_json
 
 _CHUNK = 2**22
@@ -35,6 +36,7 @@ class FeatureKey:
     crop_scale: list[float]  # [1, 1] without crops
     views_sha256: str  # of both kinds of view of one drawn image
     width: int  # F, of one view
+    view: int = VIEW  # of the pictures
 
     def path(self, root: Path, split: str) -> Path:
         digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()

@@ -1,79 +1,51 @@
-"""Bytes -> uint8 images, and the square views of them that the model sees.
+"""Bytes -> uint8 images as a viewer shows them, and the square views of them that the model sees.
 
-An image file is untrusted data: its content decides, never its name, and only the parsers of JPEG and PNG are
-let near it. Letters: H, W height and width in pixels.
+Letters: H, W height and width in pixels.
 """
 
-import io
 import math
 import random
-import struct
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
+
+from clipcoco.data.viewer import UnreadableImage, is_plain, opened, shown
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:  # its removal is announced; Pillow gives the same pixels more slowly
     decode_jpeg = None
 
-MAX_PIXELS = 64_000_000
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
-# What Pillow raises on damaged files, beside OSError and ValueError.
-_DAMAGED = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    MemoryError,
-    Image.DecompressionBombError,
-)
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
-class UnreadableImage(ValueError):  # no error of the program: such an image is replaced
-    """The bytes are no image that can be decoded."""
-
-
 def decode(data: bytes) -> Tensor:
-    """The content of a JPEG or PNG file, of any colour mode, as uint8 RGB (3, H, W).
+    """What a viewer shows of a JPEG or PNG file, of any colour mode, as uint8 RGB (3, H, W).
 
-    EXIF orientation is not applied: COCO's images are meant as stored. Raises UnreadableImage for all that
-    cannot be decoded, truncated files and images of more than 64 megapixels included.
+    Raises UnreadableImage for all that cannot be decoded, truncated files and images of more than 64 megapixels
+    included.
     """
-    with warnings.catch_warnings():
-        # Bombs are refused below; malformed metadata and torchvision's plans do not concern who trains.
-        warnings.simplefilter("ignore")
-        try:
-            return _pixels(data)
-        except UnidentifiedImageError:
-            raise UnreadableImage("neither a JPEG nor a PNG image") from None
-        except _DAMAGED as error:
-            raise UnreadableImage(str(error)) from error
+    with opened(data) as picture:
+        if decode_jpeg is not None and is_plain(picture):
+            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            try:
+                pixels: Tensor = decode_jpeg(encoded, ImageReadMode.RGB)
+                return pixels
+            except RuntimeError:
+                pass  # damaged, or a torchvision built without its decoder: Pillow has the last word
+        return pixels_of(picture)
 
 
-def _pixels(data: bytes) -> Tensor:
-    picture: Image.Image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))  # the header only
-    if picture.width * picture.height > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
-    if picture.format != "PNG" and picture.mode in ("RGB", "L") and decode_jpeg is not None:
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        try:
-            pixels: Tensor = decode_jpeg(encoded, ImageReadMode.RGB)
-            return pixels
-        except RuntimeError:
-            pass  # damaged, or a torchvision built without its decoder: Pillow has the last word
-    if picture.mode == "I;16":  # convert() would clip all above 255
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+def pixels_of(picture: Image.Image) -> Tensor:
+    """The same of a picture of Pillow's. Raises UnreadableImage."""
+    return torch.from_numpy(np.array(shown(picture))).permute(2, 0, 1)
 
 
 def read(path: Path) -> Tensor:

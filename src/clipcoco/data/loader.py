@@ -14,8 +14,9 @@ from torch.utils.data import Dataset, Sampler
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.features import Features
-from clipcoco.data.images import UnreadableImage, evaluation_view, read, sample_rng, training_view
+from clipcoco.data.images import evaluation_view, read, sample_rng, training_view
 from clipcoco.data.tokenizer import PAD
+from clipcoco.data.viewer import UnreadableImage
 from clipcoco.data.workers import guarded, image_loader
 from clipcoco.errors import DataError
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest
+from clipcoco.data.viewer import VIEW
 
 ORIGINALS = "originals"
 
@@ -37,6 +38,8 @@ def choose_source(
     lacking = sum(file not in entries for file in files)
     if lacking == len(files) or settings.get("size") != size:
         return Source(ORIGINALS, "", ""), list(tables)
+    if like is None and settings.get("view") != VIEW:
+        return Source(ORIGINALS, "", f"{name} is of an older version, prepare-data makes it anew"), list(tables)
     if data.image_size > size:
         return Source(ORIGINALS, "", f"{name} is smaller than {data.image_size} px"), list(tables)
     if lacking:

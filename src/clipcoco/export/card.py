@@ -77,7 +77,7 @@ tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")
 ```python
 import numpy, onnxruntime, tokenizers
 from PIL import Image, ImageOps
-photo = Image.open("photo.jpg").convert("RGB")
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
 photo = ImageOps.fit(photo, ($size, $size), Image.Resampling.BILINEAR)  # the largest centred square
 pixels = numpy.asarray(photo).transpose(2, 0, 1)[None]  # uint8 (1,3,$size,$size), any number at a time
 encoding = tokenizers.Tokenizer.from_file("tokenizer.json").encode("a dog on a sofa")

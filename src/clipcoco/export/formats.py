@@ -13,13 +13,13 @@ from typing import Any
 import tokenizers
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from tokenizers import decoders, models, processors
 from torch import Tensor, nn
 
 from clipcoco.config.load import config_from_plain, to_plain
 from clipcoco.config.schema import BACKBONES
 from clipcoco.data.tokenizer import END, PAD, START, Tokenizer, pipeline
+from clipcoco.data.viewer import opened, shown
 from clipcoco.engine.model import MEAN, STD, DualEncoder, build
 from clipcoco.model_file import ModelFile
 
@@ -175,8 +175,9 @@ def _read_open_clip(folder: Path) -> Exported:
     def encode_files(paths: list[Path]) -> Tensor:
         views = []
         for path in paths:
-            with Image.open(path, formats=("JPEG", "PNG")) as image:
-                views.append(preprocess(image))
+            with opened(path) as picture:
+                seen = shown(picture)
+            views.append(preprocess(seen))
         return F.normalize(model.encode_image(torch.stack(views)), dim=1)
 
     return Exported(

@@ -6,20 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-
-from PIL import Image
 
 from clipcoco.cores import usable_cores
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.manifest import Entry, copies_folder, copies_manifest, read_manifest
 from clipcoco.data.presence import missing_files
+from clipcoco.data.viewer import UnreadableImage, opened, size_shown
 from clipcoco.events import ReportTask, TaskProgress
 from clipcoco.prepare.coco import originals_manifest
 
 _TYPES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
-_NO_PICTURE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError)
 _AT_ONCE = 512  # files in the hands of the threads
 
 
@@ -118,13 +115,14 @@ def _look(folder: Path, file: str, noted: Mapping[str, Entry], size: tuple[int, 
     sha256 = hashlib.sha256(data).hexdigest()
     altered = file in noted and noted[file].sha256 != sha256
     try:
-        with Image.open(BytesIO(data), formats=("JPEG", "PNG")) as picture:
+        with opened(data) as picture:
             picture.load()
-            mode, kind, dimensions = picture.mode, picture.format, picture.size
+            # COCO's annotations have the size as stored, one's own that of the picture as it is shown.
+            mode, kind, sizes = picture.mode, picture.format, (picture.size, size_shown(picture))
             kind = "JPEG" if kind == "MPO" else kind  # a JPEG with more pictures behind it, as phones make them
-    except _NO_PICTURE:
+    except UnreadableImage:
         return Finding(file, sha256, "altered" if altered else "unreadable")
-    if 0 not in size and dimensions != size:
+    if 0 not in size and size not in sizes:
         altered = True
     wrong_type = kind != _TYPES.get(Path(file).suffix.lower())
     return Finding(file, sha256, "altered" if altered else "", mode in ("L", "LA", "I;16", "1"), wrong_type)

@@ -5,21 +5,14 @@ as JPEG or PNG files do are let near a parser.
 """
 
 import os
-import struct
 import unicodedata
-import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
+from clipcoco.data.helpers import is_helper
+from clipcoco.data.viewer import UnreadableImage, opened, size_shown, too_dark
 from clipcoco.events import ReportTask, TaskProgress
 from clipcoco.prepare.own_captions import left_out
-
-MAX_PIXELS = 64_000_000  # training reads no larger ones
-
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 Sizes = dict[str, tuple[int, int, str]]  # by path: width, height, and the suffix of its format
 
@@ -30,11 +23,14 @@ def find(names: Collection[str], images: Path, notes: list[str]) -> dict[str, st
     Raises DataError when more than half are not there.
     """
     found: dict[str, str] = {}
-    missing, outside = [], []
+    missing, outside, helpers = [], [], []
     loosely = _loosely(images)
     for name in names:
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
             outside.append(f"{name!r:.80}")
+            continue
+        if is_helper(PurePosixPath(name).parent.as_posix()):
+            helpers.append(f"{name!r:.80}")
             continue
         try:
             path = Path(os.path.realpath(images / name))
@@ -51,6 +47,7 @@ def find(names: Collection[str], images: Path, notes: list[str]) -> dict[str, st
             missing.append(f"{name!r:.80}")
     hint = "Name the folder that the names in the captions file are relative to"
     left_out(outside, len(names), f"images lie outside of {images}", hint, notes)
+    left_out(helpers, len(names), "images lie in folders that a system keeps for itself, as of thumbnails", hint, notes)
     left_out(missing, len(names), f"images are missing in {images}", hint, notes)
     return found
 
@@ -76,27 +73,16 @@ def _loosely(images: Path) -> Callable[[str], str]:
 def measure(paths: list[str], images: Path, report: ReportTask, notes: list[str]) -> Sizes:
     """Raises DataError when more than half of the files are no pictures that training could read."""
     sizes: Sizes = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of malformed metadata, and of pictures that are refused below
-        for done, path in enumerate(paths):
-            report(TaskProgress(f"read {images.name}", done, len(paths), "images"))
-            if size := _header(images / path):
-                sizes[path] = size
+    for done, path in enumerate(paths):
+        report(TaskProgress(f"read {images.name}", done, len(paths), "images"))
+        try:
+            with opened(images / path) as picture:  # no pixel is decoded
+                sizes[path] = (*size_shown(picture), ".png" if picture.format == "PNG" else ".jpg")
+        except UnreadableImage:
+            continue
     report(TaskProgress(f"read {images.name}", len(paths), len(paths), "images"))
     bad = [f"{path!r:.80}" for path in paths if path not in sizes]
     left_out(bad, len(paths), f"files in {images} are no JPEG or PNG picture", "Convert them to JPEG", notes)
+    if note := too_dark(images / path for path in sizes):
+        notes.append(note)
     return sizes
-
-
-def _header(path: Path) -> tuple[int, int, str] | None:
-    """Width, height and suffix by content; None for what training could not read. No pixel is decoded."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(_PNG))
-            if not start.startswith((_JPEG, _PNG)):
-                return None
-            file.seek(0)
-            width, height = Image.open(file, formats=("JPEG", "PNG")).size
-    except _UNREADABLE:
-        return None
-    return (width, height, ".png" if start == _PNG else ".jpg") if width * height <= MAX_PIXELS else None

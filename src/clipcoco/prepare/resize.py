@@ -25,6 +25,7 @@ from PIL import Image
 
 from clipcoco.cores import usable_cores
 from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest
+from clipcoco.data.viewer import VIEW, UnreadableImage, opened
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
 
@@ -40,7 +41,8 @@ _BATCH = 256  # copies between two calls of sync, which takes milliseconds
 def settings(size: int) -> dict[str, Any]:
     """What decides the bytes of the copies, and the libraries that made the latest: their manifest's first line."""
     made_with = {name: version(name) for name in ("torch", "torchvision", "pillow")}
-    return {"size": size, "quality": QUALITY, "subsampling": SUBSAMPLING, "filter": FILTER, "made_with": made_with}
+    decided = {"size": size, "quality": QUALITY, "subsampling": SUBSAMPLING, "filter": FILTER, "view": VIEW}
+    return decided | {"made_with": made_with}
 
 
 def copy_bytes(size: int) -> int:
@@ -49,15 +51,15 @@ def copy_bytes(size: int) -> int:
 
 
 def reduced(data: bytes, size: int) -> bytes:
-    """The image as JPEG bytes with a shorter side of `size` pixels: greyscale as such, all else as RGB.
+    """What a viewer shows, as JPEG bytes with a shorter side of `size` pixels: greyscale as such, all else as RGB.
 
     The very same bytes when it is not larger already, when a copy would take more bytes, or when it can't be
-    decoded: training then replaces and counts it, as it does with the original. The EXIF orientation is not
-    applied, and no metadata are carried over.
+    decoded: training then replaces and counts it, as it does with the original. A copy is upright and in sRGB,
+    and no metadata are carried over.
     """
     from torch.nn.functional import interpolate  # slow to import, and a call with nothing to do needs none of it
 
-    from clipcoco.data.images import UnreadableImage, decode
+    from clipcoco.data.images import decode
 
     try:
         pixels = decode(data)
@@ -69,20 +71,20 @@ def reduced(data: bytes, size: int) -> bytes:
     if shorter <= size or max(new_height, new_width) > _LONGEST_JPEG:
         return data
     pixels = interpolate(pixels[None], size=(new_height, new_width), mode="bicubic", antialias=True)[0]
-    picture = Image.fromarray(pixels[0].numpy() if _is_grey(data) else pixels.permute(1, 2, 0).numpy())
+    grey = _is_grey(data) and bool((pixels == pixels[:1]).all())  # a profile may tint what was stored as grey
+    picture = Image.fromarray(pixels[0].numpy() if grey else pixels.permute(1, 2, 0).numpy())
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
     return min(buffer.getvalue(), data, key=len)
 
 
 def _is_grey(data: bytes) -> bool:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # malformed metadata do not matter here
-        return Image.open(io.BytesIO(data), formats=("JPEG", "PNG")).mode == "L"  # the header only
+    with opened(data) as picture:
+        return picture.mode == "L"
 
 
 def _is_readable(data: bytes) -> bool:
-    from clipcoco.data.images import UnreadableImage, decode
+    from clipcoco.data.images import decode
 
     try:
         decode(data)

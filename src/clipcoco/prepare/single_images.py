@@ -6,18 +6,14 @@ and progress, errors and Ctrl-C stay with the caller's thread. Checking and stor
 
 import asyncio
 import contextlib
-import io
-import math
 import posixpath
-import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from PIL import Image, UnidentifiedImageError
-
+from clipcoco.data.viewer import UnreadableImage, opened, size_shown
 from clipcoco.errors import ClipcocoError, DataError
 from clipcoco.events import ReportTask, TaskProgress
 from clipcoco.prepare.network import (
@@ -37,9 +33,7 @@ if TYPE_CHECKING:
     from httpx2 import AsyncClient, Response
 
 MOST_BYTES = 32 << 20  # of one image; COCO's largest has less than a megabyte
-MOST_PIXELS = 64_000_000  # of one whose size is not annotated; training reads no larger ones
 MOST_IN_A_ROW = 10  # lost images without a good one between them: it is not the images
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, MemoryError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -174,19 +168,16 @@ class _WrongImage(Failure):
 
 def _check(data: bytes, image: RemoteImage) -> None:
     """Raise _WrongImage unless `data` is a whole JPEG or PNG of the annotated size, whatever its name says."""
-    annotated = image.width > 0 and image.height > 0
     try:
-        picture = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-        fits = picture.size == (image.width, image.height) if annotated else math.prod(picture.size) <= MOST_PIXELS
-        if fits:  # so nobody's claim of a huge image is decoded
-            picture.load()
-    except UnidentifiedImageError:
-        raise _WrongImage("neither a JPEG nor a PNG image") from None
-    except _DAMAGED as error:
-        raise _WrongImage(f"a damaged image: {error}") from error
+        with opened(data) as picture:
+            found, annotated = picture.size, (image.width, image.height)
+            fits = 0 in annotated or annotated in (found, size_shown(picture))  # COCO has the size as stored
+            if fits:  # so nobody's claim of a huge image is decoded
+                picture.load()
+    except UnreadableImage as error:
+        raise _WrongImage(str(error)) from error
     if not fits:
-        bound = f"annotated {image.width} x {image.height}" if annotated else f"at most {MOST_PIXELS:,} are read"
-        raise _WrongImage(f"{picture.width} x {picture.height} pixels, {bound}")
+        raise _WrongImage("{} x {} pixels, annotated {} x {}".format(*found, *annotated))
 
 
 async def _body(client: "AsyncClient", url: str) -> bytes:

@@ -1,21 +1,15 @@
-"""Where pictures are looked for: a run's validation set, or any folder; and how they are read."""
+"""Where pictures are looked for: a run's validation set, or any folder."""
 
-import io
 import os
 import stat
-import warnings
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from PIL import Image
-from torch import Tensor
-
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable, read_captions
-from clipcoco.data.images import decode
+from clipcoco.data.helpers import is_helper
 from clipcoco.data.presence import check_files
 from clipcoco.data.sources import choose_source
 from clipcoco.errors import DataError, EnvironmentProblem
@@ -24,8 +18,6 @@ from clipcoco.search.index import Item
 SPLIT = "val2017"
 MAX_BYTES = 2**30  # of one file
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_ORIENTATION = 274  # the EXIF tag: how a picture must be turned to stand upright
-_TURNS = {3: (2, False), 6: (3, False), 8: (1, False), 2: (0, True), 4: (2, True), 5: (3, True), 7: (1, True)}
 
 
 @dataclass(frozen=True)
@@ -53,10 +45,6 @@ class Gallery:
         """The content of a JPEG or PNG file, whatever its name; None of others. Raises OSError."""
         return read_picture(self.folder / name)
 
-    def pixels(self, data: bytes) -> Tensor:
-        """uint8 RGB (3,H,W): as stored in a validation set, as `eval` sees it; upright in one's own folder."""
-        return decode(data) if self.table else upright(data)
-
 
 def validation_gallery(data: DataConfig, trained_on: str | None) -> Gallery:
     """The images that `eval` measures on. Raises DataError."""
@@ -72,7 +60,7 @@ def validation_gallery(data: DataConfig, trained_on: str | None) -> Gallery:
 
 
 def folder_gallery(folder: Path) -> Gallery:
-    """All files below `folder` but hidden ones; which of them are pictures shows when they are read.
+    """All files below `folder` but hidden ones and those in helper folders; which are pictures shows when read.
 
     Raises DataError for a folder that does not exist or holds no file, EnvironmentProblem without access.
     """
@@ -85,14 +73,17 @@ def folder_gallery(folder: Path) -> Gallery:
     except OSError as error:
         raise EnvironmentProblem(f"{folder} can't be read: {error.strerror} (--images). May you read it?") from error
     closed: list[str] = []
-    items = sorted(_files_below(root, closed), key=lambda item: item.name)
-    notes = (count_words(closed, "can't be opened"),) if closed else ()
+    helpers: list[str] = []
+    items = sorted(_files_below(root, closed, helpers), key=lambda item: item.name)
+    notes = [count_words(closed, "can't be opened")] if closed else []
+    if helpers:
+        notes.append(f"{len(helpers):,} of the system's own folders left out: first {helpers[0]}")
     if not items:
         raise DataError(f"there is no picture in {folder} (--images). Give a folder of JPEG or PNG files")
-    return Gallery(str(folder), root, root, items, None, notes)
+    return Gallery(str(folder), root, root, items, None, tuple(notes))
 
 
-def _files_below(root: Path, closed: list[str]) -> Iterator[Item]:
+def _files_below(root: Path, closed: list[str], helpers: list[str]) -> Iterator[Item]:
     """Regular files. Linked folders come after real ones, and none is entered twice, so that loops end."""
     waiting, seen = deque([""]), set()
     while waiting:
@@ -117,6 +108,8 @@ def _files_below(root: Path, closed: list[str]) -> Iterator[Item]:
                 continue
             if stat.S_ISREG(found.st_mode):
                 yield Item(name, found.st_size, found.st_mtime_ns)
+            elif stat.S_ISDIR(found.st_mode) and is_helper(name):
+                helpers.append(name)
             elif stat.S_ISDIR(found.st_mode):
                 (waiting.append if entry.is_symlink() else waiting.appendleft)(name)
 
@@ -128,20 +121,6 @@ def read_picture(path: Path) -> bytes | None:
         if not head.startswith((_JPEG, _PNG)) or os.fstat(file.fileno()).st_size > MAX_BYTES:
             return None
         return head + file.read()
-
-
-def upright(data: bytes) -> Tensor:
-    """The pixels, uint8 RGB (3,H,W), turned as the camera noted. Raises UnreadableImage."""
-    pixels = decode(data)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tag = Image.open(io.BytesIO(data), formats=("JPEG", "PNG")).getexif().get(_ORIENTATION)
-    except Exception:  # damaged metadata make Pillow raise nearly anything; the pixels are whole
-        return pixels
-    turns, mirrored = _TURNS.get(tag, (0, False)) if isinstance(tag, int) else (0, False)
-    turned = torch.rot90(pixels, turns, (1, 2))
-    return turned.flip(2) if mirrored else turned
 
 
 def count_words(names: list[str], what: str) -> str:

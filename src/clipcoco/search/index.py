@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clipcoco.data.images import UnreadableImage
+from clipcoco.data.viewer import UnreadableImage
 from clipcoco.events import Progress, Report
 from clipcoco.files import write_temporary
 

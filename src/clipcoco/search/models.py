@@ -21,6 +21,7 @@ from torch import Tensor
 
 from clipcoco.data.images import evaluation_view
 from clipcoco.data.tokenizer import END, PAD, START
+from clipcoco.data.viewer import VIEW
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import Device, choose_device, choose_for_evaluation
 from clipcoco.errors import CheckpointError, ConfigError, EnvironmentProblem, NumericError
@@ -73,7 +74,7 @@ def open_checkpoint(path: Path) -> tuple[Model, ModelFile]:
             lambda tokens: _encode(device, placed.encode_texts, tokens[:, : int((tokens != PAD).sum(1).max())]),
         )
 
-    key = f"{weights_sha256(model.state_dict())} {size}"
+    key = f"{weights_sha256(model.state_dict())} {size} view {VIEW}"
     label = _file_name(path.stem)
     return Model(path.stem, label, f"{label}-{_sum(path)}", str(path), key, tokenize, partial(_note, file), place), file
 
@@ -155,7 +156,7 @@ def open_folder(words: str) -> Model:
 
     name = folder.resolve().name
     label = f"{_file_name(name)}-{_sum(folder)}"
-    return Model(name, label, label, LOCAL + str(folder), _key(folder), tokenize, note, place)
+    return Model(name, label, label, LOCAL + str(folder), f"{_key(folder)} view {VIEW}", tokenize, note, place)
 
 
 def _context_length(description: Any) -> int:

@@ -2,17 +2,13 @@
 
 import base64
 import hashlib
-import io
 import re
 import unicodedata
-import warnings
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
-from clipcoco.data.images import MAX_PIXELS
+from clipcoco.data.viewer import thumbnail
 from clipcoco.files import write_atomically
 from clipcoco.search.query import Answer
 
@@ -83,23 +79,6 @@ def slug(words: str) -> str:
     return f"{letters[:60].strip('-') or 'query'}-{digest}"
 
 
-def thumbnail(path: Path) -> bytes | None:
-    """A JPEG of at most 240 pixels a side, turned upright; None for a file that can't be read."""
-    try:
-        with warnings.catch_warnings(), Image.open(path, formats=("JPEG", "PNG")) as image:
-            warnings.simplefilter("ignore")
-            if image.width * image.height > MAX_PIXELS:
-                return None
-            image.draft("RGB", (THUMBNAIL, THUMBNAIL))
-            image.thumbnail((THUMBNAIL, THUMBNAIL))
-            small = ImageOps.exif_transpose(image).convert("RGB")
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=80, optimize=True)
-    except Exception:  # Pillow raises nearly anything on damaged files, and a page can do without one
-        return None
-    return buffer.getvalue()
-
-
 def _data_uri(path: Path) -> str | None:
-    data = thumbnail(path)
+    data = thumbnail(path, THUMBNAIL)
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" if data else None

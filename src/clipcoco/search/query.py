@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from clipcoco.cores import usable_cores
-from clipcoco.data.images import UnreadableImage
+from clipcoco.data.images import decode
+from clipcoco.data.viewer import UnreadableImage
 from clipcoco.errors import ConfigError, DataError
 from clipcoco.events import Report
-from clipcoco.search.galleries import Gallery, count_words, read_picture, upright
+from clipcoco.search.galleries import Gallery, count_words, read_picture
 from clipcoco.search.index import DAMAGED, OTHER, UNREAD, Encoding, Index, Item, Tell, open_index, refresh
 from clipcoco.search.models import Model, Towers
 
@@ -142,7 +143,7 @@ def _picture(path: Path) -> Tensor:
     try:
         if data is None:
             raise UnreadableImage("neither a JPEG nor a PNG image")
-        return upright(data)
+        return decode(data)
     except UnreadableImage as error:
         raise DataError(f"{path} can't be read: {error} (--image). Give a whole JPEG or PNG file") from error
 
@@ -169,7 +170,7 @@ def _open(model: Model, gallery: Gallery, indexes: Path, over_captions: bool, te
 
 def _pictures(gallery: Gallery, towers: Towers) -> Encoding:
     def prepare(data: bytes) -> Tensor:
-        return towers.view(gallery.pixels(data))
+        return towers.view(decode(data))
 
     return Encoding(gallery.read, prepare, towers.encode_images, min(8, usable_cores()))
 

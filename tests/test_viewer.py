@@ -1,0 +1,363 @@
+"""What a picture viewer shows is what training, evaluation, copies, search, pages and the API see.
+
+The oracle is Pillow: ImageOps.exif_transpose, ImageCms and alpha_composite.
+"""
+
+import base64
+import io
+import random
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms, ImageOps
+from torch import Tensor
+
+from clipcoco.api.model import _pixels
+from clipcoco.data.images import decode, evaluation_view, pixels_of, read, training_view
+from clipcoco.data.viewer import UnreadableImage, size_shown, thumbnail
+from clipcoco.prepare.resize import reduced
+from clipcoco.report.thumbnails import thumbnails
+from clipcoco.search import page, query
+from clipcoco.search.galleries import folder_gallery
+from clipcoco.search.models import Towers
+
+WIDTH, HEIGHT = 96, 64
+ACROSS, DOWN = np.linspace(20, 235, WIDTH)[None], np.linspace(235, 20, HEIGHT)[:, None]
+COLOURS = np.stack(np.broadcast_arrays(ACROSS, DOWN, 60 + ACROSS / 4), -1).astype(np.uint8)
+RGB = Image.fromarray(COLOURS)  # no two corners are alike, in no channel
+GREY = RGB.convert("L")
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+SWAPPED = SRGB.replace(b"rXYZ", b"....").replace(b"gXYZ", b"rXYZ").replace(b"....", b"gXYZ")  # red is green
+LINEAR = SRGB.replace(struct.pack(">I", 0x26666), struct.pack(">I", 0x10000))  # an exponent of 1 for 2.4: lighter
+LINEAR_GREY = (LINEAR[:16] + b"GRAY" + LINEAR[20:]).replace(b"rTRC", b"kTRC")
+
+
+def cmyk_profile() -> bytes:
+    """Of a press whose inks are lighter than the formula for no profile says: a table of its 16 corners."""
+    corners = []
+    for ink in range(16):
+        red, green, blue = (1 - 0.7 * (ink >> 3 - n & 1) - 0.1 * (ink & 1) for n in range(3))
+        lab = 255 * (red + green + blue) / 3, 128 + 60 * (red - green), 128 + 60 * (green - blue)
+        corners += [min(255, max(0, round(value))) for value in lab]
+    ramp, identity = bytes(range(256)), b"".join(struct.pack(">i", 65536 * (n % 4 == 0)) for n in range(9))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + ramp * 4 + bytes(corners) + ramp * 3
+    white = struct.pack(">iii", 0xF6D6, 0x10000, 0xD32D)
+    parts = {
+        b"A2B0": table,
+        b"desc": b"desc" + bytes(3) + b"\0\0\0\0\5cmyk\0" + bytes(79),
+        b"wtpt": b"XYZ \0\0\0\0" + white,
+    }
+    start, listed, body = 132 + 12 * len(parts), b"", b""
+    for name, content in parts.items():
+        listed += name + struct.pack(">II", start + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    head = struct.pack(">I4sI", start + len(body), b"lcms", 0x02100000) + b"prtrCMYKLab " + bytes(12) + b"acsp"
+    return head + bytes(28) + white + bytes(48) + struct.pack(">I", len(parts)) + listed + body
+
+
+CMYK_PROFILE = cmyk_profile()
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **({"quality": 98, "subsampling": 0} if kind == "JPEG" else {}), **options)
+    return buffer.getvalue()
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[274] = orientation
+    return tags
+
+
+def in_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None
+    return converted
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+
+
+def tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+
+
+def assert_alike(seen: Tensor, truth: Image.Image, tolerance: float) -> None:
+    """As views of 16 pixels: what seen it is, at any size."""
+    assert abs(seen.shape[2] / seen.shape[1] - 1) < 0.05 or (seen.shape[2] > seen.shape[1]) == (
+        truth.width > truth.height
+    )
+    views = [evaluation_view(image, 16).int() for image in (seen, tensor(truth))]
+    assert (views[0] - views[1]).abs().max() <= tolerance
+
+
+# --- every way in ----------------------------------------------------------------------------------------
+
+
+def searched(path: Path) -> Tensor:
+    """As the index of a folder takes it."""
+    gallery = folder_gallery(path.parent)
+    encoding = query._pictures(gallery, Towers(lambda pixels: pixels, torch.clone, torch.clone))
+    data = encoding.read(path.name)
+    assert data is not None
+    return encoding.prepare(data)
+
+
+def on_page(path: Path) -> Tensor:
+    uri = page._data_uri(path)
+    assert uri is not None
+    return tensor(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
+
+
+def opened_by_pillow(path: Path) -> Tensor:
+    with Image.open(path) as picture:
+        return _pixels(0, picture)
+
+
+WAYS: dict[str, Callable[[Path], Tensor]] = {
+    "training": lambda path: training_view(read(path), 48, (1, 1), False, random.Random(0)),
+    "evaluation": lambda path: evaluation_view(read(path), 48),
+    "copy": lambda path: decode(reduced(path.read_bytes(), 48)),
+    "copy of a small one": lambda path: decode(reduced(path.read_bytes(), 500)),
+    "searched folder": searched,
+    "query": query._picture,
+    "search page": on_page,
+    "report": lambda path: tensor(
+        Image.open(io.BytesIO(base64.b64decode(thumbnails(path.parent, [path.name])[path.name])))
+    ),
+    "API path": lambda path: _pixels(0, path),
+    "API picture": opened_by_pillow,
+}
+STORED = {
+    "JPEG": (RGB, "JPEG", SWAPPED, in_srgb(RGB, SWAPPED)),
+    "PNG": (RGB, "PNG", SWAPPED, in_srgb(RGB, SWAPPED)),
+    "PNG with alpha": (
+        Image.merge("RGBA", (*RGB.split(), Image.fromarray(np.broadcast_to(DOWN, (HEIGHT, WIDTH)).astype(np.uint8)))),
+        "PNG",
+        SWAPPED,
+        None,
+    ),
+    "CMYK": (RGB.convert("CMYK"), "JPEG", CMYK_PROFILE, in_srgb(RGB.convert("CMYK"), CMYK_PROFILE)),
+}
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_in_sees_what_a_viewer_shows(tmp_path: Path, way: str, stored: str) -> None:
+    picture, kind, profile, truth = STORED[stored]
+    if truth is None:  # colours first, then what shines through
+        truth = in_srgb(picture.convert("RGB"), profile).convert("RGBA")
+        truth.putalpha(picture.getchannel("A"))
+        truth = on_white(truth)
+    for orientation in range(1, 9):
+        path = tmp_path / str(orientation) / "p.jpg"  # the content decides, not the name
+        path.parent.mkdir()
+        path.write_bytes(encoded(picture, kind, exif=exif(orientation), icc_profile=profile))
+        turned = Image.open(io.BytesIO(encoded(truth, "PNG", exif=exif(orientation))))
+        assert_alike(WAYS[way](path), ImageOps.exif_transpose(turned), 12)
+
+
+def test_copies_carry_no_metadata() -> None:
+    copy = Image.open(io.BytesIO(reduced(encoded(RGB, "JPEG", exif=exif(6), icc_profile=SWAPPED, comment=b"mine"), 48)))
+    assert copy.size == (48, 72)
+    assert not {"exif", "icc_profile", "xmp", "comment"} & set(copy.info)
+
+
+def test_arrays_are_pictures_without_metadata() -> None:
+    rgba = np.asarray(STORED["PNG with alpha"][0])
+    assert torch.equal(_pixels(0, COLOURS), tensor(RGB))
+    assert torch.equal(_pixels(0, np.asarray(GREY)), tensor(GREY))
+    assert_alike(_pixels(0, rgba), on_white(Image.fromarray(rgba)), 1)
+
+
+# --- all that a format says ------------------------------------------------------------------------------
+
+
+def png(
+    depth: int, kind: int, row: bytes, *chunks: tuple[bytes, bytes], behind: tuple[bytes, bytes] | None = None
+) -> bytes:
+    """One row of pixels; `chunks` stand before them."""
+    pixels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind] * depth
+    header = struct.pack(">IIBBBBB", len(row) * 8 // pixels, 1, depth, kind, 0, 0, 0)
+    every = [
+        (b"IHDR", header),
+        *chunks,
+        (b"IDAT", zlib.compress(b"\0" + row)),
+        *([behind] if behind else []),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in every
+    )
+
+
+def words(*values: int) -> bytes:
+    return struct.pack(f">{len(values)}H", *values)
+
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+PALETTE = (b"PLTE", bytes([255, 0, 0, 0, 0, 255]))
+PIXELS = {
+    "alpha 0 hides its colour": (png(8, 6, bytes([0, 0, 0, 0, 255, 0, 0, 255])), [WHITE, RED]),
+    "half transparent": (png(8, 6, bytes([255, 0, 0, 128])), [(255, 127, 127)]),
+    "grey and alpha": (png(8, 4, bytes([0, 0, 0, 255])), [WHITE, (0, 0, 0)]),
+    "a transparent colour": (png(8, 2, bytes([1, 2, 3, 255, 0, 0]), (b"tRNS", words(1, 2, 3))), [WHITE, RED]),
+    "a transparent grey": (png(8, 0, bytes([7, 8]), (b"tRNS", words(7))), [WHITE, (8, 8, 8)]),
+    "transparent black of 1 bit": (png(1, 0, b"\x40", (b"tRNS", words(0))), [WHITE] * 8),
+    "1 bit": (png(1, 0, b"\x40"), [(0, 0, 0), WHITE, *[(0, 0, 0)] * 6]),
+    "a palette": (png(8, 3, bytes([0, 1]), PALETTE), [RED, (0, 0, 255)]),
+    "a palette with alpha": (png(8, 3, bytes([0, 1]), PALETTE, (b"tRNS", bytes([255, 0]))), [RED, WHITE]),
+    "16 bits of grey": (png(16, 0, words(0x1234, 0xFFFF)), [(0x12,) * 3, WHITE]),
+    "16 bits, a transparent grey": (png(16, 0, words(0x1200, 0x1201), (b"tRNS", words(0x1200))), [WHITE, (0x12,) * 3]),
+    "16 bits of grey, alpha": (png(16, 4, words(0x1234, 0xFFFF, 0, 0)), [(0x12,) * 3, WHITE]),
+    "16 bits of RGB": (png(16, 2, words(0x1234, 0x5678, 0x9ABC)), [(0x12, 0x56, 0x9A)]),
+    "16 bits, a transparent colour": (
+        png(16, 2, words(0x1234, 0x5678, 0x9ABC, 0xFFFF, 0, 0), (b"tRNS", words(0x1234, 0x5678, 0x9ABC))),
+        [WHITE, RED],
+    ),
+    "16 bits of RGB, alpha": (png(16, 6, words(0xFFFF, 0, 0, 0xFFFF, 0, 0, 0, 0)), [RED, WHITE]),
+    "EXIF behind the pixels": (png(8, 0, bytes([7, 8]), behind=(b"eXIf", exif(3).tobytes()[6:])), [(8,) * 3, (7,) * 3]),
+    "gAMA, which viewers differ in": (png(8, 0, bytes([90]), (b"gAMA", struct.pack(">I", 100_000))), [(90,) * 3]),
+}
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+def test_pixels_are_those_that_a_viewer_shows(kind: str) -> None:
+    data, truth = PIXELS[kind]
+    for pixels in (decode(data), pixels_of(Image.open(io.BytesIO(data)))):
+        assert pixels[:, 0].T.tolist() == [list(colour) for colour in truth]
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+PROFILES = {
+    "JPEG": (encoded(RGB, "JPEG", icc_profile=LINEAR), in_srgb(RGB, LINEAR)),
+    "sRGB's own": (encoded(RGB, "PNG", icc_profile=SRGB), RGB),
+    "grey JPEG": (encoded(GREY, "JPEG", icc_profile=LINEAR_GREY), in_srgb(GREY, LINEAR_GREY)),
+    "grey PNG with alpha": (encoded(GREY.convert("LA"), "PNG", icc_profile=LINEAR_GREY), in_srgb(GREY, LINEAR_GREY)),
+    "grey PNG with a profile of RGB": (
+        encoded(GREY, "PNG", icc_profile=SWAPPED),
+        in_srgb(GREY.convert("RGB"), SWAPPED),
+    ),
+    "palette": (encoded(GREY.convert("P"), "PNG", icc_profile=LINEAR), in_srgb(GREY.convert("RGB"), LINEAR)),
+    "16 bits": (
+        encoded(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257), "PNG", icc_profile=LINEAR_GREY),
+        in_srgb(GREY, LINEAR_GREY),
+    ),
+    "CMYK without one": (encoded(RGB.convert("CMYK"), "JPEG"), RGB),
+    "none": (encoded(RGB, "JPEG", icc_profile=b"no profile"), RGB),
+    "one cut short": (encoded(RGB, "PNG", icc_profile=SWAPPED[:200]), RGB),
+    "one of other pixels": (encoded(RGB, "JPEG", icc_profile=CMYK_PROFILE), RGB),
+    "XMP that turns": (encoded(RGB, "JPEG", xmp=XMP), RGB.transpose(Image.Transpose.ROTATE_270)),
+    "EXIF that turns nowhere": (encoded(RGB, "JPEG", exif=exif(77)), RGB),
+    "EXIF cut short": (encoded(RGB, "JPEG", exif=exif(6).tobytes()[:17]), RGB),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*EXIF")
+@pytest.mark.parametrize("kind", PROFILES)
+def test_metadata_count_where_a_viewer_heeds_them(kind: str) -> None:
+    data, truth = PROFILES[kind]
+    for pixels in (decode(data), pixels_of(Image.open(io.BytesIO(data)))):
+        assert pixels.shape[1:] == (truth.height, truth.width)
+        assert (pixels.int() - tensor(truth).int()).abs().float().mean() < 3
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "YCbCr", "HSV", "RGBX", "CMYK", "PA", "RGBa"])
+def test_pictures_of_pillow_in_other_modes(mode: str) -> None:
+    if mode.startswith("I;16"):
+        values = np.asarray(GREY).astype("<u2" if mode == "I;16" else ">u2") * 257
+        given = Image.frombytes(mode, GREY.size, values.astype("<u2" if mode == "I;16" else ">u2").tobytes())
+        assert torch.equal(pixels_of(given), tensor(GREY))
+    else:
+        given = (RGB.convert("RGBA") if mode == "RGBa" else GREY if mode == "PA" else RGB).convert(mode)
+        assert_alike(pixels_of(given), GREY if mode == "PA" else RGB, 3)
+
+
+@pytest.mark.parametrize("given", [GREY.convert("I"), GREY.convert("F"), Image.new("RGB", (0, 5))])
+def test_pictures_whose_white_nobody_knows_are_refused(given: Image.Image) -> None:
+    with pytest.raises(UnreadableImage, match=r"which value is white|no pixels"):
+        pixels_of(given)
+
+
+def test_the_size_is_that_of_the_picture_as_shown() -> None:
+    for orientation in range(1, 9):
+        with Image.open(io.BytesIO(encoded(RGB, "JPEG", exif=exif(orientation)))) as picture:
+            assert size_shown(picture) == ImageOps.exif_transpose(picture).size
+
+
+def test_a_thumbnail_is_small_and_absent_for_what_is_no_picture(tmp_path: Path) -> None:
+    Image.new("RGBA", (1200, 600), (200, 30, 30, 128)).save(tmp_path / "a.png", exif=exif(6))
+    with Image.open(io.BytesIO(thumbnail(tmp_path / "a.png", 240) or b"")) as image:
+        assert (image.format, image.size) == ("JPEG", (120, 240))
+    Image.new("1", (9000, 8000)).save(tmp_path / "huge.png")
+    Image.new("L", (90, 80)).save(tmp_path / "other.gif")
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
+    for name in ("huge.png", "other.gif", "cut.jpg", "none.jpg"):
+        assert thumbnail(tmp_path / name, 240) is None
+
+
+# --- no bytes let anything through but UnreadableImage ---------------------------------------------------
+
+CHUNKS = (
+    b"iCCP",
+    b"tRNS",
+    b"gAMA",
+    b"cHRM",
+    b"sRGB",
+    b"tEXt",
+    b"zTXt",
+    b"iTXt",
+    b"eXIf",
+    b"pHYs",
+    b"acTL",
+    b"fcTL",
+    b"PLTE",
+)
+
+
+def test_an_empty_profile_behind_the_pixels_is_no_bug() -> None:
+    """81 bytes that make Pillow raise IndexError."""
+    data = png(8, 2, bytes(3), behind=(b"iCCP", b""))
+    assert len(data) < 90
+    with pytest.raises(UnreadableImage):
+        decode(data)
+
+
+def test_odd_chunks_give_a_picture_or_the_one_error() -> None:
+    rng, readable = random.Random(0), 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(400):
+            depth, kind = rng.choice((1, 8, 16)), rng.choice((0, 2, 3, 4, 6))
+            odd = [(rng.choice(CHUNKS), rng.randbytes(rng.choice((0, 1, 4, 8, 30)))) for _ in range(rng.randrange(3))]
+            behind = (rng.choice(CHUNKS), rng.randbytes(rng.choice((0, 1, 30))))
+            try:
+                readable += decode(png(depth, kind, bytes(48), *odd, behind=behind)).shape[0] == 3
+            except UnreadableImage:
+                continue
+    assert 50 < readable < 350
+
+
+def test_damaged_metadata_cost_no_picture() -> None:
+    rng = random.Random(0)
+    whole = encoded(RGB, "JPEG", exif=exif(6), icc_profile=SWAPPED)
+    start, end = whole.index(b"Exif"), whole.index(b"\xff\xdb")
+    for _ in range(60):
+        broken = bytearray(whole)
+        for _ in range(3):
+            broken[rng.randrange(start + 6, end)] = rng.randrange(256)
+        try:
+            assert sorted(decode(bytes(broken)).shape) == [3, HEIGHT, WIDTH]
+        except UnreadableImage:  # a marker's length was hit
+            continue
