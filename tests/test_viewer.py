@@ -5,11 +5,14 @@ The oracle is Pillow: ImageOps.exif_transpose, ImageCms and alpha_composite.
 
 import base64
 import io
+import json
 import random
+import shutil
 import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +22,24 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from clipcoco.api.model import _pixels
+from clipcoco.assemble import assemble
+from clipcoco.conduct import _versions, changed_versions
+from clipcoco.config.load import load_config
+from clipcoco.config.schema import Config
+from clipcoco.data.captions import read_captions
 from clipcoco.data.images import decode, evaluation_view, pixels_of, read, training_view
+from clipcoco.data.manifest import copies_manifest
+from clipcoco.data.sources import Source, choose_source
 from clipcoco.data.viewer import UnreadableImage, size_shown, thumbnail
-from clipcoco.prepare.resize import reduced
+from clipcoco.engine.device import choose_device
+from clipcoco.engine.features import feature_key
+from clipcoco.prepare.check import verify
+from clipcoco.prepare.own import Adopted, adopt
+from clipcoco.prepare.resize import make_copies, reduced
 from clipcoco.report.thumbnails import thumbnails
 from clipcoco.search import page, query
 from clipcoco.search.galleries import folder_gallery
-from clipcoco.search.models import Towers
+from clipcoco.search.models import Towers, open_folder
 
 WIDTH, HEIGHT = 96, 64
 ACROSS, DOWN = np.linspace(20, 235, WIDTH)[None], np.linspace(235, 20, HEIGHT)[:, None]
@@ -361,3 +375,108 @@ def test_damaged_metadata_cost_no_picture() -> None:
             assert sorted(decode(bytes(broken)).shape) == [3, HEIGHT, WIDTH]
         except UnreadableImage:  # a marker's length was hit
             continue
+
+
+# --- a view has a number ---------------------------------------------------------------------------------
+
+
+def settings(root: Path, *changes: str) -> Config:
+    whole = ["data.train_fraction=1", "data.val_fraction=1"]
+    return load_config("small", overrides=[f"data.root={root}", *whole, *changes]).config
+
+
+def test_copies_of_an_earlier_view_are_made_anew_and_serve_runs_of_their_time_alone(
+    scenes: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(scenes, tmp_path / "data")
+    data = settings(tmp_path / "data", "data.image_size=32", "data.prepared_size=40").data
+    table = read_captions(tmp_path / "data", "val2017")
+    copies = make_copies(tmp_path / "data", table.files, 40, lambda progress: None)
+    assert choose_source(data, [table])[0].name == "prepared-40"
+    manifest = copies_manifest(tmp_path / "data", 40)
+    first, *others = manifest.read_text().splitlines(keepends=True)
+    earlier = {key: value for key, value in json.loads(first).items() if key != "view"}
+    manifest.write_text("".join([json.dumps(earlier) + "\n", *others]))
+    source, _ = choose_source(data, [table])
+    assert (source.name, "prepare-data" in source.why) == ("originals", True)
+    assert choose_source(data, [table], "prepared-40")[0].name == "prepared-40"
+    assert make_copies(tmp_path / "data", table.files, 40, lambda progress: None) == copies
+    assert choose_source(data, [table])[0].name == "prepared-40"
+
+
+def test_features_indexes_and_runs_know_their_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = feature_key(settings(tmp_path), "0" * 64, "float32", Source("originals", "", ""), training=False)
+    assert key.path(tmp_path, "val2017") != replace(key, view=1).path(tmp_path, "val2017")
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"text_cfg": {}}}')
+    now = open_folder(f"local-dir:{tmp_path}").key
+    monkeypatch.setattr("clipcoco.search.models.VIEW", 1)
+    assert open_folder(f"local-dir:{tmp_path}").key != now
+    device = choose_device("cpu", "float32")
+    versions = _versions(device)
+    assert changed_versions({"versions": versions}, device) == []
+    del versions["view"]
+    assert changed_versions({"versions": versions}, device) == ["view 1 -> 2"]
+
+
+# --- one's own pictures ----------------------------------------------------------------------------------
+
+
+def adopted(tmp_path: Path, names: list[str]) -> Adopted:
+    (tmp_path / "captions.csv").write_text("image,caption\n" + "".join(f"{name},picture {name}\n" for name in names))
+    return adopt(tmp_path / "captions.csv", tmp_path / "mine", tmp_path / "root", report=lambda progress: None)
+
+
+def test_own_pictures_have_the_size_that_a_viewer_shows_and_pass_the_check(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for orientation in range(1, 9):
+        RGB.save(tmp_path / "mine" / f"{orientation}.{'png' if orientation % 2 else 'jpg'}", exif=exif(orientation))
+    adopted(tmp_path, sorted(path.name for path in (tmp_path / "mine").iterdir()))
+    for split in ("train2017", "val2017"):
+        table = read_captions(tmp_path / "root", split)
+        for file, size in zip(table.files, table.sizes.tolist(), strict=True):
+            lies = int(Path(file).stem) >= 5
+            assert size == ([HEIGHT, WIDTH] if lies else [WIDTH, HEIGHT])
+        assert verify(table, table, (0, 0), 256, lambda progress: None).problems == 0
+
+
+def test_pictures_that_use_a_corner_of_their_16_bits_are_told_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    names = [f"{number}.png" for number in range(6)]
+    for number, name in enumerate(names):
+        white = 4080 if number < 4 else 65_000  # 12 of 16 bits, or nearly all
+        deep = Image.fromarray((np.asarray(GREY) / 255 * white).astype(np.uint16))
+        (deep if number < 5 else GREY).save(tmp_path / "mine" / name)
+    (tmp_path / "mine" / names[3]).write_bytes(png(16, 6, words(4080, 0, 0, 0xFFFF, 0, 4000, 0, 0xFFFF)))
+    said = "4 of 6 pictures have 16 bits a channel and are nowhere brighter than 6 % of white"
+    assert [note for note in adopted(tmp_path, names).notes if said in note]
+    told = assemble(settings(tmp_path / "root", "train.batch_size=2"), "cpu", "float32", None).warnings
+    assert [note for note in told if "pictures have 16 bits a channel" in note]
+
+
+HELPERS = [
+    "@eaDir/p.jpg",
+    "#recycle",
+    "$RECYCLE.BIN/S-1-5",
+    "System Volume Information",
+    "__MACOSX/a",
+    "lost+found",
+    "2024/LOST.DIR",
+    "@Recycle",
+    "Lightroom Previews.lrdata/0",
+    "My.photoslibrary/resources/derivatives",
+    "FOUND.000",
+]
+
+
+def test_helper_folders_of_systems_hold_no_pictures_of_the_person(tmp_path: Path) -> None:
+    mine = ["a.jpg", "recycle/a.jpg", "@home/a.jpg", "My.photoslibrary/originals/a.jpg", "previews/a.jpg"]
+    theirs = [f"{folder}/a.jpg" for folder in HELPERS]
+    for name in (*mine, *theirs):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        RGB.save(tmp_path / "mine" / name)
+    gallery = folder_gallery(tmp_path / "mine")
+    assert [item.name for item in gallery.items] == sorted(mine)
+    assert gallery.notes == (f"{len(HELPERS)} of the system's own folders left out: first #recycle",)
+    assert [item.name for item in folder_gallery(tmp_path / "mine/#recycle").items] == ["a.jpg"]  # asked for by name
+    notes = adopted(tmp_path, [*mine, *theirs[:4]]).notes
+    assert [note for note in notes if note.startswith("4 of 9 images lie in folders that a system keeps")]
