@@ -13,6 +13,7 @@ from torch import Tensor
 from clipcoco.engine import recall
 from clipcoco.engine.recall import RecallTable, chance_levels, folds_table, ranks, recall_table
 from clipcoco.errors import ExitCode, NumericError
+from clipcoco.events import Event, Progress
 
 
 @pytest.fixture(autouse=True)
@@ -256,6 +257,13 @@ def test_the_gradient_is_left_out() -> None:
     image, text, owners = random_case(6, 5, (2,))
     assert not ranks(image.requires_grad_(), text.requires_grad_(), owners).i2t.requires_grad
     assert recall_table(image, text, owners).captions == 10
+
+
+def test_a_large_gallery_shows_how_far_the_ranking_is() -> None:
+    image, text, owners = random_case(6, 1200, (5,))
+    told: list[Event] = []
+    ranks(image, text, owners, told.append)
+    assert told == [Progress("rank", done, 9) for done in range(9)]  # tiles of 512 images and 2,560 captions
 
 
 def test_embeddings_that_are_not_finite_are_refused() -> None:
