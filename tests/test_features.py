@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from filelock import FileLock
 
 from clipcoco.assemble import Assembled, assemble, backbone_features, build_training
 from clipcoco.config.load import load_config
@@ -28,6 +27,7 @@ from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import start_epoch, train_step
 from clipcoco.errors import DataError
 from clipcoco.events import Progress
+from clipcoco.locks import lock
 from clipcoco.prepare.resize import make_copies
 from clipcoco.run import start
 from conftest import TOY
@@ -298,10 +298,10 @@ def test_a_disk_that_is_gone_is_an_error_and_not_remembered(data, weights, monke
 
 
 def test_another_run_that_fills_them_is_waited_for_and_told_of(data, weights):
+    cached(*parts_of(data, weights, "data.train_fraction=0.5"))
     parts, model = parts_of(data, weights)
-    cached(parts, model)
     told: list[str] = []
-    with FileLock(next((data / ".clipcoco").glob("features-*-train2017.lock"))):
+    with lock(next((data / ".clipcoco").glob("features-*-train2017.lock"))):
         waited = cached(parts, model, lambda event: told.append(event.message), stop=lambda: "a test" if told else None)
     assert waited is None
     assert len(told) == 1

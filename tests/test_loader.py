@@ -117,6 +117,6 @@ def test_evaluation_refuses_an_unreadable_image(scenes, tmp_path):
 
 
 def test_workers_are_chosen_with_a_reason():
-    assert choose_workers(3, "cpu") == (3, "asked for")
-    assert choose_workers("auto", "cpu")[0] == 0
-    assert 1 <= choose_workers("auto", "cuda")[0] <= 8
+    assert choose_workers(3, "cpu", 32, 8) == (3, "asked for")
+    assert choose_workers("auto", "cpu", 32, 8)[0] == 0
+    assert 1 <= choose_workers("auto", "cuda", 32, 8)[0] <= 8

@@ -13,7 +13,7 @@ from clipcoco.config.derive import Derived, count_parameters, derive, resolve_fr
 from clipcoco.config.schema import BACKBONES, Config
 from clipcoco.data.captions import CaptionTable, overlap, read_captions
 from clipcoco.data.features import Features
-from clipcoco.data.loader import TrainingLoader
+from clipcoco.data.loader import EVALUATION_BATCH, TrainingLoader
 from clipcoco.data.presence import check_files
 from clipcoco.data.sources import ORIGINALS, Source, choose_source
 from clipcoco.data.tokenizer import Tokenizer
@@ -111,7 +111,9 @@ def assemble(
     check_files(val_table, get_them=get_them)
     if tokenizer is None:
         tokenizer = Tokenizer.train(train_table.captions, config.model.text.vocab_size)
-    workers, why = choose_workers(config.data.workers, device.device.type)
+    views = 1 + (config.data.cached_crops if derived.frozen_epochs else 0)
+    largest = max(config.train.batch_size, EVALUATION_BATCH * views)
+    workers, why = choose_workers(config.data.workers, device.device.type, config.data.image_size, largest)
     both = overlap(train_table, val_table)
     warnings = [*train_table.notes, *val_table.notes]
     if note := too_dark(root / file for file in train_table.files[:_LOOKED_AT]):
@@ -194,6 +196,7 @@ def build_training(
             config.seed,
             parts.workers,
             pin_memory=device.device.type == "cuda",
+            stop=stop,
         ),
         features=cached.train if cached else None,
         evaluate=evaluate,

@@ -8,6 +8,7 @@ from typing import Any
 
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.presence import check_files
 from clipcoco.data.sources import choose_source
 from clipcoco.data.workers import choose_workers
@@ -61,7 +62,7 @@ def evaluate_checkpoint(
     check_files(table)
     tokens = model_file.tokenizer.encode(table.captions, model_file.config.model.text.context_length)
     _check_protocols(protocols, len(table.files))
-    workers, _ = choose_workers(data.workers, device.device.type)
+    workers, _ = choose_workers(data.workers, device.device.type, data.image_size, EVALUATION_BATCH)
     model = device.place(model_file.model)
     embeddings = embed(model, Split(data, table, tokens, workers), device, report, stop=lambda: None)
     assert embeddings is not None, "only a stop gives none"

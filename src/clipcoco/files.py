@@ -1,20 +1,57 @@
 """Files that are whole or absent: written beside, synced, then renamed into place."""
 
+import ctypes
+import errno
+import glob
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+FULL = {errno.ENOSPC, errno.EDQUOT}  # what a disk answers where freeing space helps
+
+# What folders answer that can't be synced: some network, FUSE and virtual machines' shares. Files there can.
+_UNSYNCED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
+    """Make renames inside `folder` survive a power cut, where the file system can promise it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSYNCED:
+            raise
     finally:
         os.close(descriptor)
+
+
+def sync_volume(folder: Path) -> None:
+    """Put all that was written to the volume of `folder` on the disk, for where syncing each file takes too long."""
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None:  # macOS
+        os.sync()
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if syncfs(descriptor) and (code := ctypes.get_errno()) not in _UNSYNCED:
+            raise OSError(code, os.strerror(code), str(folder))
+    finally:
+        os.close(descriptor)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that nobody else takes: two containers on one volume may have the same process ids."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what writing `path` left when it was killed; nobody else may be writing it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def write_temporary(path: Path, write: Callable[[BinaryIO], object]) -> Path:
@@ -22,7 +59,7 @@ def write_temporary(path: Path, write: Callable[[BinaryIO], object]) -> Path:
 
     Nothing is left behind when `write` fails.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -37,8 +74,17 @@ def write_temporary(path: Path, write: Callable[[BinaryIO], object]) -> Path:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content` in one step: a reader sees the old file or the new one, whole."""
     data = content.encode() if isinstance(content, str) else content
-    os.replace(write_temporary(path, lambda file: file.write(data)), path)
+    take_name(write_temporary(path, lambda file: file.write(data)), path)
     sync_folder(path.parent)
+
+
+def take_name(temporary: Path, path: Path) -> None:
+    """Rename in one step; nothing is left behind when that fails."""
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -57,7 +103,11 @@ def link(source: Path, target: Path) -> bool:
         except OSError:
             continue
         return make is os.symlink
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    take_name(copy_beside(source, target), target)
     return False
+
+
+def copy_beside(source: Path, target: Path) -> Path:
+    """A copy of `source` beside `target`, on the disk; gives its name."""
+    with open(source, "rb") as content:
+        return write_temporary(target, lambda file: shutil.copyfileobj(content, file))

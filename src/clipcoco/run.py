@@ -24,7 +24,7 @@ from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Stop, Training, start_epoch, train_step
 from clipcoco.errors import CheckpointError, ConfigError
 from clipcoco.events import Report, RunEnded
-from clipcoco.files import write_atomically
+from clipcoco.files import remove_leftovers, write_atomically
 from clipcoco.model_file import open_model
 from clipcoco.prepare.scenes import draw_scenes
 from clipcoco.rundir import RunDir, check_name, create
@@ -234,6 +234,8 @@ def resume(
     make_deterministic(config.seed, parts.device.device)
     with stopping() as stop:
         checkpoint.remove_leftovers(run.checkpoints)
+        for path in (run.path / "status.json", run.metrics, run.config):
+            remove_leftovers(path)
         if changes:
             write_atomically(run.config, dump(load_config(file=run.config, overrides=changes)))
         return run, conduct(run, parts, saved.model, state, content, report(run), stop)

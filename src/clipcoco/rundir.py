@@ -6,16 +6,15 @@ import re
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from clipcoco.config.load import preset_names
 from clipcoco.errors import CheckpointError, ConfigError, EnvironmentProblem
 from clipcoco.files import write_json
+from clipcoco.locks import Held, lock
 
 
 @dataclass(frozen=True)
@@ -77,21 +76,19 @@ class RunDir:
         write_json(self.path / "status.json", {**self.status(), **changes})
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """One process at a time; the system takes the lock back when its holder dies."""
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise EnvironmentProblem(
-                f"run {self.name} is at work in another process (.lock). Wait for it, or stop it with Ctrl-C there"
-            ) from None
-        except OSError as error:
-            raise EnvironmentProblem(f"run {self.name} can't be locked: {error.strerror} (.lock)") from error
-        try:
-            yield
-        finally:
-            lock.release()
+    def lock(self) -> Iterator[str]:
+        """One process at a time; gives a line to tell where the file system has no locks, else ""."""
+        with ExitStack() as stack:
+            try:
+                note = stack.enter_context(lock(self.path / ".lock"))
+            except Held as holder:
+                raise EnvironmentProblem(
+                    f"run {self.name} is at work in another process{f', {holder}' if str(holder) else ''} (.lock). "
+                    f"Wait for it, or stop it with Ctrl-C there"
+                ) from None
+            except OSError as error:
+                raise EnvironmentProblem(f"run {self.name} can't be locked: {error.strerror} (.lock)") from error
+            yield note
 
 
 def create(runs_dir: Path, preset: str, name: str | None) -> RunDir:

@@ -34,7 +34,6 @@ PACKAGES = (
     "rich",
     "pydantic",
     "pyyaml",
-    "filelock",
     "httpx2",
 )
 EXTRAS = ("open_clip_torch", "timm", "safetensors", "onnx", "onnxscript", "onnxruntime")

@@ -1,9 +1,7 @@
 """How a run stands, from its small files alone: no torch, and whatever a killed or strange process left there."""
 
 import contextlib
-import fcntl
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipcoco.config.load import load_config
 from clipcoco.errors import ConfigError, ExitCode
+from clipcoco.locks import is_held
 from clipcoco.rows import EvaluationRow
 from clipcoco.rundir import RunDir
 
 Count = Annotated[int, Field(ge=0, le=10**12)]
 Clock = Annotated[float, Field(ge=0, le=10**11)]  # seconds: neither of these overflows what it is put into
+_LATELY = 600.0  # seconds
 
 
 class _Best(BaseModel):
@@ -122,7 +122,7 @@ def _read_status(run: RunDir) -> tuple[_Status | None, float]:
 def _state(run: RunDir, status: _Status | None) -> str:
     if status is None:
         return "damaged" if (run.path / "status.json").exists() else "half-made"
-    if status.state in ("", "running") and _is_locked(run):
+    if status.state in ("", "running") and _is_at_work(run):
         return "running" if status.state else "starting"
     if not run.config.is_file():
         return "damaged" if status.state else "half-made"
@@ -133,19 +133,13 @@ def _state(run: RunDir, status: _Status | None) -> str:
     return names.get(status.state, "damaged")
 
 
-def _is_locked(run: RunDir) -> bool:
-    """Whether a process holds the run; asked by a shared lock, given back at once."""
-    try:
-        file = os.open(run.path / ".lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except OSError:  # held; or a file system without locks, and then its status is all there is
-        return True
-    finally:
-        os.close(file)
+def _is_at_work(run: RunDir) -> bool:
+    """Whether a process holds the run; on a file system without locks, whether it was heard of lately."""
+    held = is_held(run.path / ".lock")
+    if held is not None:
+        return held
+    changed = [path.stat().st_mtime for path in (run.metrics, run.path / "status.json") if path.exists()]
+    return time.time() - max(changed, default=0.0) < _LATELY
 
 
 def _read_metrics(run: RunDir) -> tuple[list[EvaluationRow], int]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -38,9 +38,9 @@ class FeatureKey:
     width: int  # F, of one view
     view: int = VIEW  # of the pictures
 
-    def path(self, root: Path, split: str) -> Path:
+    def path(self, folder: Path, split: str) -> Path:
         digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
-        return root / ".clipcoco" / f"features-{self.backbone}-{digest[:12]}-{split}.f16"
+        return folder / f"features-{self.backbone}-{digest[:12]}-{split}.f16"
 
     @property
     def views(self) -> int:
@@ -66,7 +66,10 @@ class Features:
 
 
 class FeatureFile:
-    """The rows that are whole. `missing` says what to compute, `append` and `save` keep it, `features` reads it."""
+    """The rows that are whole. `missing` says what to compute, `append` and `save` keep it, `features` reads it.
+
+    Until `append` nothing is written, and what was read stays mapped, whatever another process does to the file.
+    """
 
     def __init__(self, path: Path, key: FeatureKey) -> None:
         self.path, self.key = path, key
@@ -74,7 +77,7 @@ class FeatureFile:
         self.stamps: list[str] = []  # of each row: which bytes the image had
         self.unreadable: list[int] = []
         self.note = ""  # why what was there is of no use
-        self._digest = hashlib.sha256()
+        self._digest, self._rows = hashlib.sha256(), np.empty(0, np.float16)
         index = self._read_index()
         if index and self._matches(index):
             self.images = {image: row for row, image in enumerate(index["images"])}
@@ -83,10 +86,8 @@ class FeatureFile:
             self._begin_anew()
 
     def _begin_anew(self) -> None:
-        """As a new file: another run may be training from the old one, and keeps what it has mapped."""
         self.images, self.stamps, self.unreadable = {}, [], []
-        self._digest = hashlib.sha256()
-        self.path.unlink(missing_ok=True)
+        self._digest, self._rows = hashlib.sha256(), np.empty(0, np.float16)
 
     def missing(self, table: CaptionTable, stamps: Sequence[str]) -> list[int]:
         """Rows of the table that are not there. When an image is another one than before, all are."""
@@ -101,7 +102,9 @@ class FeatureFile:
         """float16 (B,V,F). On the disk for good only after `save`."""
         assert rows.shape == (len(images), self.key.views, self.key.width)
         data = np.ascontiguousarray(rows, dtype=np.float16).tobytes()
-        with open(self.path, "r+b" if self.path.exists() else "w+b") as file:
+        if not self.stamps:  # anew: another run may be training from the old file, and keeps what it has mapped
+            self.path.unlink(missing_ok=True)
+        with open(self.path, "r+b" if self.stamps else "xb") as file:
             file.seek(len(self.stamps) * self.key.row_bytes)
             file.write(data)
             file.truncate()
@@ -123,13 +126,15 @@ class FeatureFile:
         write_json(self._index, index)
 
     def features(self, table: CaptionTable) -> Features:
-        shape = (len(self.stamps), self.key.views, self.key.width)
         broken = set(self.unreadable)
         return Features(
-            np.memmap(self.path, dtype=np.float16, mode="r", shape=shape),
+            self._rows if len(self._rows) == len(self.stamps) else self._mapped(self.path, len(self.stamps)),
             np.array([self.images[image] for image in table.image_ids.tolist()], dtype=np.int64),
             np.array([image not in broken for image in table.image_ids.tolist()]),
         )
+
+    def _mapped(self, file: Path | BinaryIO, rows: int) -> np.ndarray:
+        return np.memmap(file, dtype=np.float16, mode="r", shape=(rows, self.key.views, self.key.width))
 
     @property
     def _index(self) -> Path:
@@ -155,6 +160,8 @@ class FeatureFile:
                 while left and (chunk := file.read(min(left, _CHUNK))):
                     self._digest.update(chunk)
                     left -= len(chunk)
+                if not left and index["stamps"]:
+                    self._rows = self._mapped(file, len(index["stamps"]))
         except OSError:
             left = 1
         if left or self._digest.hexdigest() != index["sha256"]:

@@ -3,7 +3,7 @@
 Letters: B images, H and W pixels, L tokens. A sample is an image with one of its captions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,9 +128,10 @@ class TrainingLoader:
         seed: int,
         workers: int,
         pin_memory: bool,
+        stop: Callable[[], object] = lambda: None,
     ) -> None:
-        """`tokens`: int32 (M,context), one row a caption of `table`."""
-        self.table = table
+        """`tokens`: int32 (M,context), one row a caption of `table`. `stop` is asked while a worker is waited for."""
+        self.table, self.stop = table, stop
         self.tokens = torch.from_numpy(tokens)
         self.lengths = (self.tokens != PAD).sum(dim=1)
         self.steps_per_epoch = len(table.files) // batch_size
@@ -139,13 +140,13 @@ class TrainingLoader:
         self._loader = image_loader(self._images, workers, pin_memory, batch_sampler=self._batches, keep=True)
 
     def epoch(self, epoch: int, start: int = 0, features: Features | None = None) -> Iterator[Batch]:
-        """The batches of `epoch` (from 0), from number `start` on; of `features` where there are any.
+        """The batches of `epoch` (from 0), from number `start` on, or until a stop; of `features` where there are any.
 
         These show the same images with the same captions, each in one of the views that are kept.
         """
         self._batches.epoch, self._batches.start = epoch, start
         cached = (self._cached(features, keys) for keys in self._batches) if features else None
-        samples = cached or guarded(self._loader)
+        samples = cached or guarded(self._loader, self.stop)
         for images, rows, captions, replaced in samples:
             if (captions < 0).any():
                 file = self.table.files[int(replaced[captions < 0][0])]
@@ -185,10 +186,16 @@ def _next_readable(features: Features, asked: int) -> int:
     raise DataError("no image of the training set can be read (data.root). Is the folder whole?")
 
 
-def evaluation_images(config: DataConfig, table: CaptionTable, workers: int, pin_memory: bool) -> Iterator[Tensor]:
-    """All images of the table in its order, uint8 (B,3,H,W), B = EVALUATION_BATCH but for the last."""
+def evaluation_images(
+    config: DataConfig,
+    table: CaptionTable,
+    workers: int,
+    pin_memory: bool,
+    stop: Callable[[], object] = lambda: None,
+) -> Iterator[Tensor]:
+    """All images of the table in its order, or until a stop: uint8 (B,3,H,W), B = EVALUATION_BATCH but for the last."""
     rows = range(len(table.files))
-    for images, broken in evaluation_views(table, rows, config.image_size, workers, pin_memory, Crops()):
+    for images, broken in evaluation_views(table, rows, config.image_size, workers, pin_memory, Crops(), stop):
         if broken:
             raise DataError(
                 f"{table.folder / table.files[broken[0]]} can't be read, and recall over the rest would "
@@ -198,10 +205,16 @@ def evaluation_images(config: DataConfig, table: CaptionTable, workers: int, pin
 
 
 def evaluation_views(
-    table: CaptionTable, rows: Sequence[int], size: int, workers: int, pin_memory: bool, crops: Crops
+    table: CaptionTable,
+    rows: Sequence[int],
+    size: int,
+    workers: int,
+    pin_memory: bool,
+    crops: Crops,
+    stop: Callable[[], object] = lambda: None,
 ) -> Iterator[tuple[Tensor, list[int]]]:
     """These images of the table, each with its crops behind it, uint8 (B,1+C,3,H,W), and which rows of the table
-    are black since they can't be read."""
+    are black since they can't be read; until a stop."""
     dataset = _EvaluationImages(table, rows, size, crops)
-    for images, unreadable in guarded(image_loader(dataset, workers, pin_memory, batch_size=EVALUATION_BATCH)):
+    for images, unreadable in guarded(image_loader(dataset, workers, pin_memory, batch_size=EVALUATION_BATCH), stop):
         yield images, unreadable[unreadable >= 0].tolist()

@@ -1,12 +1,21 @@
-"""The processes that decode images: started deaf to signals, never left behind, their death told in one line."""
+"""The processes that decode images: started deaf to signals, never waited for in vain, their death told in one line."""
 
 import multiprocessing
 import os
+import resource
+import shutil
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +26,10 @@ from clipcoco.errors import EnvironmentProblem
 
 # A worker and its helpers outlive a signal to the process group: only the main process decides.
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
+_LOOK_SECONDS = 0.2  # between two looks at a signal while a batch is waited for
+_PATIENCE_SECONDS = 600.0  # for one batch: a disk that answers no more
+_AHEAD = 2  # batches that a worker keeps ready
+_ADVICE = "Lower --set data.workers, 0 needs none"
 
 
 def image_loader(
@@ -37,17 +50,19 @@ def image_loader(
         batch_size=1 if batch_sampler else batch_size,
         batch_sampler=batch_sampler,
         num_workers=workers,
+        prefetch_factor=_AHEAD if workers else None,
         multiprocessing_context=context,
         persistent_workers=keep and workers > 0,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_with_parent,
+        worker_init_fn=_begin_worker,
         # Its own: otherwise every epoch draws from the global stream, and workers would change dropout.
         generator=torch.Generator(),
     )
 
 
-def _leave_with_parent(worker: int) -> None:
-    """A killed run must leave no workers behind; torch's own watchdog sees only the fork server, which lives on."""
+def _begin_worker(worker: int) -> None:
+    """Leave with the parent: a killed run must leave no workers behind; torch's own watchdog sees only the fork
+    server, which lives on. And leave when a batch can't be sent: it would be waited for."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -56,47 +71,141 @@ def _leave_with_parent(worker: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    Queue._on_queue_feeder_error = staticmethod(lambda error, batch: os._exit(1))  # type: ignore[attr-defined]
 
 
-def guarded(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The loader's batches; a worker that dies is one line and not a traceback."""
-    with _signals_held_back(loader.num_workers > 0):
-        iterator = iter(loader)
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
+def guarded(loader: DataLoader[Any], stop: Callable[[], object]) -> Iterator[Any]:
+    """The loader's batches, or those until `stop()` names a reason while one is waited for.
+
+    A thread waits, so that a worker that hangs can't make us deaf. Raises EnvironmentProblem for a worker that dies,
+    finds no room, or gives nothing for ten minutes.
+    """
+    if not loader.num_workers:
+        yield from loader
+        return
+    device = torch.cuda.current_device() if loader.pin_memory else None
+    others, end, iterator, whole = set(multiprocessing.active_children()), object(), None, False
+    pool = ThreadPoolExecutor(1)
+    try:
+        if not _came(opened := pool.submit(_open, loader, device), stop):
             return
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
-                raise
+        iterator = _got(opened)
+        while _came(coming := pool.submit(next, iterator, end), stop):
+            if (batch := _got(coming)) is end:
+                whole = True
+                return
+            yield batch
+    finally:
+        if not whole:
+            kept: Any = iterator if loader._iterator is None else loader._iterator
+            _kill(set(multiprocessing.active_children()) - others if kept is None else kept._workers)
+            loader._iterator = None  # to be started anew
+        pool.shutdown(wait=False)
+
+
+def _open(loader: DataLoader[Any], device: int | None) -> Any:
+    """Start the workers, or wake those that were kept."""
+    if device is not None:
+        torch.cuda.set_device(device)  # is the thread's: where batches are pinned
+    known = loader._iterator
+    with _starting():
+        iterator: Any = iter(loader)
+    if iterator is not known:  # at the exit multiprocessing would wait for them, and they are deaf to its SIGTERM
+        Finalize(iterator, _kill, (iterator._workers,), exitpriority=1)
+    return iterator
+
+
+def _kill(workers: Iterable[BaseProcess]) -> None:
+    """A worker that hangs is deaf to all else."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+
+
+def _came(future: Future[Any], stop: Callable[[], object]) -> bool:
+    """Wait for it; False when stopped meanwhile."""
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while not wait([future], _LOOK_SECONDS).done:
+        if stop():
+            return False
+        if time.monotonic() > end:
+            raise EnvironmentProblem(
+                f"the data workers have given nothing for {_PATIENCE_SECONDS / 60:.0f} minutes (data.root). "
+                f"Is the disk there that holds the images?"
+            )
+    return True
+
+
+def _got(future: Future[Any]) -> Any:
+    """What came of it; the end of a worker is one line and not a traceback."""
+    try:
+        return future.result()
+    except (RuntimeError, OSError, EOFError, MemoryError) as error:
+        text = str(error)
+        if "in DataLoader worker process" in text:  # raised there; its last line says what
+            said = text.strip().splitlines()[-1]
+            raise EnvironmentProblem(f"a data worker failed: {said} (data.workers). {_ADVICE}") from error
+        if isinstance(error, OSError | EOFError) and not isinstance(error, ConnectionError | FileNotFoundError):
+            said = (
+                f"data workers can't be started or reached: {getattr(error, 'strerror', None) or type(error).__name__}"
+            )
+            raise EnvironmentProblem(f"{said} (data.workers). {_ADVICE}") from error
+        if isinstance(error, OSError) or "DataLoader worker (pid" in text:
             raise EnvironmentProblem(
                 "a data worker died, perhaps for want of memory or of shared memory (data.workers). "
                 "Lower --set data.workers, 0 needs neither"
             ) from error
-        yield batch
+        raise
 
 
 @contextmanager
-def _signals_held_back(needed: bool) -> Iterator[None]:
-    """Processes started inside inherit blocked signals; those sent to us meanwhile come afterwards."""
-    if not needed:
-        yield
-        return
+def _starting() -> Iterator[None]:
+    """Processes started inside inherit blocked signals, and don't run the caller's script again.
+
+    Signals sent to us meanwhile come afterwards. What a worker needs is in our modules, but the start method imports
+    the file of `__main__` where one is named: a script without a guard would train in every worker.
+    """
+    main = sys.modules["__main__"]
+    named: dict[str, Any] = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         resource_tracker.ensure_running()  # unblocks SIGINT and SIGTERM behind itself, so it must come first
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        vars(main).pop("__file__", None)
+        main.__spec__ = None
         yield
     finally:
+        vars(main).update(named)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def choose_workers(asked: int | str, device_type: str) -> tuple[int, str]:
-    """The number of decoding processes, with the reason that is printed."""
+def choose_workers(asked: int | str, device_type: str, size: int, batch: int) -> tuple[int, str]:
+    """The number of decoding processes, with the reason that is printed, for batches of at most `batch` images.
+
+    Raises EnvironmentProblem where the system has no room for those asked for: they would die of it later.
+    """
+    most, limit = _room(3 * size**2 * batch)
     if isinstance(asked, int):
+        if asked > most:
+            raise EnvironmentProblem(
+                f"there is no room for {asked} data workers: {limit} (data.workers). Raise it, or set {most}"
+            )
         return asked, "asked for"
     if device_type == "cpu":
         return 0, "on a CPU the step needs the cores"
     cores = usable_cores()
-    return min(8, max(1, cores - 1)), f"{cores} core{'s' * (cores > 1)}"
+    wanted = min(8, max(1, cores - 1))
+    return (most, limit) if wanted > most else (wanted, f"{cores} core{'s' * (cores > 1)}")
+
+
+def _room(batch_bytes: int) -> tuple[int, str]:
+    """How many workers the shared memory and the limit of open files allow, and which of them is the narrower."""
+    shared, files = Path("/dev/shm"), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    limits = []
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free
+        limits.append((free // (_AHEAD * batch_bytes), f"/dev/shm has {free / 2**20:,.1f} MiB free"))
+    if files != resource.RLIM_INFINITY:
+        opened = len(os.listdir("/dev/fd")) + 32  # beside ours what starting them needs
+        limits.append((max(0, files - opened) // 8, f"{files:,} files may be open (ulimit -n)"))
+    return min(limits, default=(2**31, ""))

@@ -4,7 +4,6 @@ In the folder lie `last.pt`, `previous.pt`, `best.pt` and `epoch_NNN.pt`. Before
 old one becomes `previous`, so at every instant a whole file is there; the newest valid step wins.
 """
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -17,7 +16,7 @@ import torch
 
 from clipcoco.engine.plain_parts import checked
 from clipcoco.errors import CheckpointError, EnvironmentProblem
-from clipcoco.files import sync_folder, write_temporary
+from clipcoco.files import FULL, copy_beside, sync_folder, take_name, temporary_name, write_temporary
 
 FORMAT = 1
 
@@ -39,9 +38,11 @@ def save(folder: Path, content: dict[str, Any], *, best: bool, epoch: int | None
         if isinstance(error.__context__, KeyboardInterrupt):  # and a second Ctrl-C too
             raise KeyboardInterrupt from error
         free = f", {shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free there" if folder.is_dir() else ""
+        full = not isinstance(error, OSError) or error.errno in FULL
+        advice = "Free space" if full else "See to the disk"
         raise EnvironmentProblem(
             f"the checkpoint can't be written to {folder}{free}: "
-            f"{str(error).splitlines()[0]}. Free space, then go on with clipcoco resume"
+            f"{str(error).splitlines()[0]}. {advice}, then go on with clipcoco resume"
         ) from error
     finally:
         if temporary is not None:
@@ -128,14 +129,12 @@ def _check_sums(path: Path) -> None:
 
 def _link(source: Path, target: Path) -> None:
     """`target` becomes the same file, or a copy where the file system has no hard links, in one step."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        beside.unlink()
+    beside = temporary_name(target)
     try:
         os.link(source, beside)
     except OSError:
-        shutil.copyfile(source, beside)
-    os.replace(beside, target)
+        beside = copy_beside(source, target)
+    take_name(beside, target)
 
 
 def _epoch_number(path: Path) -> int:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipcoco.errors import DataError
-from clipcoco.files import write_temporary
+from clipcoco.files import take_name, write_temporary
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
         "caption_ids": embeddings.caption_ids,
         "caption_image_ids": embeddings.image_ids[embeddings.owners.numpy()],
     }
-    write_temporary(path, lambda file: np.savez(file, **arrays)).replace(path)
+    take_name(write_temporary(path, lambda file: np.savez(file, **arrays)), path)
 
 
 def read_embeddings(path: Path) -> tuple[Embeddings, str]:

@@ -33,11 +33,11 @@ class Split:
     workers: int
     features: Features | None = None  # of a frozen backbone: then no image is read
 
-    def images(self, pin_memory: bool) -> Iterator[Tensor]:
-        """Batches of at most EVALUATION_BATCH: uint8 (B,3,H,W), or the features of them (B,F)."""
+    def images(self, pin_memory: bool, stop: Callable[[], object] = lambda: None) -> Iterator[Tensor]:
+        """Batches of at most EVALUATION_BATCH, until a stop: uint8 (B,3,H,W), or the features of them (B,F)."""
         features = self.features
         if features is None or not features.readable.all():  # the images then say which one can't be read
-            yield from evaluation_images(self.config, self.table, self.workers, pin_memory)
+            yield from evaluation_images(self.config, self.table, self.workers, pin_memory, stop)
             return
         for rows in torch.arange(len(self.table.files)).split(EVALUATION_BATCH):
             yield torch.from_numpy(features.take(rows.tolist(), [0] * len(rows)))
@@ -57,7 +57,7 @@ def embed(
         images, texts = [], []
         distinct, inverse = _distinct_by_length(split.tokens)
         total, done = len(split.table.files) + len(distinct), 0
-        for batch in split.images(pin_memory=device.device.type == "cuda"):
+        for batch in split.images(device.device.type == "cuda", stop):
             with device.autocast():
                 images.append(model.encode_images(batch.to(device.device, non_blocking=True)).cpu())
             report(Progress("evaluate", done := done + len(batch), total))

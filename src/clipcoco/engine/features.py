@@ -4,14 +4,14 @@ Letters: B images, V views of each, F features of a view.
 """
 
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from clipcoco.config.schema import BACKBONES, Config
 from clipcoco.data.captions import CaptionTable
@@ -22,6 +22,8 @@ from clipcoco.data.sources import Source
 from clipcoco.engine.device import Device
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import Progress, Report, Warned
+from clipcoco.files import remove_leftovers
+from clipcoco.locks import Held, lock
 
 Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B,3,H,W) -> (B,F)
 _SAVE_SECONDS = 20.0
@@ -65,19 +67,30 @@ def cache_features(
     report: Report,
     stop: Callable[[], object],
 ) -> Features | None:
-    """The features of the table's images, from `root`/.clipcoco or computed into it.
+    """The features of the table's images, from `root`/.clipcoco or computed into it; of a root that is for reading
+    only, from a folder below TORCH_HOME, where the backbone's weights lie too.
 
     None when stopped meanwhile: what is there by then is kept. Raises EnvironmentProblem without room or access,
     DataError when so many images can't be read that the folder must be broken.
     """
-    path = key.path(root, table.files[0].partition("/")[0])
+    split, digest = table.files[0].partition("/")[0], hashlib.sha256(os.fsencode(root.resolve())).hexdigest()
+    folders = (root / ".clipcoco", Path(torch.hub.get_dir(), "clipcoco", digest[:12]))
+    path, own = (key.path(folder, split) for folder in folders)
     try:
-        path.parent.mkdir(exist_ok=True)
+        stamps = stamps_of(table, source)
+        for kept in (path, own):  # before any lock: to read what is whole asks for no permission
+            file = FeatureFile(kept, key)
+            if not file.missing(table, stamps):
+                return file.features(table)
+        if not _may_write(path):
+            report(Warned(0, 1, f"{path.parent} can't be written: the features are kept in {own.parent}"))
+            path = own
+        path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path, report, stop) as held:
             if not held:
                 return None
+            remove_leftovers(path.with_suffix(".json"))
             file = FeatureFile(path, key)
-            stamps = stamps_of(table, source)
             missing = file.missing(table, stamps)
             if file.note:
                 report(Warned(0, 1, file.note))
@@ -107,51 +120,62 @@ def _fill(
     done, saved = 0, time.monotonic()
     key = file.key
     crops = Crops(key.crops, (key.crop_scale[0], key.crop_scale[1]), key.mirror)
-    batches = evaluation_views(table, missing, key.image_size, workers, device.device.type == "cuda", crops)
-    for images, unreadable in batches:
-        with device.autocast():
-            first, *others = images.to(device.device, non_blocking=True).unbind(dim=1)
-            views = [first, first.flip(-1), *others] if key.mirror else [first, *others]
-            seen = [encode(view) for view in views]
-        rows = missing[done : done + len(images)]
-        if len(unreadable) >= MAX_REPLACEMENTS:  # to note them as unreadable for good would be rash
-            raise DataError(
-                f"{len(unreadable)} of {len(rows)} images can't be read, first {table.files[unreadable[0]]} "
-                f"(data.root). Is the disk there, and the folder whole?"
+    batches = evaluation_views(table, missing, key.image_size, workers, device.device.type == "cuda", crops, stop)
+    try:
+        for images, unreadable in batches:
+            with device.autocast():
+                first, *others = images.to(device.device, non_blocking=True).unbind(dim=1)
+                views = [first, first.flip(-1), *others] if key.mirror else [first, *others]
+                seen = [encode(view) for view in views]
+            rows = missing[done : done + len(images)]
+            if len(unreadable) >= MAX_REPLACEMENTS:  # to note them as unreadable for good would be rash
+                raise DataError(
+                    f"{len(unreadable)} of {len(rows)} images can't be read, first {table.files[unreadable[0]]} "
+                    f"(data.root). Is the disk there, and the folder whole?"
+                )
+            file.append(
+                table.image_ids[rows].tolist(),
+                [stamps[row] for row in rows],
+                torch.stack(seen, dim=1).to(torch.float16).cpu().numpy(),
+                table.image_ids[unreadable].tolist(),
             )
-        file.append(
-            table.image_ids[rows].tolist(),
-            [stamps[row] for row in rows],
-            torch.stack(seen, dim=1).to(torch.float16).cpu().numpy(),
-            table.image_ids[unreadable].tolist(),
-        )
-        done += len(images)
-        report(Progress("features", done, len(missing)))
-        stopping = bool(stop())
-        if stopping or done == len(missing) or time.monotonic() - saved > _SAVE_SECONDS:
+            done += len(images)
+            report(Progress("features", done, len(missing)))
+            if stop():
+                break
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                file.save()
+                saved = time.monotonic()
+    finally:  # whatever ends it
+        if done:
             file.save()
-            saved = time.monotonic()
-        if stopping:
-            return done == len(missing)
-    return True
+    return done == len(missing)
 
 
 @contextmanager
 def _alone(path: Path, report: Report, stop: Callable[[], object]) -> Iterator[bool]:
     """The file is ours until the end; another run that fills it is waited for. False when stopped meanwhile."""
-    lock, waiting = FileLock(path.with_suffix(".lock")), False
-    try:
-        while not stop():
+    waiting = held = False
+    with ExitStack() as stack:
+        while not held and not stop():
             try:
-                lock.acquire(timeout=0.5)
-                break
-            except Timeout:
+                note = stack.enter_context(lock(path.with_suffix(".lock")))
+                held = True
+                if note:
+                    report(Warned(0, 1, note))
+            except Held as holder:
                 if not waiting:
-                    report(Warned(0, 1, f"another run is computing features into {path.name}: waiting for it"))
+                    who = f" (process {holder})" if str(holder) else ""
+                    report(Warned(0, 1, f"another run is computing features into {path.name}{who}: waiting for it"))
                 waiting = True
-        yield lock.is_locked
-    finally:
-        lock.release()
+                time.sleep(0.5)
+        yield held
+
+
+def _may_write(path: Path) -> bool:
+    """`path`, which may be there already, in a folder that may have to be made."""
+    folder = path.parent if path.parent.exists() else path.parent.parent
+    return os.access(folder, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
 
 
 def _check_room(path: Path, needed: int) -> None:

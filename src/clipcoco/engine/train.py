@@ -19,6 +19,7 @@ from clipcoco.engine.optim import learning_rate, set_learning_rate
 from clipcoco.engine.recall import RecallTable
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.watch import count_step, log_interval, note_replaced, watch_overfitting
+from clipcoco.errors import ClipcocoError
 from clipcoco.events import Evaluated, Progress, Report, RunEnded
 
 Stop = Callable[[], str | None]  # the reason to stop, when there is one
@@ -75,7 +76,15 @@ def train(run: Training, report: Report, stop: Stop) -> RunEnded:
         batches = run.loader.epoch(epoch, state.step % per_epoch, features)
         for _ in range(per_epoch - state.step % per_epoch):
             start = time.monotonic()
-            batch = next(batches)
+            try:
+                batch = next(batches, None)
+            except ClipcocoError:  # of the images or of a worker
+                if state.step % per_epoch:  # what was learnt since the last save is kept
+                    state.seconds = time.monotonic() - began
+                    run.save(False, None)
+                raise
+            if batch is None:  # stopped while it was waited for
+                break
             state.interval_waited += time.monotonic() - start
             note_replaced(state, epoch + 1, run.loader.table, batch.replaced, report)
             rate = learning_rate(state.step, schedule.total_steps, schedule.warmup_steps, schedule.config.lr)

@@ -15,7 +15,7 @@ from clipcoco.events import Report
 from clipcoco.export.card import write_card
 from clipcoco.export.formats import FORMATS, IN_TIMM, Exported
 from clipcoco.export.parity import Parity, compare
-from clipcoco.files import sync_folder
+from clipcoco.files import sync_folder, temporary_name
 from clipcoco.model_file import ModelFile
 from clipcoco.rundir import RunDir
 
@@ -90,7 +90,7 @@ def _written(model_file: ModelFile, name: str, folder: Path) -> Exported:
 def _whole_or_absent(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder`; it becomes `folder`, on disk, when the block ends without an error."""
     folder = folder.absolute()
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    beside = temporary_name(folder)
     try:
         beside.mkdir()
     except OSError as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable, read_captions
-from clipcoco.data.loader import evaluation_images
+from clipcoco.data.loader import EVALUATION_BATCH, evaluation_images
 from clipcoco.data.presence import check_files
 from clipcoco.data.sources import choose_source
 from clipcoco.data.tokenizer import END
@@ -150,7 +150,7 @@ def _on_images(
 
 def _views(data: DataConfig, table: CaptionTable) -> Iterator[tuple[int, Tensor]]:
     """(rows before, uint8 (B,3,S,S)) in the order of the table, B at most BATCH."""
-    workers, _ = choose_workers(data.workers, "cpu")
+    workers, _ = choose_workers(data.workers, "cpu", data.image_size, EVALUATION_BATCH)
     done = 0
     for batch in evaluation_images(data, table, workers, pin_memory=False):
         for pixels in batch.split(BATCH):

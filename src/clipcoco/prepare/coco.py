@@ -18,7 +18,7 @@ from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manife
 from clipcoco.data.presence import check_files, missing_files
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.files import link, sync_folder, write_temporary
+from clipcoco.files import link, sync_folder, take_name, write_temporary
 from clipcoco.prepare import carried
 from clipcoco.prepare.download import download
 from clipcoco.prepare.lock import lock
@@ -195,7 +195,7 @@ def _get_images(
             # Noted first: a kill in between leaves a line without a file, which is then fetched anew.
             originals.add(Entry(image.file, len(data), hashlib.sha256(data).hexdigest()))
             arrived = incoming / image.file.replace("/", "-")
-            os.replace(write_temporary(arrived, lambda file: file.write(data)), wish.root / image.file)
+            take_name(write_temporary(arrived, lambda file: file.write(data)), wish.root / image.file)
 
         fetch_images(images, store, report, patience=patience)
         sync_folder(wish.root / split)

@@ -1,40 +1,33 @@
 """One `prepare-data` at a time for a folder."""
 
-import os
 import shutil
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from clipcoco import locks
 from clipcoco.errors import EnvironmentProblem
-from clipcoco.files import write_atomically
 from clipcoco.prepare.plan import WORK
 
 
 @contextmanager
-def lock(root: Path) -> Iterator[None]:
-    """Hold `root`, which is made where needed; the system takes the lock back when its holder dies."""
+def lock(root: Path) -> Iterator[str]:
+    """Hold `root`, which is made where needed; gives a line to tell where the file system has no locks, else ""."""
     path, was_there = root / WORK / "lock", root.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentProblem(f"{root} can't be made: {error.strerror} (--root). Give another") from error
-    held, holder = FileLock(path), "another process"
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        with suppress(OSError):
-            holder = (root / WORK / "holder").read_text().strip()
-        raise EnvironmentProblem(
-            f"{root} is being prepared by {holder} ({path}). Wait for it, or stop it with Ctrl-C there"
-        ) from None
-    try:
-        write_atomically(root / WORK / "holder", f"process {os.getpid()} on {socket.gethostname()}\n")
-        yield
-    finally:
-        held.release()
-        if not was_there and {entry.name for entry in root.rglob("*")} <= {WORK, "lock", "holder"}:
-            shutil.rmtree(root)  # nothing came of it: a wrong name leaves no folder behind
+    with ExitStack() as stack:
+        try:
+            note = stack.enter_context(locks.lock(path))
+        except locks.Held as held:
+            holder = f"process {held}" if str(held) else "another process"
+            raise EnvironmentProblem(
+                f"{root} is being prepared by {holder} ({path}). Wait for it, or stop it with Ctrl-C there"
+            ) from None
+        try:
+            yield note
+        finally:
+            if not was_there and {entry.name for entry in root.rglob("*")} <= {WORK, "lock"}:
+                shutil.rmtree(root)  # nothing came of it: a wrong name leaves no folder behind

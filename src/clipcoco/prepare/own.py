@@ -18,7 +18,7 @@ from clipcoco.data.annotations import annotation_file
 from clipcoco.data.presence import LINKED
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
 from clipcoco.events import ReportTask
-from clipcoco.files import link, write_json
+from clipcoco.files import link, sync_volume, write_json
 from clipcoco.prepare.own_captions import PARTS, by_image, read_rows
 from clipcoco.prepare.own_pictures import Sizes, find, measure
 
@@ -190,7 +190,7 @@ def _write(
         notes.append(f"{symbolic:,} pictures are symbolic links into {images}: keep that folder where it is")
     for manifest in root.glob("prepared-*/manifest.jsonl"):  # copies of what may be other pictures now
         manifest.unlink()
-    os.sync()
+    sync_volume(root)
     annotation_file(root, _SPLITS[0]).parent.mkdir(exist_ok=True)
     first = 1
     for split, pictures in zip(_SPLITS, splits, strict=True):

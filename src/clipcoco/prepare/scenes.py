@@ -8,7 +8,6 @@ generators seeded by split or scene, so that every drawing of the data set gives
 
 import itertools
 import json
-import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from random import Random
 from typing import Literal
 
 from clipcoco.errors import DataError
-from clipcoco.files import write_atomically
+from clipcoco.files import sync_volume, write_atomically
 from clipcoco.prepare.drawing import COLOURS, SHAPES, Piece, draw
 
 Split = Literal["train", "val"]
@@ -233,7 +232,7 @@ def draw_scenes(
             if progress:
                 progress(done, train + val)
         annotations[split] = json.dumps({"info": INFO, "licenses": [LICENCE], "images": images, "annotations": texts})
-    os.sync()  # the pictures are on the disk before anything says that they are
+    sync_volume(root)  # the pictures are on the disk before anything says that they are
     _annotation_file(root, "train").parent.mkdir(exist_ok=True)
     for split, text in annotations.items():
         write_atomically(_annotation_file(root, split), text + "\n")

@@ -20,7 +20,7 @@ from pathlib import Path
 from clipcoco.data.manifest import Entry
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.files import sync_folder
+from clipcoco.files import sync_folder, sync_volume
 
 MAX_MEMBERS = 200_000  # train2017.zip has 118,288
 MAX_DIRECTORY = 64 * 2**20  # bytes of the list of members; about 11 MB in train2017.zip
@@ -232,7 +232,7 @@ def _extract(zip_file: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, arc
 def _move(staged: dict[str, list[Entry]], root: Path, staging: Path, keep: Callable[[Entry], None]) -> None:
     """To where training looks: a new folder in one step, into one that exists file by file."""
     if staged:
-        os.sync()  # once for all, instead of 118,287 times for each
+        sync_volume(staging)  # once for all, instead of 118,287 times for each
     for folder, entries in staged.items():
         if (root / folder).exists():
             for entry in entries:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from clipcoco.data.viewer import UnreadableImage
 from clipcoco.events import Progress, Report
-from clipcoco.files import write_temporary
+from clipcoco.files import take_name, write_temporary
 
 FORMAT = 1
 BATCH = 64
@@ -100,7 +100,7 @@ class Index:
             "embeddings": self.gallery()[1],
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_temporary(self.file, lambda file: np.savez(file, **arrays)).replace(self.file)  # type: ignore[arg-type]
+        take_name(write_temporary(self.file, lambda file: np.savez(file, **arrays)), self.file)  # type: ignore[arg-type]
 
 
 def _bytes(data: bytes) -> npt.NDArray[np.uint8]:
