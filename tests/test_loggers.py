@@ -215,6 +215,7 @@ def test_tensorboard_holds_the_settings_in_the_run_itself(tmp_path: Path) -> Non
     assert values["data.crop_scale"].string_value == "[0.5, 1]"
     experiment = plugin_data_pb2.HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
     assert {info.name for info in experiment.hparam_infos} == set(settings)
-    assert "val/r1" in {info.name.tag for info in experiment.metric_infos}
+    described = {info.name.tag: info.description for info in experiment.metric_infos}
+    assert "mean of both directions, in percent" in described["val/r1"]
     end = plugin_data_pb2.HParamsPluginData.FromString(content["_hparams_/session_end_info"])
     assert end.session_end_info.status == 1  # success

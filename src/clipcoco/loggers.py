@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+METRICS = {  # of the HParams page
+    "val/r1": "R@1 with all validation images as one gallery: the mean of both directions, in percent",
+    "val/loss": "the training loss over the validation images, in nats",
+    "train/loss": "mean of the log interval, in nats",
+}
+
 
 def fan_out(*sinks: Report) -> Report:
     """One `report` that passes each event to every sink, in order.
@@ -218,7 +224,7 @@ def _hparams(settings: Mapping[str, object]) -> "list[Summary.Value]":
             kind, proto = api_pb2.DATA_TYPE_STRING, Value(string_value=str(value))
         infos.append(api_pb2.HParamInfo(name=name, type=kind))
         start.hparams[name].CopyFrom(proto)
-    metrics = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in ("val/r1", "val/loss", "train/loss")]
+    metrics = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), description=text) for tag, text in METRICS.items()]
     experiment = api_pb2.Experiment(hparam_infos=infos, metric_infos=metrics)
     return [
         _plugin_value("_hparams_/experiment", plugin_data_pb2.HParamsPluginData(experiment=experiment)),

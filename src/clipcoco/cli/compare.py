@@ -243,8 +243,8 @@ def _settings(settings: dict[str, tuple[object, object]], width: int) -> list[st
 
 def _table(found: Comparison, width: int) -> list[str | Text]:
     """In `width` columns: where they do not suffice, names become short, then words, and then intervals go."""
-    for names, words, intervals in ((1, 1, 1), (0, 1, 1), (0, 0, 1), (0, 0, 0)):
-        rows = _rows(found, bool(names), bool(words), bool(intervals))
+    for cuts in range(4):
+        rows = _rows(found, long_names=cuts < 1, long_words=cuts < 2, intervals=cuts < 3)
         if max(map(cell_len, rows)) <= width:
             break
     lines: list[str | Text] = [Text(rows[0], "dim"), *rows[1:], ""]
