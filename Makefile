@@ -27,6 +27,9 @@ test-all: setup ## the long tests too
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers,export,onnx]'
 	$(PYTEST) -n 3 -m ''
 
+fuzz: setup ## two thousand strange files and command lines of each kind
+	FUZZ_CASES=2000 $(PYTEST) -n 3 --timeout=1800 tests/test_fuzz.py
+
 docs: setup ## write docs/reference.md from the program, draw the pictures from their recordings
 	$(BIN)/python docs/reference.py
 	$(BIN)/python docs/pictures.py
@@ -44,5 +47,5 @@ bench: setup ## the measurements behind benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/downloads.py
 
-.PHONY: help setup demo test test-all docs lint bench
+.PHONY: help setup demo test test-all fuzz docs lint bench
 .DEFAULT_GOAL := help

@@ -85,7 +85,8 @@ class ForkServer:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, *arguments: object, cwd: Path, env: dict[str, str] | None = None) -> Process:
+    def start(self, *arguments: object, cwd: Path, env: dict[str, str] | None = None, prelude: str = "") -> Process:
+        """`prelude` is Python that the process runs before the command."""
         self.count += 1
         stdout, stderr = (self.folder / f"{self.count}.{name}" for name in ("out", "err"))
         stdout.touch()
@@ -95,14 +96,15 @@ class ForkServer:
                 "arguments": [str(argument) for argument in arguments],
                 "cwd": str(cwd),
                 "env": env or {},
+                "prelude": prelude,
                 "stdout": str(stdout),
                 "stderr": str(stderr),
             }
         )
         return Process(self, pid, stdout, stderr)
 
-    def __call__(self, *arguments: object, cwd: Path, env: dict[str, str] | None = None) -> Finished:
-        return self.start(*arguments, cwd=cwd, env=env).wait()
+    def __call__(self, *arguments: object, cwd: Path, **more) -> Finished:
+        return self.start(*arguments, cwd=cwd, **more).wait()
 
     def close(self) -> None:
         self._process.stdin.close()
@@ -137,6 +139,7 @@ def _become(request: dict) -> None:
         file = os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
+    exec(request["prelude"], {})
     sys.argv = ["clipcoco", *request["arguments"]]
     code = run(request["arguments"])
     sys.stdout.flush()

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from clipcoco.files import write_json
 from clipcoco.model_file import ModelFile, open_model
 from clipcoco.rundir import RunDir
 from conftest import TOY
+from waiting import until
 
 safetensors = pytest.mark.skipif(
     importlib.util.find_spec("safetensors") is None, reason="safetensors is not installed: clipcoco[export]"
@@ -293,11 +293,7 @@ def test_a_full_disk_is_seen_beforehand(monkeypatch, toy, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_stopped_in_the_middle_there_is_no_folder(clipcoco, folder, tmp_path, number):
     process = clipcoco.start("export", "toy", "--format", "safetensors", "--output", tmp_path / "x", cwd=folder)
-    end = time.monotonic() + 60
-    while not any(path.stat().st_size for path in tmp_path.glob(".x.*.tmp/tokenizer.json")):
-        assert time.monotonic() < end
-        assert process.poll() is None, process.stderr
-        time.sleep(0.001)
+    until(lambda: any(path.stat().st_size for path in tmp_path.glob(".x.*.tmp/tokenizer.json")), process)
     process.signal(number)
     code = process.wait().code
     left = [path.name for path in tmp_path.iterdir()]

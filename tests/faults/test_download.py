@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from clipcoco.errors import ClipcocoError, DataError, EnvironmentProblem
 from clipcoco.events import TaskProgress
 from clipcoco.prepare.download import Patience, RemoteFile, RemoteImage, download, fetch_images
 from http_server import HTML, Reply, Server
+from waiting import until
 
 DATA = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)  # another content of the same length
@@ -298,20 +298,12 @@ def child(server: Server, folder: Path, limit: int = 0) -> subprocess.Popen[str]
     return subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never came to that")
-
-
 def test_ten_kills_cost_nothing_of_what_had_arrived(server, tmp_path):
     server.always[PATH] = Reply(pace=0.005)
     part = tmp_path / "val2017.zip.part"
     for enough in range(25_000, 275_000, 25_000):
         process = child(server, tmp_path)
-        wait_until(lambda enough=enough: part.exists() and part.stat().st_size > enough)
+        until(lambda enough=enough: part.stat().st_size > enough, process)
         process.kill()
         process.communicate()
         assert part.read_bytes() == DATA[: part.stat().st_size]
@@ -338,7 +330,7 @@ def test_ctrl_c_does_not_wait_for_a_server_that_stalls(server, tmp_path):
     server.always[PATH] = Reply(stall=5000)
     process = child(server, tmp_path)
     part = tmp_path / "val2017.zip.part"
-    wait_until(lambda: part.exists() and part.stat().st_size == 5000)
+    until(lambda: part.stat().st_size == 5000, process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)  # the timeout of the download is twice that
     assert process.returncode == -signal.SIGINT
@@ -510,7 +502,7 @@ def test_ctrl_c_stops_all_connections_at_once(gallery, pictures, tmp_path):
     for i in range(20, 40):
         gallery.always[f"/val2017/{i:012d}.jpg"] = Reply(stall=i)
     process = subprocess.Popen([sys.executable, "-c", IMAGES_CHILD, gallery.url, str(tmp_path)], stderr=subprocess.PIPE)
-    wait_until(lambda: len(gallery.requests) >= 36 and gallery.in_flight == 16)
+    until(lambda: len(gallery.requests) >= 36 and gallery.in_flight == 16)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)  # the timeout of a stalled connection is twice that
     assert process.returncode == -signal.SIGINT
