@@ -11,8 +11,9 @@ for number in (signal.SIGINT, signal.SIGHUP):  # ignored behind `&` and by nohup
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, lambda number, frame: None)
 
-# A toy of which a step takes milliseconds: 48 images of 32 pixels, 3 epochs of 6 steps.
+# A toy of which a step takes milliseconds and a checkpoint 36 MB: 48 images of 32 pixels, 3 epochs of 6 steps.
 TOY = (
+    "model.vision.backbone=mobilenet_v3_large",
     "data.image_size=32",
     "model.text.layers=1",
     "model.text.width=32",

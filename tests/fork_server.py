@@ -113,8 +113,15 @@ class ForkServer:
 
 
 def _serve() -> None:
-    import clipcoco.evaluation
-    import clipcoco.run  # noqa: F401  what every command needs
+    # What the commands need, and what takes longest to import.
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure
+    import pycocotools.coco
+    import tensorboard.plugins.hparams.metadata
+
+    import clipcoco.report.page
+    import clipcoco.run
+    import clipcoco.search.page  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)
