@@ -29,6 +29,10 @@ class Process:
         self.server, self.pid, self._stdout, self._stderr = server, pid, stdout, stderr
 
     @property
+    def stdout(self) -> str:
+        return self._stdout.read_text(errors="replace")
+
+    @property
     def stderr(self) -> str:
         return self._stderr.read_text(errors="replace")
 
@@ -56,7 +60,7 @@ class Process:
                 self.signal_group(signal.SIGKILL)
                 raise AssertionError(f"still running after {seconds} s:\n{self.stderr}")
             time.sleep(0.01)
-        return Finished(code, self._stdout.read_text(errors="replace"), self.stderr)
+        return Finished(code, self.stdout, self.stderr)
 
 
 class ForkServer:
@@ -86,7 +90,7 @@ class ForkServer:
         return json.loads(self._process.stdout.readline())
 
     def start(self, *arguments: object, cwd: Path, env: dict[str, str] | None = None, prelude: str = "") -> Process:
-        """`prelude` is Python that the process runs before the command."""
+        """`prelude` is Python that the process runs before the command, or alone where there is no command."""
         self.count += 1
         stdout, stderr = (self.folder / f"{self.count}.{name}" for name in ("out", "err"))
         stdout.touch()
@@ -114,10 +118,6 @@ class ForkServer:
 
 def _serve() -> None:
     # What the commands need, and what takes longest to import.
-    import matplotlib.backends.backend_svg
-    import matplotlib.figure
-    import pycocotools.coco
-    import tensorboard.plugins.hparams.metadata
 
     import clipcoco.report.page
     import clipcoco.run
@@ -148,7 +148,7 @@ def _become(request: dict) -> None:
         os.close(file)
     exec(request["prelude"], {})
     sys.argv = ["clipcoco", *request["arguments"]]
-    code = run(request["arguments"])
+    code = run(request["arguments"]) if request["arguments"] else 0
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,7 +1,6 @@
 import os
 import random
-import subprocess
-import sys
+import signal
 import time
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 
 from clipcoco.engine import checkpoint
 from clipcoco.errors import CheckpointError, EnvironmentProblem
+from waiting import until
 
 
 def content(step=1, size=2000):
@@ -119,10 +119,10 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path):
 
 
 SAVER = """
-import sys, torch
+import torch
 from pathlib import Path
 from clipcoco.engine import checkpoint
-folder, step = Path(sys.argv[1]), 0
+folder, step = Path(), 0
 while True:
     step += 1
     weights = {"w": torch.full((300_000,), float(step))}
@@ -132,18 +132,16 @@ while True:
 """
 
 
-def test_kill_9_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
+def test_kill_9_at_any_moment_of_saving_leaves_a_whole_checkpoint(clipcoco, tmp_path):
     rng = random.Random(0)
     for attempt in range(4):
         folder = tmp_path / str(attempt)
         folder.mkdir()
-        process = subprocess.Popen([sys.executable, "-c", SAVER, str(folder)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "1\n"
+        process = clipcoco.start(cwd=folder, prelude=SAVER)
+        until(lambda process=process: "1\n" in process.stdout, process)
         time.sleep(rng.uniform(0, 0.15))
-        process.kill()
-        told = [1, *map(int, process.stdout.read().split())]
-        process.wait()
-        process.stdout.close()
+        process.signal(signal.SIGKILL)
+        told = [*map(int, process.wait().stdout.split())]
         _, found, damaged = checkpoint.newest(folder)
         assert not damaged
         step = found["state"]["step"]
@@ -152,7 +150,7 @@ def test_kill_9_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
 
 
 FULL = """
-import resource, sys
+import resource
 from pathlib import Path
 import torch
 from clipcoco.engine import checkpoint
@@ -162,15 +160,15 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 content = {"model": {"w": torch.zeros(300_000)}, "config": {}, "tokenizer": {}, "state": {"step": 2}}
 try:
-    checkpoint.save(Path(sys.argv[1]), content, best=True, epoch=1, keep=1)
+    checkpoint.save(Path(), content, best=True, epoch=1, keep=1)
 except EnvironmentProblem as error:
-    print(error)
+    print(error, flush=True)
 """
 
 
-def test_a_disk_that_refuses_harms_nothing(tmp_path):
+def test_a_disk_that_refuses_harms_nothing(clipcoco, tmp_path):
     save(tmp_path, 1, best=True)
-    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True)
+    done = clipcoco(cwd=tmp_path, prelude=FULL)
     assert "can't be written" in done.stdout, done.stderr
     assert names(tmp_path) == ["best.pt", "last.pt"]
     assert checkpoint.load(tmp_path / "last.pt")["state"]["step"] == 1

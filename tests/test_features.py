@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -37,8 +35,8 @@ from conftest import TOY
 def weights(tmp_path_factory) -> Path:
     """A file of backbone weights such as torchvision saves; random ones do here."""
     torch.manual_seed(1)
-    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
-    torch.save(torchvision.models.resnet18().state_dict(), path)
+    path = tmp_path_factory.mktemp("weights") / "backbone.pth"
+    torch.save(torchvision.models.mobilenet_v3_large().state_dict(), path)
     return path
 
 
@@ -175,7 +173,7 @@ def test_other_weights_another_view_or_another_source_is_another_file(data, weig
     cached(*parts_of(data, weights))
     assert len(files(data)) == 2
     torch.manual_seed(2)
-    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "other.pth")
+    torch.save(torchvision.models.mobilenet_v3_large().state_dict(), tmp_path / "other.pth")
     cached(*parts_of(data, tmp_path / "other.pth"))
     cached(*parts_of(data, weights, "data.image_size=40"))
     cached(*parts_of(data, weights, "data.flip=true"))
@@ -225,34 +223,31 @@ def test_a_flipped_bit_is_seen_and_made_good(data, weights, part):
 
 
 FILL = """
-import sys
+import os, sys
 import clipcoco.data.loader, clipcoco.engine.features as features
 features._SAVE_SECONDS = 0.0
 clipcoco.data.loader.EVALUATION_BATCH = 4  # many moments to be killed at
 sys.path[:0] = [{tests!r}]
 from pathlib import Path
 from test_features import cached, parts_of
-cached(*parts_of(Path({data!r}), Path({weights!r})), report=lambda event: print(event.done, flush=True))
+at = {kill_at}
+cached(*parts_of(Path({data!r}), Path({weights!r})), report=lambda event: event.done == at and os.kill(os.getpid(), 9))
 """
 
 
-def test_kill_9_while_they_are_written_leaves_no_trace(data, weights, tmp_path):
+def test_kill_9_while_they_are_written_leaves_no_trace(clipcoco, data, weights, tmp_path):
     calm = shutil.copytree(data, tmp_path / "calm")
 
-    def fill(root: Path, kill_at: int | None) -> int:
-        code = FILL.format(tests=str(Path(__file__).parent), data=str(root), weights=str(weights))
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-            for count, _ in enumerate(process.stdout):
-                if count == kill_at:
-                    os.kill(process.pid, signal.SIGKILL)
-        return process.returncode
+    def fill(root: Path, kill_at: int) -> int:
+        code = FILL.format(tests=str(Path(__file__).parent), data=str(root), weights=str(weights), kill_at=kill_at)
+        return clipcoco(cwd=tmp_path, prelude=code).code
 
-    assert fill(calm, None) == 0
-    for kill_at in (3, 5):
+    assert fill(calm, 0) == 0
+    for kill_at in (16, 20):  # images
         assert fill(data, kill_at) == -signal.SIGKILL
         index = next((data / ".clipcoco").glob("*.json"))
         assert 0 < len(json.loads(index.read_text())["images"]) < 48
-    assert fill(data, None) == 0
+    assert fill(data, 0) == 0
     assert files(data) == files(calm)
 
 
@@ -326,7 +321,7 @@ def test_a_run_goes_from_the_cache_into_fine_tuning_and_resumes_to_the_bit(clipc
     last = "checkpoints/last.pt"
     expected = torch.load(tmp_path / "runs/calm" / last, weights_only=True)
     started = torch.load(weights, weights_only=True)
-    name = "conv1.weight"
+    name = "features.0.0.weight"
     assert not torch.equal(expected["model"][f"visual.trunk.{name}"], started[name])  # fine-tuned at last
     for step in (4, 6, 7):  # within the frozen epoch, at its border, behind it
         done = [0]
@@ -365,8 +360,8 @@ def test_on_a_cpu_pretrained_weights_are_frozen_for_all_epochs(clipcoco, data, w
     content = torch.load(tmp_path / "runs/laptop/checkpoints/last.pt", weights_only=True)
     assert content["state"]["step"] == 24
     assert content["state"]["frozen_epochs"] == 4  # also where this longer run is stopped and resumed
-    trunk = torch.load(weights, weights_only=True)["conv1.weight"]
-    assert torch.equal(content["model"]["visual.trunk.conv1.weight"], trunk)
+    trunk = torch.load(weights, weights_only=True)["features.0.0.weight"]
+    assert torch.equal(content["model"]["visual.trunk.features.0.0.weight"], trunk)
 
 
 def test_frozen_epochs_that_are_set_hold_for_a_prolonged_run_too(clipcoco, data, weights, tmp_path):
@@ -377,8 +372,8 @@ def test_frozen_epochs_that_are_set_hold_for_a_prolonged_run_too(clipcoco, data,
     assert longer.code == 0, longer.stderr
     assert "backbone frozen for 1 epoch (as set)" in longer.stderr
     content = torch.load(tmp_path / "runs/short/checkpoints/last.pt", weights_only=True)
-    trunk = torch.load(weights, weights_only=True)["conv1.weight"]
-    assert not torch.equal(content["model"]["visual.trunk.conv1.weight"], trunk)
+    trunk = torch.load(weights, weights_only=True)["features.0.0.weight"]
+    assert not torch.equal(content["model"]["visual.trunk.features.0.0.weight"], trunk)
 
 
 def test_a_resume_says_that_the_run_began_with_these_frozen_epochs(data, weights):
