@@ -21,11 +21,11 @@ demo: setup ## from nothing to a recall table: minutes on a laptop, no download 
 	$(BIN)/clipcoco train --preset demo
 
 test: setup ## the tests
-	$(PYTEST) -n 3
+	$(PYTEST) -n 3 --dist loadfile
 
 test-all: setup ## the long tests too
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers,export,onnx]'
-	$(PYTEST) -n 3 -m ''
+	$(PYTEST) -n 3 --dist loadfile -m ''
 
 fuzz: setup ## two thousand strange files and command lines of each kind
 	FUZZ_CASES=2000 $(PYTEST) -n 3 --timeout=1800 tests/test_fuzz.py

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import TOY
+from conftest import LIGHT
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,7 +45,7 @@ def test_the_loss_is_changed_in_ten_lines(clipcoco, scenes, tmp_path):
     shutil.copytree(ROOT / "src", tmp_path / "src")
     shutil.copytree(ROOT / "presets", tmp_path / "presets")
     (tmp_path / "src/clipcoco/engine/loss.py").write_text(code)
-    words = ["train", "--preset", "demo", f"data.root={scenes}", *TOY, "--name"]
+    words = ["train", "--preset", "demo", f"data.root={scenes}", *LIGHT, "--name"]
     assert clipcoco(*words, "ours", "train.epochs=1", cwd=tmp_path).code == 0
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "clipcoco", *words, "theirs"]
@@ -67,7 +67,7 @@ def test_ones_own_pictures(clipcoco, scenes, tmp_path):
     header = block("walkthroughs.md", "csv").splitlines()[0]
     rows = [f'{names[row["image_id"]]},"{row["caption"]}"' for row in content["annotations"]]
     (tmp_path / "captions.csv").write_text("\n".join([header, *rows]) + "\n")
-    toy = [*TOY, "model.vision.weights=none", "train.epochs=1"]
+    toy = [*LIGHT, "model.vision.weights=none", "train.epochs=1"]
     for line in block("walkthroughs.md", "sh").splitlines():
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
         assert words.pop(0) == "clipcoco"

@@ -36,7 +36,7 @@ def weights(tmp_path_factory) -> Path:
     """A file of backbone weights such as torchvision saves; random ones do here."""
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("weights") / "backbone.pth"
-    torch.save(torchvision.models.mobilenet_v3_large().state_dict(), path)
+    torch.save(torchvision.models.resnet18().state_dict(), path)
     return path
 
 
@@ -173,7 +173,7 @@ def test_other_weights_another_view_or_another_source_is_another_file(data, weig
     cached(*parts_of(data, weights))
     assert len(files(data)) == 2
     torch.manual_seed(2)
-    torch.save(torchvision.models.mobilenet_v3_large().state_dict(), tmp_path / "other.pth")
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "other.pth")
     cached(*parts_of(data, tmp_path / "other.pth"))
     cached(*parts_of(data, weights, "data.image_size=40"))
     cached(*parts_of(data, weights, "data.flip=true"))
@@ -321,7 +321,7 @@ def test_a_run_goes_from_the_cache_into_fine_tuning_and_resumes_to_the_bit(clipc
     last = "checkpoints/last.pt"
     expected = torch.load(tmp_path / "runs/calm" / last, weights_only=True)
     started = torch.load(weights, weights_only=True)
-    name = "features.0.0.weight"
+    name = "conv1.weight"
     assert not torch.equal(expected["model"][f"visual.trunk.{name}"], started[name])  # fine-tuned at last
     for step in (4, 6, 7):  # within the frozen epoch, at its border, behind it
         done = [0]
@@ -360,8 +360,8 @@ def test_on_a_cpu_pretrained_weights_are_frozen_for_all_epochs(clipcoco, data, w
     content = torch.load(tmp_path / "runs/laptop/checkpoints/last.pt", weights_only=True)
     assert content["state"]["step"] == 24
     assert content["state"]["frozen_epochs"] == 4  # also where this longer run is stopped and resumed
-    trunk = torch.load(weights, weights_only=True)["features.0.0.weight"]
-    assert torch.equal(content["model"]["visual.trunk.features.0.0.weight"], trunk)
+    trunk = torch.load(weights, weights_only=True)["conv1.weight"]
+    assert torch.equal(content["model"]["visual.trunk.conv1.weight"], trunk)
 
 
 def test_frozen_epochs_that_are_set_hold_for_a_prolonged_run_too(clipcoco, data, weights, tmp_path):
@@ -372,8 +372,8 @@ def test_frozen_epochs_that_are_set_hold_for_a_prolonged_run_too(clipcoco, data,
     assert longer.code == 0, longer.stderr
     assert "backbone frozen for 1 epoch (as set)" in longer.stderr
     content = torch.load(tmp_path / "runs/short/checkpoints/last.pt", weights_only=True)
-    trunk = torch.load(weights, weights_only=True)["features.0.0.weight"]
-    assert not torch.equal(content["model"]["visual.trunk.features.0.0.weight"], trunk)
+    trunk = torch.load(weights, weights_only=True)["conv1.weight"]
+    assert not torch.equal(content["model"]["visual.trunk.conv1.weight"], trunk)
 
 
 def test_a_resume_says_that_the_run_began_with_these_frozen_epochs(data, weights):

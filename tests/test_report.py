@@ -143,7 +143,7 @@ def test_a_finished_run_ends_in_its_page(clipcoco, folder):
     low, high = own["interval"]["i2t"]["r5"]
     assert f"{own['i2t']['r5']:.2f} ± {(high - low) / 2:.1f}" in page.text.replace("\xa0", " ")
     for words in (
-        "mobilenet_v3_large at 32 pixels, from scratch",
+        "resnet18 at 32 pixels, from scratch",
         "48 images of train2017 in data/demo (originals), 3 epochs of 6 steps × 8 images",  # noqa: RUF001
         "24 images and 120 captions",
         "ln 8 = 2.079",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TOY
+from conftest import LIGHT
 from fork_server import Finished
 
 
@@ -30,7 +30,7 @@ def empty(tmp_path: Path):
 
 
 def train(*changes: object) -> list[str]:
-    return ["train", "--preset", "demo", *TOY, *map(str, changes)]
+    return ["train", "--preset", "demo", *LIGHT, *map(str, changes)]
 
 
 USAGE = [
@@ -92,7 +92,7 @@ def broken(scenes: Path, tmp_path_factory) -> Path:
 
 class TestData:
     def test_no_folder(self, clipcoco, empty):
-        done = clipcoco("train", "--preset", "tiny", *TOY, "data.root=nowhere", cwd=empty)
+        done = clipcoco("train", "--preset", "tiny", *LIGHT, "data.root=nowhere", cwd=empty)
         assert_error(done, 3, "no captions at nowhere/annotations/captions_train2017.json (data.root)")
         assert "clipcoco prepare-data" in done.stderr
         assert "--set data.root=DIR" in done.stderr
@@ -147,7 +147,7 @@ class TestData:
         changes = train(f"data.root={scenes}", "model.vision.weights=imagenet-v1")
         env = {"TORCH_HOME": str(empty / "torch"), "https_proxy": "http://127.0.0.1:9"}
         done = clipcoco(*changes, cwd=empty, env=env)
-        assert_error(done, 5, "resnet18-", "--set model.vision.weights=none")
+        assert_error(done, 5, "mobilenet_v3_large-", "--set model.vision.weights=none")
 
     def test_a_name_that_is_taken(self, clipcoco, tmp_path, scenes):
         (tmp_path / "runs" / "mine").mkdir(parents=True)

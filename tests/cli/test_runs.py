@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from clipcoco.config.load import dump, load_config
 from clipcoco.config.schema import BACKBONES
 from clipcoco.rundir import RunDir
-from conftest import TOY
+from conftest import LIGHT
 
 RECALLS = {"r1": 10.0, "r5": 20.0, "r10": 30.0, "median_rank": 40.0}
 
@@ -24,7 +24,7 @@ RECALLS = {"r1": 10.0, "r5": 20.0, "r10": 30.0, "median_rank": 40.0}
 def trained(clipcoco, scenes, tmp_path_factory) -> Path:
     """A working directory in which run `real` was trained for an epoch and measured."""
     folder = tmp_path_factory.mktemp("trained")
-    words = ("--preset", "demo", "--name", "real", *TOY, f"data.root={scenes}", "train.epochs=1")
+    words = ("--preset", "demo", "--name", "real", *LIGHT, f"data.root={scenes}", "train.epochs=1")
     done = clipcoco("train", *words, cwd=folder)
     assert done.code == 0, done.stderr
     return folder
@@ -116,7 +116,7 @@ def test_equal_recalls_stand_newest_first_and_galleries_that_differ_are_shown(cl
 
 
 def test_a_run_is_running_while_its_process_lives_and_killed_when_that_was(clipcoco, scenes, tmp_path):
-    words = ("--preset", "demo", "--name", "doomed", *TOY, f"data.root={scenes}", "train.epochs=1000")
+    words = ("--preset", "demo", "--name", "doomed", *LIGHT, f"data.root={scenes}", "train.epochs=1000")
     process = clipcoco.start("train", *words, "checkpoint.every_steps=2", cwd=tmp_path)
     process.wait_for("saved checkpoints/last.pt")
     (run,) = clipcoco("runs", "--json", cwd=tmp_path).json["runs"]

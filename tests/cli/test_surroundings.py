@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipcoco.errors import EnvironmentProblem, broken_package
-from conftest import TOY
+from conftest import LIGHT
 from fork_server import Process
 
 COMMAND = f"{sys.executable} -m clipcoco"
@@ -45,7 +45,7 @@ def test_streams_that_are_closed_or_full_leave_the_exit_code_as_it_is(tmp_path, 
 
 
 def test_a_run_goes_on_without_anybody_to_tell(clipcoco, scenes, tmp_path):
-    words = ["train", "--preset", "demo", *TOY, f"data.root={scenes}", "train.epochs=1", "--name", "run"]
+    words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "train.epochs=1", "--name", "run"]
     full = {"stdout": "/dev/full", "stderr": "/dev/full"}
     pid = clipcoco.ask({"arguments": words, "cwd": str(tmp_path), "env": {}, **full})
     nothing = Path(os.devnull)

@@ -14,7 +14,7 @@ import time
 import pyte
 import pytest
 
-from conftest import TOY
+from conftest import LIGHT
 
 COLOURS = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
 
@@ -70,7 +70,7 @@ class Terminal:
 
 
 def test_the_panel_ctrl_c_and_a_resume_to_the_table(scenes, tmp_path):
-    words = ["train", "--preset", "demo", *TOY, f"data.root={scenes}", "--name", "run", "train.epochs=8"]
+    words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "--name", "run", "train.epochs=8"]
     terminal = Terminal(*words, cwd=tmp_path)
     terminal.wait_for("╭─ run · epoch")
     terminal.wait_for("Ctrl-C saves and stops")
@@ -88,7 +88,7 @@ def test_the_panel_ctrl_c_and_a_resume_to_the_table(scenes, tmp_path):
 
 
 def test_a_narrow_terminal_gets_plain_lines(scenes, tmp_path):
-    words = ["train", "--preset", "demo", *TOY, f"data.root={scenes}", "train.epochs=1"]
+    words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "train.epochs=1"]
     terminal = Terminal(*words, cwd=tmp_path, columns=50)
     assert terminal.wait() == 0
     assert "╭" not in terminal.text()
@@ -96,7 +96,7 @@ def test_a_narrow_terminal_gets_plain_lines(scenes, tmp_path):
 
 
 def test_an_ascii_locale_gets_a_panel_in_ascii(scenes, tmp_path):
-    words = ["train", "--preset", "demo", *TOY, f"data.root={scenes}", "--name", "run", "train.epochs=1"]
+    words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "--name", "run", "train.epochs=1"]
     ascii_ = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
     terminal = Terminal(*words, cwd=tmp_path, NO_COLOR="1", **ascii_)
     terminal.wait_for("+- run - epoch")
@@ -108,7 +108,7 @@ def test_an_ascii_locale_gets_a_panel_in_ascii(scenes, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"CI": "true"}, {"TERM": "dumb", "FORCE_COLOR": "1"}])
 def test_nothing_moves_in_ci_and_on_a_dumb_terminal(scenes, tmp_path, changes):
-    words = ["train", "--preset", "demo", *TOY, f"data.root={scenes}", "train.epochs=1"]
+    words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "train.epochs=1"]
     terminal = Terminal(*words, cwd=tmp_path, **changes)
     assert terminal.wait() == 0
     assert "saved checkpoints/last.pt" in terminal.text()

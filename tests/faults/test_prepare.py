@@ -19,7 +19,7 @@ from clipcoco.data.captions import read_captions
 from clipcoco.data.manifest import read_manifest
 from clipcoco.prepare import plan
 from clipcoco.prepare.coco import originals_manifest
-from conftest import TOY
+from conftest import LIGHT
 from fork_server import Finished, ForkServer, Process
 from http_server import Reply, Server
 from waiting import until
@@ -109,7 +109,7 @@ def test_from_nothing_to_training_and_back_to_a_flipped_byte(mini, clipcoco, tmp
     assert not mini.server.requests
 
     fractions = ["data.train_fraction=0.5", "data.val_fraction=0.25", "data.root=data"]
-    settings = ["--preset", "small", *fractions, *TOY, "model.vision.weights=none", "train.epochs=1"]
+    settings = ["--preset", "small", *fractions, *LIGHT, "model.vision.weights=none", "train.epochs=1"]
     trained = clipcoco("train", *settings, "--json", "--name", "one", cwd=tmp_path)
     assert trained.code == 0, trained.stderr
     assert "prepared-256 (smaller copies)" in trained.stderr
@@ -188,7 +188,7 @@ def test_only_smaller_copies_are_kept_and_trained_on(mini, clipcoco, tmp_path):
     mini.server.requests.clear()
     assert mini(*words, cwd=tmp_path).code == 0
     assert not mini.server.requests
-    settings = ["data.train_fraction=0.5", *TOY, "data.root=data", "model.vision.weights=none", "train.epochs=1"]
+    settings = ["data.train_fraction=0.5", *LIGHT, "data.root=data", "model.vision.weights=none", "train.epochs=1"]
     trained = clipcoco("train", "--preset", "full", *settings, "--json", cwd=tmp_path)
     assert trained.code == 0, trained.stderr
     assert trained.json["source"] == "prepared-256"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import TOY
+from conftest import LIGHT
 from fork_server import ForkServer
 from waiting import until
 
@@ -36,7 +36,7 @@ def arguments(data: Path, workers: int) -> list[str]:
         f"data.root={data}",
         "--name",
         "run",
-        *TOY,
+        *LIGHT,
         *CHECKPOINTS,
         f"data.workers={workers}",
     ]
