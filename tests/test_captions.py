@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from clipcoco.data.annotations import count_entries
 from clipcoco.data.captions import overlap, read_captions
 from clipcoco.data.presence import check_files
 from clipcoco.errors import DataError
+from clipcoco.links import allow
 
 IMAGES, CAPTIONS = 120, 5
 GOLDEN = [15, 36, 99, 204, 246, 302, 323, 463, 477, 554, 729, 820]
@@ -315,9 +317,15 @@ def test_links_may_not_leave_the_root_but_the_root_may_be_one(tmp_path: Path) ->
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="is a link that leaves"):
         check_files(table)
-    (root / ".clipcoco").mkdir()  # as `prepare-data --images` notes the folder that its user named
+    (root / ".clipcoco").mkdir()  # the folder itself has no say in it
     (root / ".clipcoco" / "linked.json").write_text(json.dumps({"folders": [str(tmp_path / "elsewhere")]}))
+    with pytest.raises(DataError, match=f"prepare-data --root {root} --allow-links {tmp_path / 'elsewhere'}"):
+        check_files(table)
+    allow(root, [tmp_path / "elsewhere"])
     check_files(table)
+    shutil.copytree(root, tmp_path / "stranger", symlinks=True)
+    with pytest.raises(DataError, match="is a link that leaves"):  # what is allowed to one root is not to another
+        check_files(read_captions(tmp_path / "stranger", "val2017"))
 
 
 def test_subsets_are_nested_rounded_and_fixed_for_ever(tmp_path: Path) -> None:

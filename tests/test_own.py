@@ -20,6 +20,7 @@ from clipcoco.data.captions import CaptionTable, overlap, read_captions
 from clipcoco.data.presence import check_files
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
 from clipcoco.events import TaskProgress
+from clipcoco.links import may_lead
 from clipcoco.prepare.own import Adopted, adopt
 
 NAMES = [f"{1000268201 + 7919 * number}_{number:010x}.jpg" for number in range(20)]
@@ -562,7 +563,12 @@ def test_links_to_another_file_system_are_symbolic_and_training_follows_them(tmp
         root = tmp_path / "root"
         adopted = take(write(tmp_path, simple(NAMES)), images, root)
         assert any("symbolic links" in note for note in adopted.notes)
-        assert json.loads((root / ".clipcoco" / "linked.json").read_text()) == {"folders": [str(images)]}
+        assert may_lead(root) == [str(root), str(images)]
+        forgotten = Path(os.environ["XDG_CONFIG_HOME"], "clipcoco", "links.json")
+        forgotten.unlink()
+        with pytest.raises(DataError, match=f"--allow-links {images}"):
+            tables(root)
+        take(tmp_path / "captions.txt", images, root)  # the same call again allows it again
         assert set(by_file(root)) == set(NAMES)
         assert all(path.is_symlink() for path in root.glob("*2017/*"))
         (images / NAMES[0]).unlink()

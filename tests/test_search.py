@@ -1,5 +1,6 @@
 """The parts of `search`: the exact product, the index while it grows, the page, the names of pages."""
 
+import json
 import os
 import re
 import sys
@@ -284,12 +285,53 @@ class TestModelFolders:
             ("no JSON", "can't be read"),
             ('{"model_cfg": {}}', "no usable model_cfg"),
             ('{"model_cfg": {"text_cfg": {"tokenizer_kwargs": {"trust_remote_code": true}}}}', "code of its own"),
+            (r'{"model_cfg": {"text_cfg": {"tokenizer_kwargs": {"trust\u005fremote_code": 1}}}}', "code of its own"),
+            ('{"model_cfg": {"text_cfg": {"tokenizer_kwargs": {"revision": "x"}}}}', "options of its tokenizer"),
+            ('{"model_cfg": {"text_cfg": {"tokenizer_kwargs": ["x"]}}}', "options of its tokenizer"),
+            ('{"model_cfg": {"text_cfg": {"hf_tokenizer_name": "a/b"}}}', "a tokenizer that the folder does not hold"),
+            ('{"model_cfg": {"text_cfg": {"hf_model_name": "a/b"}}}', "a model that the folder does not hold"),
+            ('{"model_cfg": {"text_cfg": {}, "vision_cfg": {"timm_model_name": "hf-hub:a/b"}}}', "does not hold"),
+            ('{"model_cfg": {"text_cfg": {}, "vision_cfg": {"timm_model_name": "local-dir:/a"}}}', "does not hold"),
+            ('{"model_cfg": {"text_cfg": {}, "text_cfg": {}}}', "a name is there twice"),
+            ('{"model_cfg": ' + "[" * 100_000, "can't be read"),
         ],
     )
     def test_a_folder_that_holds_no_model_to_trust(self, folder, content, message):
         (folder / "open_clip_config.json").write_text(content)
         with pytest.raises(CheckpointError, match=message):
             open_folder(f"local-dir:{folder}")
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["mine.Mine", null]}}', "code of its own"),
+            ("Tokenizer_Config.JSON", r'{"\u0061uto_map": {}}', "code of its own"),
+            ("config.json", '{"text_config": {"AUTO_MAP": {"AutoConfig": "mine.Mine"}}}', "code of its own"),
+            ("inside/tokenizer_config.json", '{"auto_map": {}}', "code of its own"),
+            ("tokenizer_config.json", '{"vocab_file": "/etc/passwd"}', "a file elsewhere"),
+            ("tokenizer_config.json", '{"fast_tokenizer_files": ["tokenizer.4.0.json", "../x"]}', "a file elsewhere"),
+            ("config.json", None, "is a link"),
+            ("inside/weights.bin", None, "is a link"),
+        ],
+    )
+    def test_no_file_of_the_folder_runs_code_or_leads_out_of_it(self, folder, name, content, message):
+        (folder / "inside").mkdir()
+        if content is None:
+            (folder / name).symlink_to(folder.parent / "anything")
+        else:
+            (folder / name).write_text(content)
+        with pytest.raises(CheckpointError, match=message):
+            open_folder(f"local-dir:{folder}")
+
+    def test_what_models_have_of_their_own_is_taken(self, folder):
+        text = {"context_length": 16, "hf_tokenizer_name": "a/b", "tokenizer_kwargs": {"clean": "canonicalize"}}
+        vision = {"timm_model_name": "vit_base_patch16_siglip_224.webli"}
+        description = {"model_cfg": {"text_cfg": text, "vision_cfg": vision}}
+        (folder / "open_clip_config.json").write_text(json.dumps(description))
+        (folder / "tokenizer_config.json").write_text('{"vocab_file": "vocab.json", "tokenizer_file": null}')
+        (folder / "vocab.json").write_text('{"auto_map": 7, "trust_remote_code": 8}')  # words
+        (folder.parent / "alias").symlink_to(folder)
+        assert open_folder(f"local-dir:{folder.parent / 'alias'}").key
 
     def test_its_key_changes_with_its_files(self, folder):
         (folder / "open_clip_model.safetensors").write_bytes(b"weights")

@@ -25,6 +25,7 @@ from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Stop, Training, train
 from clipcoco.errors import CheckpointError, ClipcocoError, ExitCode
 from clipcoco.events import CheckpointSaved, Event, Report, RunEnded, RunStarted, Warned
+from clipcoco.files import open_to_append
 from clipcoco.loggers import MetricsFile, TensorBoard, fan_out
 from clipcoco.rundir import RunDir
 
@@ -71,8 +72,8 @@ def _note_failure(run: RunDir, state: TrainState, error: BaseException) -> None:
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     with contextlib.suppress(OSError):  # a full disk must not hide the error itself
         run.write_status(state="failed", step=state.step, exit_code=int(code), reason=reason)
-        with open(run.log, "a", encoding="utf-8", errors="backslashreplace") as log:
-            log.write(traceback.format_exc())
+        with open_to_append(run.log) as log:
+            log.write(traceback.format_exc().encode("utf-8", "backslashreplace"))
 
 
 def _restore(training: Training, content: dict[str, Any]) -> None:

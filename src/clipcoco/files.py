@@ -1,4 +1,7 @@
-"""Files that are whole or absent: written beside, synced, then renamed into place."""
+"""Files that are whole or absent: written beside, synced, then renamed into place.
+
+Whatever lies at such a name already, a link or another name of somebody's file: nothing is written through it.
+"""
 
 import ctypes
 import errno
@@ -7,7 +10,9 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,6 +59,36 @@ def remove_leftovers(path: Path) -> None:
         left.unlink(missing_ok=True)
 
 
+def read_own(path: Path, most: int = 2**26) -> bytes:
+    """What a small file of ours holds. Raises OSError for a link, for a pipe, and above `most` bytes."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            raise OSError(errno.EFBIG, f"no file of at most {most:,} bytes", str(path))
+        return file.read()
+
+
+def open_new(path: Path) -> BinaryIO:
+    """A new file in the place of whatever has that name."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb")
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Unbuffered. A file that another folder has a name for, too, is copied first: that one stays as it is."""
+    with suppress(FileNotFoundError):
+        if os.lstat(path).st_nlink > 1:
+            shutil.copyfile(path, copy := temporary_name(path), follow_symlinks=False)
+            os.replace(copy, path)
+    return open(path, "ab+", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
+
+
+def write_whole(file: BinaryIO, data: bytes) -> None:
+    """To an unbuffered file: a nearly full disk takes a part. Raises OSError."""
+    if file.write(data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+
+
 def write_temporary(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     """Let `write` fill a new file beside `path`, on disk before this returns; gives its name.
 
@@ -61,7 +96,7 @@ def write_temporary(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     """
     temporary = temporary_name(path)
     try:
-        with open(temporary, "wb") as file:
+        with open_new(temporary) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

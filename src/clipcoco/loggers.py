@@ -1,6 +1,5 @@
 """The records of a run: metrics.jsonl, log.txt and TensorBoard, and how the events reach them all."""
 
-import errno
 import io
 import json
 import math
@@ -80,8 +79,8 @@ class MetricsFile:
             return
         whole, self._whole = self._whole, False
         if whole:
-            with open(self.path, "ab", buffering=0) as file:
-                _write(file, _line(self.rows[-1]))
+            with files.open_to_append(self.path) as file:
+                files.write_whole(file, _line(self.rows[-1]))
         else:
             files.write_atomically(self.path, b"".join(map(_line, self.rows)))
         self._whole = True
@@ -91,11 +90,6 @@ def _line(row: dict[str, Any]) -> bytes:
     return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
-def _write(file: Any, data: bytes) -> None:
-    if file.write(data) != len(data):  # unbuffered: a nearly full disk takes a part
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
-
-
 class LogFile:
     """log.txt: every line that was shown, with its time."""
 
@@ -103,8 +97,9 @@ class LogFile:
         self.path = path
 
     def __call__(self, line: str) -> None:
-        with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}".rstrip() + "\n")
+        whole = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}".rstrip() + "\n"
+        with files.open_to_append(self.path) as file:
+            file.write(whole.encode("utf-8", "backslashreplace"))
 
 
 @dataclass(frozen=True)
@@ -184,14 +179,15 @@ class TensorBoard:
         self.folder.mkdir(parents=True, exist_ok=True)
         # Readers take files in the order of their names: with microseconds a quick resume comes second.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        return open(self.folder / name, "ab", buffering=0)
+        return open(self.folder / name, "xb", buffering=0)
 
     def _append(self, record: Any) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         buffer = io.BytesIO()
         RecordWriter(buffer).write(record.SerializeToString())
-        _write(self._file, buffer.getvalue())
+        assert self._file
+        files.write_whole(self._file, buffer.getvalue())
 
 
 def _image_values(pictures: Sequence[Picture]) -> "list[Summary.Value]":

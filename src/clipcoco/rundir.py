@@ -13,7 +13,8 @@ from typing import Any
 
 from clipcoco.config.load import preset_names
 from clipcoco.errors import CheckpointError, ConfigError, EnvironmentProblem
-from clipcoco.files import write_json
+from clipcoco.files import read_own, write_json
+from clipcoco.links import refuse_links
 from clipcoco.locks import Held, lock
 
 
@@ -66,10 +67,14 @@ class RunDir:
     def status(self) -> dict[str, Any]:
         """What status.json says; empty when there is none or it can't be read."""
         try:
-            status = json.loads((self.path / "status.json").read_text())
+            status = json.loads(read_own(self.path / "status.json", most=2**20))
         except (OSError, ValueError, RecursionError):
             return {}
         return status if isinstance(status, dict) else {}
+
+    def check(self) -> None:
+        """Raise CheckpointError when anything below the run's folder is a link: a stranger may have made it."""
+        refuse_links(self.path.resolve(), CheckpointError)
 
     def write_status(self, **changes: Any) -> None:
         """Set entries of status.json; a reader sees it before or after, never between."""
@@ -135,10 +140,10 @@ def free_name(runs_dir: Path, name: str) -> str:
 
 
 def all_runs(runs_dir: Path) -> list[RunDir]:
-    """Every run in `runs_dir`, the newest first."""
+    """Every run in `runs_dir`, the newest first; what is a link there is none."""
     if not runs_dir.is_dir():
         return []
-    found = [RunDir(path) for path in runs_dir.iterdir() if (path / "config.yaml").is_file()]
+    found = [RunDir(path) for path in runs_dir.iterdir() if not path.is_symlink() and (path / "config.yaml").is_file()]
     return sorted(found, key=lambda run: (_started(run), run.name), reverse=True)
 
 
@@ -166,8 +171,15 @@ class Found:
 def find(runs_dir: Path, words: str | None) -> Found:
     """A run by name, unique prefix, preset (its newest), path, RUN/best; a checkpoint file; None: the newest.
 
-    Raises CheckpointError when there is none.
+    Raises CheckpointError when there is none, and when its folder holds links.
     """
+    found = _find(runs_dir, words)
+    if found.run is not None:
+        found.run.check()
+    return found
+
+
+def _find(runs_dir: Path, words: str | None) -> Found:
     if words is None:
         runs = [run for run in all_runs(runs_dir) if any(run.checkpoints.glob("*.pt"))]
         if not runs:
@@ -184,6 +196,8 @@ def find(runs_dir: Path, words: str | None) -> Found:
     run = _by_name(runs_dir, name)
     if run is None and path.parent != path and (path.parent / "config.yaml").is_file():
         run, part = RunDir(path.parent), path.name
+    if run is None and (runs_dir / name).is_symlink():
+        raise CheckpointError(f"{runs_dir / name} is a link (--runs-dir). Give it as a path: {runs_dir / name}")
     if run is None:
         raise CheckpointError(_no_run(runs_dir, words))
     if not part:

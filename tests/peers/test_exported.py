@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_open_clip_cleans_some_texts_and_the_export_says_how_many(toy, scenes, t
     content["annotations"][0]["caption"] = "a man&rsquo;s dog"
     content["annotations"][1]["caption"] = "one <end> of a dog"
     (tmp_path / "data" / "annotations").mkdir(parents=True)
-    (tmp_path / "data" / "val2017").symlink_to(scenes / "val2017")
+    shutil.copytree(scenes / "val2017", tmp_path / "data" / "val2017")
     (tmp_path / "data" / "annotations" / "captions_val2017.json").write_text(json.dumps(content))
     data = toy.config.data.model_copy(update={"root": str(tmp_path / "data")})
     made = export_model(toy, None, "open_clip", tmp_path / "x", data, lambda event: None)

@@ -24,6 +24,7 @@ from clipcoco.data.viewer import UnreadableImage
 from clipcoco.engine.device import Device, choose_for_evaluation, make_deterministic
 from clipcoco.engine.model import DualEncoder
 from clipcoco.errors import DataError
+from clipcoco.files import read_own
 from clipcoco.model_file import open_model
 
 Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
@@ -118,7 +119,7 @@ def _measured(run: rundir.RunDir | None, content: dict[str, Any]) -> dict[str, A
     """The recall of the weights in `content`, and of no others: those of this very step."""
     step = content["state"].get("step")
     try:
-        result = json.loads(run.evaluation.read_text("utf-8"))["result"] if run else {}
+        result = json.loads(read_own(run.evaluation))["result"] if run else {}
         if result["step"] == step and isinstance(result["protocols"], dict):
             return dict(result["protocols"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -15,7 +15,7 @@ from clipcoco.console import Terminal, open_terminal, say_bytes, say_seconds, sh
 from clipcoco.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
-    from clipcoco.prepare.plan import Part, Plan, Wish
+    from clipcoco.prepare.plan import Wish
 
 LICENCE = "COCO's annotations are CC BY 4.0 (cocodataset.org), its images keep their Flickr terms."
 
@@ -47,6 +47,10 @@ def prepare_data(
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Your own pictures, for --captions.", show_default=False)
     ] = None,
+    allow_links: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Let links below --root lead into this folder.", show_default=False),
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare; fetches nothing.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     changes: Set = None,
@@ -60,26 +64,30 @@ def prepare_data(
     [bold]clipcoco prepare-data --captions captions.csv --images photos --root data/mine[/bold]
     """
     terminal = open_terminal()
+    if allow_links is not None:
+        return _allow(terminal, root, allow_links)
     if captions is not None or images is not None:
-        unused = (dry_run, verify, only_prepared, everything, source, mirror, train_fraction is not None)
-        _refuse(unused)
+        _refuse((dry_run, verify, only_prepared, everything, source, mirror, train_fraction is not None))
         return _own(terminal, captions, images, root, val_fraction, preset, changes or [], json_)
     if not (preset or everything or verify) and train_fraction is None and val_fraction is None:
         raise ConfigError(
             f"which images? Give --preset NAME ({', '.join(preset_names())}), --train-fraction F or --all (20 GB)"
         )
-    overrides = [*(changes or [])]
-    for key, value in (("train_fraction", train_fraction), ("val_fraction", val_fraction)):
-        if value is not None or everything:
-            overrides.append(f"data.{key}={1 if value is None else value}")
+    overrides = [*(changes or []), *_fractions(train_fraction, val_fraction, everything)]
     loaded = load_config(preset=preset or "full", overrides=overrides)
     wish = _wish(loaded, root, mirror, source, only_prepared)
-    again = _again(loaded, preset, wish)
     if verify:
         return show_verified(terminal, wish, json_)
-    if "demo" in loaded.chain:
-        return _draw(terminal, wish, again, dry_run, json_)
-    return _fetch(terminal, wish, again, dry_run, json_)
+    get = _draw if "demo" in loaded.chain else _fetch
+    return get(terminal, wish, _again(loaded, preset, wish), dry_run, json_)
+
+
+def _fractions(train: float | None, val: float | None, everything: bool) -> list[str]:
+    """As settings."""
+    given = {"train_fraction": train, "val_fraction": val}
+    return [
+        f"data.{key}={1 if value is None else value}" for key, value in given.items() if everything or value is not None
+    ]
 
 
 _NOT_FOR_OWN = ("--dry-run", "--verify", "--only-prepared", "--all", "--source", "--mirror", "--train-fraction")
@@ -88,6 +96,16 @@ _NOT_FOR_OWN = ("--dry-run", "--verify", "--only-prepared", "--all", "--source",
 def _refuse(unused: tuple[object, ...]) -> None:
     if given := [name for name, value in zip(_NOT_FOR_OWN, unused, strict=True) if value]:
         raise ConfigError(f"--captions takes your pictures as they are. Leave out {', '.join(given)}")
+
+
+def _allow(terminal: Terminal, root: Path | None, folder: Path) -> int:
+    from clipcoco.links import allow
+
+    if root is None or not folder.expanduser().is_dir():
+        raise ConfigError(f"links below which folder may lead into {folder}? Give --root DIR --allow-links DIR")
+    allow(root.expanduser(), [folder.expanduser()])
+    show(terminal.out, f"Links below {root} may lead into {folder}: noted for you alone, not in that folder.")
+    return ExitCode.OK
 
 
 def _wish(
@@ -127,17 +145,21 @@ def _again(loaded: LoadedConfig, preset: str | None, wish: "Wish") -> str:
 
 
 def _fetch(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: bool) -> int:
+    from clipcoco.cli.plan import say_plan
     from clipcoco.data.captions import overlap
+    from clipcoco.prepare.carried import allow_source
     from clipcoco.prepare.coco import prepare
     from clipcoco.prepare.plan import make_plan
 
+    if wish.source and not dry_run:
+        allow_source(wish.source, wish.root)
     began, plan = time.monotonic(), make_plan(wish)
     nothing = plan.copies == 0 and all(part.way == "there" for part in plan.parts)
     if dry_run and json_:
         print_json({"schema": 1, "root": str(wish.root), **asdict(plan)})
         return ExitCode.OK
     if dry_run or not nothing:
-        show(terminal.out if dry_run else terminal.err, *summary_rows(_say_plan(plan, wish)), "")
+        show(terminal.out if dry_run else terminal.err, *summary_rows(say_plan(plan, wish)), "")
     if dry_run:
         return ExitCode.OK
     with working(terminal) as report:
@@ -179,37 +201,6 @@ def _fetch(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: b
         f"Next: {again}",
     )
     return ExitCode.OK
-
-
-def _say_plan(plan: "Plan", wish: "Wish") -> list[tuple[str, str]]:
-    rows = [(_LABELS[part.name], _say_part(part, wish)) for part in plan.parts]
-    if plan.copies:
-        originals = ", the originals are not kept" if wish.only_prepared else ""
-        rows.append(("copies", f"{plan.copies:,} images, shorter side {wish.prepared_size} px{originals}"))
-    room = f"{wish.root.absolute()} · needs {say_bytes(plan.room)}, {say_bytes(plan.free)} free"
-    return [*rows, ("to", room)]
-
-
-_LABELS = {"captions": "captions", "val2017": "val images", "train2017": "train images"}
-
-
-def _say_part(part: "Part", wish: "Wish") -> str:
-    from clipcoco.prepare.plan import COCO
-
-    fetched = part.missing if part.way == "source" else part.missing - part.carried
-    images = f"{fetched:,} of {part.images:,} images" if 0 < fetched < part.images else f"{part.images:,} images"
-    if part.way == "there":
-        return "there" + (f", {images}" if part.images else "")
-    if part.way == "source":
-        return f"from {wish.source}" + (f", {images}" if part.images else "")
-    others = f", after {part.carried:,} from {wish.source}" if part.carried else ""
-    size = f"{say_bytes(part.fetched):>7}"
-    archive = COCO.annotations if part.name == "captions" else COCO.images[part.name]
-    if part.way == "archive":
-        return f"{size}  {archive.name}" + (f", {images}" if part.images else "") + others
-    percent = f"{100 * wish.fractions[part.name]:g} %"
-    images = images.replace(" images", " single images")
-    return f"{size}  {images} ({percent}; all of them: {say_bytes(archive.size)})" + others
 
 
 def _draw(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: bool) -> int:

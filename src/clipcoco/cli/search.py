@@ -16,7 +16,8 @@ from clipcoco import rundir
 from clipcoco.cli.options import RUNS, Debug, Device, Json, OneRun, RunsDir, Set, print_json
 from clipcoco.config.load import override
 from clipcoco.console import RunConsole, Terminal, open_terminal, printable, say_seconds, show
-from clipcoco.errors import ConfigError, ExitCode
+from clipcoco.errors import CheckpointError, ConfigError, ExitCode
+from clipcoco.links import refuse_links
 
 if TYPE_CHECKING:
     from clipcoco.search.galleries import Gallery
@@ -61,6 +62,8 @@ def search(
     from clipcoco.search.query import Query, Told, answer
 
     found = rundir.find(runs_dir, run) if model is None or run is not None else None
+    if found is None or found.run is None:
+        refuse_links(runs_dir / "search", CheckpointError)
     searched, gallery = _open(found, images, model, changes or [])
     name = found.run.name if found and found.run else None
     home = found.run.path if found and found.run else runs_dir / "search" / searched.home
@@ -72,7 +75,7 @@ def search(
         show(terminal.err, _say_encoding(result))
     about = f"{name + ', ' if name else ''}{searched.words} · {_say_gallery(result)}"
     if quiet:
-        _lines_to_stdout([os.fsencode(hit.path) for hit in result.hits])
+        _paths_to_stdout([hit.path for hit in result.hits])
         return ExitCode.OK
     page = _write_page(home / "search", result, about, told.tell)
     if json_:
@@ -153,10 +156,11 @@ def _plain(result: "Answer", run: str | None, model: str, page: Path | None) -> 
     }
 
 
-def _lines_to_stdout(lines: list[bytes]) -> None:
-    """As they are, in bytes: a file name need not be text. A reader that has gone is no error."""
+def _paths_to_stdout(paths: list[Path]) -> None:
+    """To a program as they are, in bytes: a file name need not be text. A reader that has gone is no error."""
+    to_person = sys.stdout.isatty()
     try:
-        typer.echo(b"\n".join(lines))
+        typer.echo(b"\n".join(printable(str(path)).encode() if to_person else os.fsencode(path) for path in paths))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

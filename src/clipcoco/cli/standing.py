@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipcoco.config.load import load_config
 from clipcoco.errors import ConfigError, ExitCode
+from clipcoco.files import read_own
 from clipcoco.locks import is_held
 from clipcoco.rows import EvaluationRow
 from clipcoco.rundir import RunDir
@@ -102,7 +103,9 @@ def all_standings(runs_dir: Path) -> list[Standing]:
     if not runs_dir.is_dir():
         return []
     parts = ("config.yaml", "status.json", "metrics.jsonl", "checkpoints")
-    folders = [path for path in runs_dir.iterdir() if any((path / part).exists() for part in parts)]
+    folders = [
+        path for path in runs_dir.iterdir() if not path.is_symlink() and any((path / part).exists() for part in parts)
+    ]
     standings = [read_standing(RunDir(path)) for path in folders]
     return sorted(standings, key=lambda one: (-1.0 if one.r1 is None else one.r1, one.started), reverse=True)
 
@@ -114,7 +117,7 @@ def _read_status(run: RunDir) -> tuple[_Status | None, float]:
         with contextlib.suppress(OSError):
             changed = existing.stat().st_mtime
     try:
-        return _Status.model_validate_json(path.read_bytes()), changed
+        return _Status.model_validate_json(read_own(path, most=2**20)), changed
     except (OSError, ValidationError):
         return None, changed
 
@@ -146,12 +149,11 @@ def _read_metrics(run: RunDir) -> tuple[list[EvaluationRow], int]:
     """The evaluations, and the last step that was logged. Of the other rows only the last is looked at."""
     evaluations, last = [], b""
     try:
-        with open(run.metrics, "rb") as file:
-            for line in file:
-                last = line if line.endswith(b"\n") else last  # a torn line is no row
-                if b'"evaluation"' in line:
-                    with contextlib.suppress(ValidationError):
-                        evaluations.append(EvaluationRow.model_validate_json(line))
+        for line in read_own(run.metrics, most=2**30).splitlines(keepends=True):
+            last = line if line.endswith(b"\n") else last  # a torn line is no row
+            if b'"evaluation"' in line:
+                with contextlib.suppress(ValidationError):
+                    evaluations.append(EvaluationRow.model_validate_json(line))
         step = json.loads(last)["step"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return evaluations, 0
@@ -159,6 +161,8 @@ def _read_metrics(run: RunDir) -> tuple[list[EvaluationRow], int]:
 
 
 def _epochs_of(run: RunDir) -> int | None:
+    if run.config.is_symlink() or not run.config.is_file():
+        return None
     try:
         return load_config(file=run.config).config.train.epochs
     except ConfigError:

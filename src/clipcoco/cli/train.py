@@ -115,6 +115,9 @@ def _exists(runs_dir: Path, name: str | None) -> bool:
         raise ConfigError("--or-resume needs the run's name. Give --name NAME")
     rundir.check_spelling(name)
     run = RunDir(runs_dir / name)
+    if run.path.is_symlink():
+        raise CheckpointError(f"{run.path} is a link (--name). Resume the run it leads to: clipcoco resume {run.words}")
+    run.check()
     if any(run.checkpoints.glob("*.pt")):
         return True
     if not run.status():  # nothing there, or a folder that is no run of ours and must not be touched

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clipcoco.errors import DataError, EnvironmentProblem
+from clipcoco.links import check_link, check_root, may_lead
 
 Rows = list[dict[str, Any]]
 
@@ -42,15 +43,19 @@ def count_entries(root: Path, split: str) -> tuple[int, int] | None:
 
     A quotation mark inside a text is escaped there, so a key is counted where it is one.
     """
+    path = annotation_file(root, split)
     try:
-        data = annotation_file(root, split).read_bytes()
-    except OSError:
+        check_link(root, str(path.relative_to(root)), may_lead(root))
+        data = path.read_bytes() if path.is_file() else b""
+    except (OSError, DataError):
         return None
-    return data.count(b'"file_name"'), data.count(b'"caption"')
+    return (data.count(b'"file_name"'), data.count(b'"caption"')) if data else None
 
 
-def _load(path: Path, get_them: str) -> Any:
+def _load(path: Path, root: Path, get_them: str) -> Any:
     try:
+        check_root(root)
+        check_link(root, str(path.relative_to(root)), may_lead(root))
         if not path.is_file():
             yours = "or use yours: --set data.root=DIR"
             raise DataError(f"no captions at {path} (data.root). Get them: {get_them}, {yours}")
@@ -58,7 +63,8 @@ def _load(path: Path, get_them: str) -> Any:
             raise DataError(f"{path} has {size:,} bytes (data.root). At most 2 GiB are read")
         data = path.read_bytes()
     except OSError as error:
-        raise EnvironmentProblem(f"cannot read {path} ({error.strerror}). Check its permissions") from None
+        what = error.filename or path
+        raise EnvironmentProblem(f"cannot read {what} ({error.strerror}). Check its permissions") from None
     again = f"Get it again: {get_them}"
     try:
         return json.loads(data.decode("utf-8-sig"))
@@ -75,7 +81,7 @@ def checked_rows(root: Path, split: str, get_them: str) -> tuple[Rows, Rows, lis
     """Images and annotations with sound ids, safe file names and cleaned texts, notes on the rest, and of what data
     the file says that it is."""
     path = annotation_file(root, split)
-    content = _load(path, get_them)
+    content = _load(path, root, get_them)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {_kind(content)}, not an object (data.root). Expected captions_*.json")
     images: Any = content.get("images")

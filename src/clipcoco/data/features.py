@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.sources import ORIGINALS, Source
 from clipcoco.data.viewer import VIEW
-from clipcoco.files import write_json
+from clipcoco.files import open_to_append, read_own, write_json, write_whole
 
 _CHUNK = 2**22
 
@@ -65,6 +66,16 @@ class Features:
         return taken
 
 
+class _Index(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    key: dict[str, Any]  # of the rows
+    sha256: str  # of all of them
+    images: list[int]  # whose rows these are
+    stamps: list[str]
+    unreadable: list[int]
+
+
 class FeatureFile:
     """The rows that are whole. `missing` says what to compute, `append` and `save` keep it, `features` reads it.
 
@@ -80,8 +91,8 @@ class FeatureFile:
         self._digest, self._rows = hashlib.sha256(), np.empty(0, np.float16)
         index = self._read_index()
         if index and self._matches(index):
-            self.images = {image: row for row, image in enumerate(index["images"])}
-            self.stamps, self.unreadable = index["stamps"], index["unreadable"]
+            self.images = {image: row for row, image in enumerate(index.images)}
+            self.stamps, self.unreadable = index.stamps, index.unreadable
         else:
             self._begin_anew()
 
@@ -104,10 +115,9 @@ class FeatureFile:
         data = np.ascontiguousarray(rows, dtype=np.float16).tobytes()
         if not self.stamps:  # anew: another run may be training from the old file, and keeps what it has mapped
             self.path.unlink(missing_ok=True)
-        with open(self.path, "r+b" if self.stamps else "xb") as file:
-            file.seek(len(self.stamps) * self.key.row_bytes)
-            file.write(data)
-            file.truncate()
+        with open_to_append(self.path) as file:
+            file.truncate(len(self.stamps) * self.key.row_bytes)  # what a kill left behind the last whole row
+            write_whole(file, data)
         self._digest.update(data)
         self.images |= {image: len(self.stamps) + offset for offset, image in enumerate(images)}
         self.stamps.extend(stamps)
@@ -140,31 +150,31 @@ class FeatureFile:
     def _index(self) -> Path:
         return self.path.with_suffix(".json")
 
-    def _read_index(self) -> dict[str, Any] | None:
+    def _read_index(self) -> "_Index | None":
         try:
-            index = json.loads(self._index.read_bytes())
+            index = _Index.model_validate_json(read_own(self._index, most=2**30))
+            if index.key == asdict(self.key) and len(set(index.images)) == len(index.images) == len(index.stamps):
+                return index
         except FileNotFoundError:
             return None
-        except (OSError, ValueError):
-            index = None
-        if isinstance(index, dict) and index.get("key") == asdict(self.key):
-            return index
+        except (OSError, ValidationError):
+            pass
         self.note = f"{self._index.name} can't be used: made anew"
         return None
 
-    def _matches(self, index: dict[str, Any]) -> bool:
+    def _matches(self, index: "_Index") -> bool:
         """Read all rows once: a flipped bit would be trained on unseen."""
-        left = len(index["stamps"]) * self.key.row_bytes
+        left = len(index.stamps) * self.key.row_bytes
         try:
             with open(self.path, "rb") as file:
                 while left and (chunk := file.read(min(left, _CHUNK))):
                     self._digest.update(chunk)
                     left -= len(chunk)
-                if not left and index["stamps"]:
-                    self._rows = self._mapped(file, len(index["stamps"]))
+                if not left and index.stamps:
+                    self._rows = self._mapped(file, len(index.stamps))
         except OSError:
             left = 1
-        if left or self._digest.hexdigest() != index["sha256"]:
+        if left or self._digest.hexdigest() != index.sha256:
             self.note = f"{self.path.name} is damaged: made anew"
             return False
         return True

@@ -6,13 +6,16 @@ is whole. It says what `prepare-data --verify` compares with, and names the copi
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
-from clipcoco.files import write_atomically
+from clipcoco.files import open_to_append, read_own, write_atomically
+
+_FILE = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
     A line that a kill cut short is left out: its file will be made again.
     """
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        lines = read_own(path, most=2**30).splitlines(keepends=True)
     except FileNotFoundError:
         return {}, {}
     settings: dict[str, Any] = {}
@@ -50,8 +53,9 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
                 settings = row
             elif number and row is not None:
                 entry = Entry(**row)
-                entries[entry.file] = entry
-        except (ValueError, TypeError):
+                if _FILE.fullmatch(entry.file):  # no name that leads out of the folder
+                    entries[entry.file] = entry
+        except (ValueError, TypeError, RecursionError):
             continue
     return settings, entries
 
@@ -75,9 +79,9 @@ class Manifest:
         lines = [settings, *map(vars, self.entries.values())]
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file() or path.read_bytes() != content:
+        if not path.is_file() or read_own(path, most=2**30) != content:
             write_atomically(path, content)
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  closed by __exit__
+        self._file = open_to_append(path)
         self._lock = Lock()
 
     def add(self, entry: Entry) -> None:

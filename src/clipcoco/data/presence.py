@@ -1,24 +1,22 @@
 """Whether the images of a table are on the disk, and below their folder: asked without opening any."""
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcoco.data.annotations import PREPARE
 from clipcoco.errors import DataError, EnvironmentProblem
+from clipcoco.links import check_link, may_lead
 
 if TYPE_CHECKING:
     from clipcoco.data.captions import CaptionTable
-
-LINKED = Path(".clipcoco", "linked.json")  # in data.root
 
 
 def check_files(table: "CaptionTable", *, get_them: str = PREPARE) -> None:
     """See that every image of the table is a file below its folder, without opening or asking after each.
 
     That folder itself may be a symbolic link; a link below it must not lead out of it, but into a folder that
-    the user gave to `prepare-data`. Raises DataError.
+    the user allowed. Raises DataError.
     """
     if missing := missing_files(table):
         some = f"{len(missing):,} of {len(table.files):,} images are missing in {table.folder} (data.root)"
@@ -28,31 +26,21 @@ def check_files(table: "CaptionTable", *, get_them: str = PREPARE) -> None:
 
 def missing_files(table: "CaptionTable") -> list[str]:
     """The images of the table that are no files below its folder, sorted."""
-    wanted, found = set(table.files), set()
-    inside = [Path(os.path.realpath(folder)) for folder in (table.folder, *_linked_folders(table.folder))]
+    wanted, found, inside = set(table.files), set(), may_lead(table.folder)
     for folder in sorted({file.split("/")[0] for file in wanted}):
-        _refuse_outside(table.folder, folder, inside)
+        check_link(table.folder, folder, inside)
         found |= _present(table.folder, folder, wanted, inside)
     return sorted(wanted - found)
 
 
-def _linked_folders(root: Path) -> list[Path]:
-    """Where the links of one's own pictures lead, when they could not be hard links."""
-    try:
-        folders = json.loads((root / LINKED).read_text())["folders"]
-        return [Path(folder) for folder in folders]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _present(root: Path, folder: str, wanted: set[str], inside: list[Path]) -> set[str]:
+def _present(root: Path, folder: str, wanted: set[str], inside: list[str]) -> set[str]:
     found = set()
     try:
         with os.scandir(root / folder) as entries:
             for entry in entries:
                 if (file := f"{folder}/{entry.name}") in wanted:
                     if entry.is_symlink():
-                        _refuse_outside(root, file, inside)
+                        check_link(root, file, inside)
                     if entry.is_file():
                         found.add(file)
     except (FileNotFoundError, NotADirectoryError):
@@ -60,10 +48,3 @@ def _present(root: Path, folder: str, wanted: set[str], inside: list[Path]) -> s
     except OSError as error:
         raise EnvironmentProblem(f"cannot list {root / folder} ({error.strerror}). May you read it?") from None
     return found
-
-
-def _refuse_outside(root: Path, name: str, inside: list[Path]) -> None:
-    target = os.path.realpath(root / name)
-    if not any(Path(target).is_relative_to(folder) for folder in inside):
-        where = f"{root / name} is a link that leaves {root} (data.root), to {target!r}"
-        raise DataError(f"{where}. Let data.root be the folder that really holds the images")

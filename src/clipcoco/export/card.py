@@ -1,6 +1,5 @@
 """README.md of an exported folder: what the model is, how to load it, and what it was measured to reach."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from clipcoco import __version__
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.export.parity import Parity
 from clipcoco.model_file import ModelFile
+from clipcoco.report.record import read_record
 from clipcoco.rundir import RunDir
 
 _CARD = Template("""\
@@ -155,14 +155,10 @@ def _by_the_run(model_file: ModelFile) -> list[str]:
 
 def _measured(run: RunDir, model_file: ModelFile) -> dict[str, Any] | None:
     """What evaluation.json says, if it is of these weights: the whole split, where the export takes a part."""
-    try:
-        record = json.loads(run.evaluation.read_text("utf-8"))
-    except (OSError, ValueError):
+    record, _ = read_record(run)
+    if record is None or record.provenance.weights_sha256 != weights_sha256(model_file.content["model"]):
         return None
-    if record["provenance"]["weights_sha256"] != weights_sha256(model_file.content["model"]):
-        return None
-    measured: dict[str, Any] = record["result"]
-    return measured
+    return record.result.model_dump(by_alias=True, exclude_none=True)
 
 
 def _say_gallery(entry: dict[str, Any], precision: str, protocol: str) -> str:

@@ -1,14 +1,15 @@
 """What a person carried here by hand: images that lie in another folder, or in an archive."""
 
-import json
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from clipcoco.data.presence import LINKED
+from clipcoco.errors import EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.files import link, write_json
-from clipcoco.prepare.plan import Wish, in_source
+from clipcoco.files import link
+from clipcoco.links import allow, own_folder
+from clipcoco.prepare.plan import SPLITS, Wish, in_source
 from clipcoco.prepare.resize import CopyStore
 
 
@@ -21,10 +22,8 @@ def take(source: Path, wish: Wish, missing: Sequence[str], report: ReportTask) -
                 copies.store(file, (source / file).read_bytes())
                 report(TaskProgress(f"copies of {file.split('/')[0]}", done, len(there), "images"))
         return there
-    # A split's folder may itself be a link to where its images lie.
-    _trust(wish.root, {source, *((source / file).parent for file in there)})
     for file in there:
-        (wish.root / file).parent.mkdir(exist_ok=True)
+        own_folder((wish.root / file).parent)
         link(source / file, wish.root / file)
     return there
 
@@ -38,10 +37,10 @@ def copy_members(archive: Path, wish: Wish, missing: Sequence[str], report: Repo
             report(TaskProgress(f"copies of {archive.name}", done, len(there), "images"))
 
 
-def _trust(root: Path, folders: Collection[Path]) -> None:
-    """Let links below `root` lead into `folders`: their user named them."""
-    try:
-        before = json.loads((root / LINKED).read_text())["folders"]
-    except (OSError, ValueError, KeyError, TypeError):
-        before = []
-    write_json(root / LINKED, {"folders": sorted({*before, *(str(folder.resolve()) for folder in folders)})})
+def allow_source(source: Path, root: Path) -> None:
+    """The user named it, so links below `root` may lead there. Its folders may themselves be links to another volume.
+
+    Where that can't be kept it is asked for by name, once a link turns out to be no hard one.
+    """
+    with suppress(EnvironmentProblem):
+        allow(root, [source, *(source / name for name in (*SPLITS, "annotations"))])

@@ -19,6 +19,7 @@ from clipcoco.data.presence import check_files, missing_files
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
 from clipcoco.files import link, sync_folder, take_name, write_temporary
+from clipcoco.links import own_folder
 from clipcoco.prepare import carried
 from clipcoco.prepare.download import download
 from clipcoco.prepare.lock import lock
@@ -111,7 +112,7 @@ def _get_captions(wish: Wish, coco: Coco, report: ReportTask, patience: Patience
         _drop_archive(wish.root, coco.annotations)
         return
     if wish.source and has_captions(wish.source):
-        (wish.root / "annotations").mkdir(exist_ok=True)
+        own_folder(wish.root / "annotations")
         for split in SPLITS:
             link(annotation_file(wish.source, split), annotation_file(wish.root, split))
         return
@@ -187,7 +188,7 @@ def _get_images(
         if ours:
             _drop_archive(wish.root, coco.images[split])
     else:
-        (wish.root / split).mkdir(exist_ok=True)
+        own_folder(wish.root / split)
         incoming = _incoming(wish.root)
         incoming.mkdir(exist_ok=True)
 

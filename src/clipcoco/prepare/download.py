@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.files import sync_folder, write_json
+from clipcoco.files import open_to_append, read_own, sync_folder, write_json
 from clipcoco.prepare.network import (
     MOST_REDIRECTS,
     Failure,
@@ -99,7 +99,7 @@ class _Part:
         self.url = self.etag = ""
 
     def __enter__(self) -> Self:
-        self._disk = open(self.path, "ab+", buffering=0)
+        self._disk = open_to_append(self.path)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -108,9 +108,9 @@ class _Part:
     def read_again(self, report: ReportTask) -> None:
         """Take up what an earlier call left. Bytes of unknown origin, or of another version, are dropped."""
         try:
-            origin = json.loads(self.origin_path.read_bytes())
+            origin = json.loads(read_own(self.origin_path))
             self.url, self.etag, size = str(origin["url"]), str(origin["etag"]), origin["size"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             size = None
         if size != self.file.size or self.path.stat().st_size > self.file.size:
             self._disk.truncate(0)

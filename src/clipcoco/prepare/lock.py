@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clipcoco import locks
 from clipcoco.errors import EnvironmentProblem
+from clipcoco.links import check_root
 from clipcoco.prepare.plan import WORK
 
 
@@ -14,6 +15,7 @@ from clipcoco.prepare.plan import WORK
 def lock(root: Path) -> Iterator[str]:
     """Hold `root`, which is made where needed; gives a line to tell where the file system has no locks, else ""."""
     path, was_there = root / WORK / "lock", root.exists()
+    check_root(root)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

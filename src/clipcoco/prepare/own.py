@@ -10,15 +10,17 @@ import math
 import os
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from clipcoco.data.annotations import annotation_file
-from clipcoco.data.presence import LINKED
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
 from clipcoco.events import ReportTask
-from clipcoco.files import link, sync_volume, write_json
+from clipcoco.files import link, read_own, sync_volume, write_json
+from clipcoco.links import allow, own_folder
 from clipcoco.prepare.own_captions import PARTS, by_image, read_rows
 from clipcoco.prepare.own_pictures import Sizes, find, measure
 
@@ -82,6 +84,8 @@ def _adopt(captions: Path, images: Path, root: Path, val_fraction: float, seed: 
     content = repr((val_fraction, seed, rows, [(path, file.st_size, file.st_mtime_ns) for path, file in status]))
     fingerprint = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
     if before.get("fingerprint") == fingerprint and (adopted := _complete(root, before)):
+        if any(path.is_symlink() for split in _SPLITS for path in (root / split).iterdir()):
+            allow(root, [images])
         return adopted
     sizes = measure([path for path, _ in status], images, report, notes)
     by_path: dict[str, list[str]] = {}
@@ -97,8 +101,8 @@ def _adopt(captions: Path, images: Path, root: Path, val_fraction: float, seed: 
 def _claimed(root: Path, call: dict[str, str]) -> dict[str, Any]:
     """What the same call left in `root` before. Another data set is never written over."""
     try:
-        state = json.loads((root / STATE).read_text())
-    except (OSError, ValueError):
+        state = json.loads(read_own(root / STATE))
+    except (OSError, ValueError, RecursionError):
         state = None
     if isinstance(state, dict):
         if any(state.get(key) != value for key, value in call.items()):
@@ -113,14 +117,14 @@ def _claimed(root: Path, call: dict[str, str]) -> dict[str, Any]:
 def _complete(root: Path, state: dict[str, Any]) -> Adopted | None:
     """What was adopted, if it is all there still."""
     try:
-        adopted = Adopted(root, **state["adopted"])
+        adopted = TypeAdapter(Adopted).validate_python({**state["adopted"], "root": root})
         whole = all(annotation_file(root, split).is_file() for split in _SPLITS)
         counts = [len(os.listdir(root / split)) for split in _SPLITS]
-    except (KeyError, TypeError, OSError):
+    except (KeyError, TypeError, ValidationError, OSError):
         return None
     if not whole or counts != [adopted.train_images, adopted.val_images]:
         return None
-    return Adopted(root, **state["adopted"] | {"notes": (*adopted.notes, "nothing to do: nothing has changed")})
+    return replace(adopted, notes=(*adopted.notes, "nothing to do: nothing has changed"))
 
 
 def _numbered(sizes: Sizes, captions: dict[str, list[str]]) -> list[_Picture]:
@@ -177,21 +181,20 @@ def _write(
     for folder, name in ((state.parent, state.name), (root / "annotations", "captions_")):
         for half in folder.glob(f".{name}*.tmp"):  # of a call that was killed
             half.unlink()
+    for folder in (root / "annotations", *(root / split for split in _SPLITS)):
+        own_folder(folder)
     for split in _SPLITS:
         annotation_file(root, split).unlink(missing_ok=True)
     symbolic = 0
     for split, pictures in zip(_SPLITS, splits, strict=True):
-        (root / split).mkdir(exist_ok=True)
         _clear(root / split)
         symbolic += sum([link(images / one.path, root / split / one.link) for one in pictures])
-    (root / LINKED).unlink(missing_ok=True)
     if symbolic:
-        write_json(root / LINKED, {"folders": [str(images)]})
+        allow(root, [images])
         notes.append(f"{symbolic:,} pictures are symbolic links into {images}: keep that folder where it is")
     for manifest in root.glob("prepared-*/manifest.jsonl"):  # copies of what may be other pictures now
         manifest.unlink()
     sync_volume(root)
-    annotation_file(root, _SPLITS[0]).parent.mkdir(exist_ok=True)
     first = 1
     for split, pictures in zip(_SPLITS, splits, strict=True):
         content = _annotations(pictures, first)

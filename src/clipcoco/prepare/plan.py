@@ -11,6 +11,7 @@ from clipcoco.data.annotations import annotation_file
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest, same_settings
 from clipcoco.data.presence import missing_files
+from clipcoco.links import check_root
 from clipcoco.prepare.download import RemoteFile
 from clipcoco.prepare.resize import copy_bytes, settings
 from clipcoco.prepare.single_images import RemoteImage
@@ -159,6 +160,7 @@ def _file_bytes(path: Path) -> int:
 
 def make_plan(wish: Wish, coco: Coco = COCO) -> Plan:
     """Where captions are neither in data.root nor in the source, counts are estimates from the official ones."""
+    check_root(wish.root)
     captions = next((folder for folder in (wish.root, wish.source) if folder and has_captions(folder)), None)
     parts = [_captions(wish, coco)]
     copied = _copied(wish) if wish.prepared_size else set()

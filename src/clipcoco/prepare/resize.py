@@ -28,7 +28,7 @@ from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manife
 from clipcoco.data.viewer import VIEW, UnreadableImage, opened
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.files import sync_volume
+from clipcoco.files import open_new, sync_volume
 
 # Seen at 224 px, 4:2:0 costs chroma alone, where the error stays 9 dB below that of luma; a quality of 95 gains
 # 0.3 dB of luma with files 1.4 times as large, which are slower to decode.
@@ -102,7 +102,8 @@ def write_copy(folder: Path, file: str, data: bytes, size: int) -> Entry:
     # The same name every time: what a kill leaves behind is written over when the copy is made again.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(copy)
+        with open_new(temporary) as new:
+            new.write(copy)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

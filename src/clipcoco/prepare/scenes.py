@@ -16,7 +16,8 @@ from random import Random
 from typing import Literal
 
 from clipcoco.errors import DataError
-from clipcoco.files import sync_volume, write_atomically
+from clipcoco.files import open_new, sync_volume, write_atomically
+from clipcoco.links import refuse_link
 from clipcoco.prepare.drawing import COLOURS, SHAPES, Piece, draw
 
 Split = Literal["train", "val"]
@@ -224,7 +225,8 @@ def draw_scenes(
             rng = Random(f"picture {scene}")
             picture = draw(_pieces(scene, rng), size, rng)
             # Full colour resolution: halved, the edges of small shapes would bleed.
-            picture.save(folder / name, "JPEG", quality=92, subsampling=0)
+            with open_new(folder / name) as file:
+                picture.save(file, "JPEG", quality=92, subsampling=0)
             images.append({"license": 1, "file_name": name, "height": size, "width": size, "id": image_id})
             for number, text in enumerate(captions(scene)):
                 texts.append({"image_id": image_id, "id": 10 * image_id + number, "caption": text})
@@ -264,6 +266,8 @@ def _claim(root: Path) -> None:
     )
     if not ours and any((root / name).exists() for name in ("annotations", "train2017", "val2017")):
         raise DataError(f"other data are in the way ({root}). Draw the scenes elsewhere: --root DIR")
+    for name in ("annotations", "train2017", "val2017"):
+        refuse_link(root / name)
     for split in FIRST_ID:
         _annotation_file(root, split).unlink(missing_ok=True)
     root.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from clipcoco.data.manifest import Entry
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.files import sync_folder, sync_volume
+from clipcoco.files import open_new, sync_folder, sync_volume
 
 MAX_MEMBERS = 200_000  # train2017.zip has 118,288
 MAX_DIRECTORY = 64 * 2**20  # bytes of the list of members; about 11 MB in train2017.zip
@@ -213,7 +213,7 @@ def _extract(zip_file: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, arc
     """Write one member, and give its SHA-256. zipfile checks its CRC, and reads no more than it declares."""
     digest, size = hashlib.sha256(), 0
     try:
-        with zip_file.open(info) as source, open(target, "wb") as file:
+        with zip_file.open(info) as source, open_new(target) as file:
             while chunk := source.read(_CHUNK):
                 file.write(chunk)
                 digest.update(chunk)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from clipcoco.files import read_own
 from clipcoco.report.record import Chance
 from clipcoco.rows import EvaluationRow, ReplacedRow, SkippedRow, StepRow, WarningRow, read_row
 from clipcoco.rundir import RunDir
@@ -54,7 +55,7 @@ def read_history(run: RunDir) -> History:
 
 def _lines(run: RunDir) -> list[bytes]:
     try:
-        return [line for line in run.metrics.read_bytes().splitlines() if line.strip()]
+        return [line for line in read_own(run.metrics, most=2**30).splitlines() if line.strip()]
     except OSError:
         return []
 

@@ -6,7 +6,6 @@ One self-contained file without scripts. Whatever is missing or damaged is said 
 import contextlib
 import time
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from clipcoco.report.history import History, Status, read_history, read_status
 from clipcoco.report.plots import evaluation_plots, training_plots
 from clipcoco.report.record import Record, read_record
 from clipcoco.report.settings import command, commands, read_settings
+from clipcoco.report.template import template
 from clipcoco.rows import EvaluationRow, Recalls
 from clipcoco.rundir import RunDir
 
@@ -38,7 +38,7 @@ def write_report(run: RunDir) -> Path:
     chance = record.result.protocols.own.chance if record else status.chance
     plots = training_plots(history, settings.config, chance)
     measured = evaluation_plots(record) if record else []
-    page = _template().render(
+    page = template("clipcoco.report", thousands="{:,}".format, size=_size, duration=_duration).render(
         name=run.name,
         status=status,
         banner=_banner(run, status, history),
@@ -61,14 +61,6 @@ def write_report(run: RunDir) -> Path:
     for drawing in (*plots, *measured):
         write_atomically(run.figures / f"{drawing.name}.svg", drawing.alone)
     return run.report
-
-
-def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"thousands": "{:,}".format, "size": _size, "duration": _duration}
-    return environment.from_string(resources.files("clipcoco.report").joinpath("page.html.j2").read_text("utf-8"))
 
 
 def _of_best(record: Record, history: History) -> bool:

@@ -7,6 +7,7 @@ from clipcoco.config.load import flatten, load_config
 from clipcoco.config.schema import Config
 from clipcoco.config.text import written
 from clipcoco.errors import ConfigError
+from clipcoco.files import read_own
 from clipcoco.rundir import RunDir
 
 INIT = "# Started with --init "
@@ -33,7 +34,7 @@ class Settings:
 def read_settings(run: RunDir) -> Settings:
     """Never fails: the text alone is worth showing."""
     try:
-        text = run.config.read_text("utf-8", errors="replace")
+        text = read_own(run.config).decode("utf-8", "replace")
     except OSError as error:
         return Settings("", None, f"config.yaml can't be read: {error.strerror}", "", (), "")
     init = text.splitlines()[0].removeprefix(INIT) if text.startswith(INIT) else ""

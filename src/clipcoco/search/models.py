@@ -4,7 +4,6 @@ Letters: B pictures or texts, H, W pixels, L tokens, D dimensions of the shared 
 """
 
 import hashlib
-import json
 import os
 import re
 import warnings
@@ -26,13 +25,10 @@ from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import Device, choose_device, choose_for_evaluation
 from clipcoco.errors import CheckpointError, ConfigError, EnvironmentProblem, NumericError
 from clipcoco.model_file import ModelFile, open_model
+from clipcoco.search.folder import HOW, read_description
 
 LOCAL = "local-dir:"
 MAX_RATIO = 8  # of a picture's sides: open_clip resizes the whole of it before it crops
-HOW = (
-    "Make a folder of it once, where there is a network: hf download OWNER/NAME --local-dir FOLDER, "
-    "then --model local-dir:FOLDER"
-)
 
 
 @dataclass(frozen=True)
@@ -112,21 +108,13 @@ def _note(file: ModelFile, query: str) -> str | None:
 def open_folder(words: str) -> Model:
     """A model of open_clip in a folder; nothing is ever downloaded.
 
-    Raises ConfigError for another name, CheckpointError for a folder without a model, and EnvironmentProblem
-    when open_clip is not installed.
+    Raises ConfigError for another name, CheckpointError for a folder without a model or that reaches beyond
+    itself, and EnvironmentProblem when open_clip is not installed.
     """
     if not words.startswith(LOCAL):
         raise ConfigError(f"'{words}' is no folder, and search downloads nothing (--model). {HOW}")
     folder = Path(words.removeprefix(LOCAL)).expanduser()
-    config_file = folder / "open_clip_config.json"
-    try:
-        config = config_file.read_text("utf-8")
-        description = json.loads(config)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{config_file} can't be read: {_why(error)} (--model). {HOW}") from error
-    if "trust_remote_code" in config:
-        raise CheckpointError(f"{config_file} asks to run code of its own (--model). Use another model")
-    context = _context_length(description)
+    context = _context_length(read_description(folder))
     loaded: list[tuple[Any, Any, Any]] = []
 
     def parts() -> tuple[Any, Any, Any]:

@@ -5,11 +5,11 @@ import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from clipcoco.data.viewer import thumbnail
 from clipcoco.files import write_atomically
+from clipcoco.report.template import template
 from clipcoco.search.query import Answer
 
 THUMBNAIL = 240  # pixels, the longer side
@@ -31,24 +31,13 @@ def write_page(folder: Path, answer: Answer, about: str) -> Path:
 
     Raises OSError.
     """
-    from jinja2 import Environment  # slow to import
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files(__package__).joinpath("page.html.j2").read_text("utf-8"))
     picture = answer.query.picture
-    html = template.render(
-        words=_text(f"like {picture.name}" if picture else answer.query.words),
+    html = template("clipcoco.search").render(
+        words=f"like {picture.name}" if picture else answer.query.words,
         asked=_data_uri(picture.expanduser()) if picture else None,
-        about=_text(about),
+        about=about,
         cards=[
-            _Card(
-                hit.rank,
-                hit.score,
-                _text(hit.shown),
-                hit.path.as_uri(),
-                hit.caption and _text(hit.caption),
-                _data_uri(hit.path),
-            )
+            _Card(hit.rank, hit.score, hit.shown, hit.path.as_uri(), hit.caption, _data_uri(hit.path))
             for hit in answer.hits[:MOST]
         ],
         left_out=max(0, len(answer.hits) - MOST),
@@ -57,12 +46,6 @@ def write_page(folder: Path, answer: Answer, about: str) -> Path:
     path = folder / f"{slug(f'like {picture.stem}' if picture else answer.query.words)}.html"
     write_atomically(path, html)
     return path
-
-
-def _text(text: str) -> str:
-    """What UTF-8 can hold of a file name, on one line, and not turned around by it."""
-    whole = text.encode("utf-8", "replace").decode()
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in whole)
 
 
 def slug(words: str) -> str:
