@@ -254,6 +254,7 @@ def _own(
     json_: bool,
 ) -> int:
     from clipcoco.data.captions import read_captions
+    from clipcoco.data.presence import check_files
     from clipcoco.prepare.lock import lock
     from clipcoco.prepare.own import adopt
     from clipcoco.prepare.resize import make_copies
@@ -268,7 +269,9 @@ def _own(
         made = 0
         if size:
             for split in ("train2017", "val2017"):
-                made += make_copies(root, read_captions(root, split).files, size, report).made
+                table = read_captions(root, split)
+                check_files(table)
+                made += make_copies(root, table.files, size, report).made
     for note in adopted.notes:
         show(terminal.err, f"note: {note}")
     if json_:

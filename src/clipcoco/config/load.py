@@ -242,7 +242,7 @@ def _extended(path: Path, mistakes: list[str]) -> tuple[list[Layer], tuple[str, 
             path = _preset_path(extends)
         else:
             path = path.parent / extends
-            if not path.exists():
+            if not path.is_file():  # a pipe would be waited for
                 raise ConfigError(f"no preset and no file {shown(extends)} to extend ({place}){_meant(extends)}")
 
 

@@ -16,7 +16,11 @@ from random import Random
 from typing import Literal
 
 from clipcoco.errors import DataError
+<<<<<<< HEAD
 from clipcoco.files import open_new, sync_volume, write_atomically
+=======
+from clipcoco.files import open_new, read_own, write_atomically
+>>>>>>> 9855e9c (A stranger's README, own.json and index are read within bounds)
 from clipcoco.links import refuse_link
 from clipcoco.prepare.drawing import COLOURS, SHAPES, Piece, draw
 
@@ -192,10 +196,7 @@ def _three(scene: Scene, rng: Random) -> tuple[list[Sentence], list[Sentence]]:
 
 def is_drawn(root: Path) -> bool:
     """Whether `root` holds these scenes, completely. Other data in COCO's layout are not taken for them."""
-    readme = root / README
-    if not readme.is_file() or readme.read_text(encoding="utf-8", errors="replace") != README_TEXT:
-        return False
-    return all(_annotation_file(root, split).is_file() for split in FIRST_ID)
+    return _readme(root) == README_TEXT and all(_annotation_file(root, split).is_file() for split in FIRST_ID)
 
 
 def draw_scenes(
@@ -260,10 +261,7 @@ def _annotation_file(root: Path, split: Split) -> Path:
 
 def _claim(root: Path) -> None:
     """Sign the folder as ours and incomplete, or refuse it: photographs must not be mixed with drawings."""
-    readme = root / README
-    ours = readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith(
-        README_TEXT.splitlines()[0][:40]
-    )
+    ours = _readme(root).startswith(README_TEXT.splitlines()[0][:40])
     if not ours and any((root / name).exists() for name in ("annotations", "train2017", "val2017")):
         raise DataError(f"other data are in the way ({root}). Draw the scenes elsewhere: --root DIR")
     for name in ("annotations", "train2017", "val2017"):
@@ -271,4 +269,11 @@ def _claim(root: Path) -> None:
     for split in FIRST_ID:
         _annotation_file(root, split).unlink(missing_ok=True)
     root.mkdir(parents=True, exist_ok=True)
-    write_atomically(readme, README_TEXT)
+    write_atomically(root / README, README_TEXT)
+
+
+def _readme(root: Path) -> str:
+    try:
+        return read_own(root / README, most=2**16).decode("utf-8", "replace")
+    except OSError:
+        return ""

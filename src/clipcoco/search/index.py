@@ -7,8 +7,6 @@ can't disagree, and its sums find damage. Letters: N entries, B a batch, D dimen
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +27,6 @@ FORMAT = 1
 BATCH = 64
 SAVE_EVERY = 2048  # items: minutes of work on a CPU, at most, are lost to a kill
 ENCODED, OTHER, DAMAGED, UNREAD = range(4)  # states; what is UNREAD is tried again each time
-_DAMAGED_FILE = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
 
 Rows = npt.NDArray[np.float16]
 Tell = Callable[[str], None]
@@ -127,7 +124,7 @@ def open_index(file: Path, model: str, tell: Tell) -> Index:
         entries = dict(zip(names, map(Entry, *columns), strict=True))
     except FileNotFoundError:
         return Index(file, model)
-    except _DAMAGED_FILE:
+    except Exception:  # what numpy and zipfile raise on a damaged file, or a stranger's, is nearly anything
         tell(f"the index {file} can't be used, so it is made anew")
         return Index(file, model)
     return Index(file, model, entries, rows)
