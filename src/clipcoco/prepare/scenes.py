@@ -16,11 +16,7 @@ from random import Random
 from typing import Literal
 
 from clipcoco.errors import DataError
-<<<<<<< HEAD
-from clipcoco.files import open_new, sync_volume, write_atomically
-=======
-from clipcoco.files import open_new, read_own, write_atomically
->>>>>>> 9855e9c (A stranger's README, own.json and index are read within bounds)
+from clipcoco.files import open_new, read_own, sync_volume, write_atomically
 from clipcoco.links import refuse_link
 from clipcoco.prepare.drawing import COLOURS, SHAPES, Piece, draw
 
