@@ -447,10 +447,10 @@ def test_pictures_that_use_a_corner_of_their_16_bits_are_told_and_counted(tmp_pa
         deep = Image.fromarray((np.asarray(GREY) / 255 * white).astype(np.uint16))
         (deep if number < 5 else GREY).save(tmp_path / "mine" / name)
     (tmp_path / "mine" / names[3]).write_bytes(png(16, 6, words(4080, 0, 0, 0xFFFF, 0, 4000, 0, 0xFFFF)))
-    said = "4 of 6 pictures have 16 bits a channel and are nowhere brighter than 6 % of white"
+    said = "4 of 6 pictures looked at have 16 bits a channel and are nowhere brighter than 6 % of white"
     assert [note for note in adopted(tmp_path, names).notes if said in note]
     told = assemble(settings(tmp_path / "root", "train.batch_size=2"), "cpu", "float32", None).warnings
-    assert [note for note in told if "pictures have 16 bits a channel" in note]
+    assert [note for note in told if "have 16 bits a channel" in note]
 
 
 HELPERS = [

@@ -1,7 +1,9 @@
 """What a run is made of, read and checked in the order of the exit codes before anything is written."""
 
+import os
 import shlex
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +118,7 @@ def assemble(
     workers, why = choose_workers(config.data.workers, device.device.type, config.data.image_size, largest)
     both = overlap(train_table, val_table)
     warnings = [*train_table.notes, *val_table.notes]
-    if note := too_dark(root / file for file in train_table.files[:_LOOKED_AT]):
+    if note := too_dark(_first_originals(root, train_table.files)):
         warnings.append(note)
     if both:
         warnings.append(f"{both:,} images are in both splits: recall on them says little")
@@ -130,6 +132,15 @@ def assemble(
     return Assembled(
         config, device, train_table, val_table, source, tokenizer, derived, workers, tuple(warnings), header
     )
+
+
+def _first_originals(root: Path, files: list[str]) -> Iterator[Path]:
+    """Also where copies are read, of which alone it was seen that no link leaves the root."""
+    inside = Path(os.path.realpath(root))
+    for file in files[:_LOOKED_AT]:
+        path = Path(os.path.realpath(root / file))
+        if path.is_relative_to(inside) and path.is_file():
+            yield path
 
 
 def backbone_features(parts: Assembled, model: DualEncoder, report: Report, stop: Stop) -> Cached | None:

@@ -137,7 +137,7 @@ def too_dark(paths: Iterable[Path]) -> str | None:
     if not dark:
         return None
     return (
-        f"{len(dark):,} of {count:,} pictures have 16 bits a channel and are nowhere brighter than "
+        f"{len(dark):,} of {count:,} pictures looked at have 16 bits a channel and are nowhere brighter than "
         f"{max(dark) / 2.55:.0f} % of white: nearly black to viewers, and to the model. Stretch them to 8 bits"
     )
 
@@ -145,7 +145,7 @@ def too_dark(paths: Iterable[Path]) -> str | None:
 def _stored_mode(picture: Image.Image) -> str:
     """Before the pixels are read: "RGB;16B" of a PNG that Pillow will give 8 bits, else the mode."""
     tiles = getattr(picture, "tile", [])
-    packed = tiles[0].args if tiles else None
+    packed = tiles[0][3] if tiles else None
     return packed if isinstance(packed, str) else picture.mode
 
 
