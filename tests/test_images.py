@@ -110,6 +110,7 @@ UNREADABLE = {
     "bmp": encoded(RGB, "BMP"),
     "png bomb": png_of_size(20_000, 20_000),
     "png just above 64 megapixels": encoded(Image.new("1", (8_001, 8_000)), "PNG"),
+    "png just above 100,000 rows": encoded(Image.new("1", (1, 100_001)), "PNG"),
     "png of no width": png_of_size(0, 10),
     "jpeg bomb": jpeg_of_size(65_000, 65_000),
     "png without data": PNG[:33],

@@ -441,13 +441,13 @@ def test_own_pictures_have_the_size_that_a_viewer_shows_and_pass_the_check(tmp_p
 
 def test_pictures_that_use_a_corner_of_their_16_bits_are_told_and_counted(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    names = [f"{number}.png" for number in range(6)]
+    names = [f"{number}.png" for number in range(7)]
     for number, name in enumerate(names):
-        white = 4080 if number < 4 else 65_000  # 12 of 16 bits, or nearly all
-        deep = Image.fromarray((np.asarray(GREY) / 255 * white).astype(np.uint16))
-        (deep if number < 5 else GREY).save(tmp_path / "mine" / name)
+        white, black = (4080, 0) if number < 3 else (31_000, 29_000) if number == 4 else (65_000, 0)  # 12 bits, or heat
+        deep = Image.fromarray((np.asarray(GREY) / 255 * (white - black) + black).astype(np.uint16))
+        (deep if number < 6 else GREY).save(tmp_path / "mine" / name)
     (tmp_path / "mine" / names[3]).write_bytes(png(16, 6, words(4080, 0, 0, 0xFFFF, 0, 4000, 0, 0xFFFF)))
-    said = "4 of 6 pictures looked at have 16 bits a channel and are nowhere brighter than 6 % of white"
+    said = "5 of 7 pictures looked at have 16 bits a channel, and use 6 % of the range from black to white at most"
     assert [note for note in adopted(tmp_path, names).notes if said in note]
     told = assemble(settings(tmp_path / "root", "train.batch_size=2"), "cpu", "float32", None).warnings
     assert [note for note in told if "have 16 bits a channel" in note]

@@ -19,7 +19,7 @@ from clipcoco.data.loader import EVALUATION_BATCH, TrainingLoader
 from clipcoco.data.presence import check_files
 from clipcoco.data.sources import ORIGINALS, Source, choose_source
 from clipcoco.data.tokenizer import Tokenizer
-from clipcoco.data.viewer import too_dark
+from clipcoco.data.viewer import narrow
 from clipcoco.data.workers import choose_workers
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import Device, choose_device
@@ -118,7 +118,7 @@ def assemble(
     workers, why = choose_workers(config.data.workers, device.device.type, config.data.image_size, largest)
     both = overlap(train_table, val_table)
     warnings = [*train_table.notes, *val_table.notes]
-    if note := too_dark(_first_originals(root, train_table.files)):
+    if note := narrow(_first_originals(root, train_table.files)):
         warnings.append(note)
     if both:
         warnings.append(f"{both:,} images are in both splits: recall on them says little")

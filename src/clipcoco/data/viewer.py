@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 # What is made of a picture's bytes. Features, copies and indexes that were made under another number are made anew.
 # 1: pixels as they are stored (metadata, profile and transparency ignored). 2: as a viewer shows them.
 VIEW = 2
-MAX_PIXELS = 64_000_000
+MAX_PIXELS, MAX_SIDE = 64_000_000, 100_000  # Pillow takes half a minute for a column of 64 megapixels
 _ORIENTATION = 274  # the EXIF tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,7 +34,7 @@ _GREY = ("1", "L", "LA")
 # By the colour space of a profile: the mode that it takes, and others that it can be meant for.
 _SPACES = {"RGB ": ("RGB", "L"), "GRAY": ("L",), "CMYK": ("CMYK",)}
 _SAME = 1  # step of 255 by which a profile that says sRGB may differ from ours
-_DARK = 64  # of 256: a picture of 16 bits that stays below uses 14 of them
+_NARROW = 64  # of 256: a picture of 16 bits that spans less needs 14 of them at most
 
 
 class UnreadableImage(ValueError):  # no error of the program: such an image is replaced
@@ -64,8 +64,10 @@ def opened(source: Path | bytes) -> Iterator[Image.Image]:
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     with _parsing(), Image.open(stream, formats=("JPEG", "PNG")) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise UnreadableImage(f"{picture.width} x {picture.height} pixels, at most {MAX_PIXELS:,} are read")
+        width, height = picture.size
+        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+            most = f"at most {MAX_PIXELS:,}, {MAX_SIDE:,} a side, are read"
+            raise UnreadableImage(f"{width} x {height} pixels, {most}")
         yield picture
 
 
@@ -123,22 +125,24 @@ def thumbnail(path: Path, side: int) -> bytes | None:
     return buffer.getvalue()
 
 
-def too_dark(paths: Iterable[Path]) -> str | None:
-    """A sentence on pictures of 16 bits that use 14 or fewer of them, as cameras and scanners write them."""
-    count, dark = 0, []
+def narrow(paths: Iterable[Path]) -> str | None:
+    """A sentence on pictures of 16 bits that use little of them: of cameras and scanners, of heat and of depth."""
+    count, spans = 0, []
     for count, path in enumerate(paths, start=1):  # noqa: B007
         try:
             with opened(path) as picture:
                 if ";16" in (stored := _stored_mode(picture)):
-                    dark.append(int(np.asarray(_parts(picture, stored)[0]).max()))
+                    values = np.asarray(_parts(picture, stored)[0])
+                    spans.append(int(values.max()) - int(values.min()))
         except UnreadableImage:
             continue
-    dark = [value for value in dark if value < _DARK]
-    if not dark:
+    few = [span for span in spans if span < _NARROW]
+    if not few:
         return None
     return (
-        f"{len(dark):,} of {count:,} pictures looked at have 16 bits a channel and are nowhere brighter than "
-        f"{max(dark) / 2.55:.0f} % of white: nearly black to viewers, and to the model. Stretch them to 8 bits"
+        f"{len(few):,} of {count:,} pictures looked at have 16 bits a channel, and use {max(few) / 2.55:.0f} % of the "
+        "range from black to white at most: to viewers and to the model they are nearly black, or one tone. "
+        "Stretch them to 8 bits"
     )
 
 

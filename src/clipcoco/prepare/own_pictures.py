@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
 from clipcoco.data.helpers import is_helper
-from clipcoco.data.viewer import UnreadableImage, opened, size_shown, too_dark
+from clipcoco.data.viewer import UnreadableImage, narrow, opened, size_shown
 from clipcoco.events import ReportTask, TaskProgress
 from clipcoco.prepare.own_captions import left_out
 
@@ -83,6 +83,6 @@ def measure(paths: list[str], images: Path, report: ReportTask, notes: list[str]
     report(TaskProgress(f"read {images.name}", len(paths), len(paths), "images"))
     bad = [f"{path!r:.80}" for path in paths if path not in sizes]
     left_out(bad, len(paths), f"files in {images} are no JPEG or PNG picture", "Convert them to JPEG", notes)
-    if note := too_dark(images / path for path in sizes):
+    if note := narrow(images / path for path in sizes):
         notes.append(note)
     return sizes
