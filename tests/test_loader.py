@@ -1,3 +1,4 @@
+import multiprocessing
 import shutil
 
 import numpy as np
@@ -46,13 +47,18 @@ def test_batches_are_the_same_for_every_number_of_workers(scenes, workers):
 
 
 def test_an_epoch_goes_on_from_any_batch_and_the_same_loader_serves_the_next(scenes):
-    calm, interrupted = loader(scenes), loader(scenes, workers=2)
+    calm, interrupted, others = loader(scenes), loader(scenes, workers=2), set(multiprocessing.active_children())
     whole = everything(calm.epoch(0))
     half = interrupted.epoch(0)
     first = [next(half) for _ in range(2)]
+    workers = set(multiprocessing.active_children()) - others
     assert_equal(whole[:2], everything(first))
-    assert_equal(whole[2:], everything(interrupted.epoch(0, start=2)))
+    rest = interrupted.epoch(0, start=2)
+    assert_equal(whole[2:], everything(next(rest) for _ in whole[2:]))
+    rest.close()  # as training does it: it counts the batches, and never asks for the end
     assert_equal(everything(calm.epoch(1)), everything(interrupted.epoch(1)))
+    assert len(workers) == 2
+    assert workers <= set(multiprocessing.active_children())  # the same all along: to start them takes seconds
 
 
 def test_views_and_captions_change_from_epoch_to_epoch(scenes):

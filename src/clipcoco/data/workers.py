@@ -95,6 +95,9 @@ def guarded(loader: DataLoader[Any], stop: Callable[[], object]) -> Iterator[Any
                 whole = True
                 return
             yield batch
+    except GeneratorExit:  # who counts batches takes the last and never asks for the end: kept workers go on
+        whole = loader._iterator is not None
+        raise
     finally:
         if not whole:
             kept: Any = iterator if loader._iterator is None else loader._iterator
