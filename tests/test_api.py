@@ -20,10 +20,10 @@ from PIL import Image
 
 import clipcoco as package
 from clipcoco import load, load_config, recall_at_k, train
-from clipcoco.api.restore import globals_restored
+from clipcoco.api.restore import globals_restored, kernels_restored
 from clipcoco.config.load import dump
 from clipcoco.data.captions import read_captions
-from clipcoco.engine.device import make_deterministic
+from clipcoco.engine.device import choose_deterministic_kernels, make_deterministic
 from clipcoco.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem, NumericError
 from clipcoco.events import StepDone
 from conftest import TOY
@@ -260,6 +260,59 @@ def test_what_a_gpu_needs_is_brought_back_too(monkeypatch):
             make_deterministic(7, torch.device("cuda"))
             assert process() != before
         assert process() == before
+
+
+def test_threads_that_encode_leave_the_random_state_and_the_flags_alone(folder):
+    model = load("first")
+    expected, found = model.encode_texts(["a dog"]), []
+    torch.manual_seed(5)
+    before, interval = process(), sys.getswitchinterval()
+
+    def work() -> None:
+        found.extend(bool((model.encode_texts(["a dog"]) == expected).all()) for _ in range(40))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    try:
+        sys.setswitchinterval(1e-6)
+        for thread in threads:
+            thread.start()
+        drawn = torch.rand(1000).tolist()  # meanwhile
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == [True] * 160
+    torch.manual_seed(5)
+    assert drawn == torch.rand(1000).tolist()
+    torch.manual_seed(5)
+    assert process() == before
+
+
+def test_what_two_threads_set_is_brought_back_by_the_last():
+    before = process()
+    one, other = kernels_restored(), kernels_restored()
+    one.__enter__()
+    choose_deterministic_kernels(torch.device("cuda"))
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert torch.are_deterministic_algorithms_enabled()
+    other.__exit__(None, None, None)
+    assert process() == before
+
+
+def test_what_is_encoded_is_float32_whatever_the_default(folder):
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert load("first").encode_texts(["a dog"]).dtype == np.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_batch_that_memory_does_not_hold_names_a_smaller_one(folder, monkeypatch):
+    model = load("first")
+    monkeypatch.setattr(model.model, "encode_texts", lambda tokens: torch.empty(2**60))
+    with pytest.raises(EnvironmentProblem, match=r"a batch of 1 does not fit .* \(batch_size\)\. Give a smaller one"):
+        model.encode_texts(["a dog"])
 
 
 def test_a_gpu_that_was_used_before_is_told_in_our_words():

@@ -69,7 +69,7 @@ def losses(root: Path, weights: Path, from_cache: bool, steps: int = 20) -> list
     while len(found) < steps:
         epoch = len(found) // run.loader.steps_per_epoch
         for batch in run.loader.epoch(epoch, features=run.features):
-            found.append(train_step(run, batch, 5e-4)[0])
+            found.append(train_step(run, batch, 5e-4).loss)
             run.state.step += 1
     return found[:steps]
 

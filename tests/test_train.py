@@ -1,6 +1,8 @@
 import contextlib
 import dataclasses
+import errno
 import math
+import os
 
 import pytest
 import torch
@@ -8,14 +10,20 @@ import torch
 from clipcoco.assemble import assemble, build_training, check_disk
 from clipcoco.config.load import load_config
 from clipcoco.engine.checkpoint import weights_sha256
-from clipcoco.engine.device import choose_device, is_out_of_memory, make_deterministic, out_of_memory
+from clipcoco.engine.device import (
+    choose_as_trained,
+    choose_device,
+    encoding_in_memory,
+    make_deterministic,
+    training_in_memory,
+)
 from clipcoco.engine.embeddings import Embeddings
 from clipcoco.engine.evaluate import retrievals_worth_showing
 from clipcoco.engine.model import build
 from clipcoco.engine.recall import ranks
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import train, train_step
-from clipcoco.engine.watch import count_step, log_interval
+from clipcoco.engine.watch import Step, count_step, log_interval
 from clipcoco.errors import ConfigError, EnvironmentProblem, NumericError
 from clipcoco.events import Evaluated, StepDone, StepSkipped, Warned
 from conftest import TOY
@@ -39,7 +47,7 @@ def test_one_memorised_batch_reaches_a_loss_of_nothing(scenes):
     run = training(scenes, "train.lr=3e-3", "model.text.dropout=0")
     run.model.train()
     batch = next(run.loader.epoch(0))
-    losses = [train_step(run, batch, 3e-3)[0] for _ in range(80)]
+    losses = [train_step(run, batch, 3e-3).loss for _ in range(80)]
     assert losses[0] > 1
     assert losses[-1] < 0.05
 
@@ -56,12 +64,13 @@ def test_a_step_that_is_not_finite_leaves_every_bit_as_it_was(scenes, poison):
         hook = run.model.visual.trunk.conv1.register_forward_hook(lambda m, i, out: out * float("nan"))
     else:  # the loss is finite, a gradient is not
         hook = run.model.text.text_projection.register_hook(lambda grad: grad * float("inf"))
-    loss, norm = train_step(run, next(batches), 1e-3)
+    step = train_step(run, next(batches), 1e-3)
     hook.remove()
-    assert not (math.isfinite(loss) and math.isfinite(norm))
-    assert math.isfinite(loss) == (poison == "gradient")
+    assert not (math.isfinite(step.loss) and math.isfinite(step.grad_norm))
+    assert math.isfinite(step.loss) == (poison == "gradient")
+    assert not step.calibrating
     assert all(torch.equal(a, b) for a, b in zip(before, everything(run), strict=True))
-    assert all(map(math.isfinite, train_step(run, next(batches), 1e-3)))
+    assert math.isfinite(train_step(run, next(batches), 1e-3).grad_norm)
     assert not all(torch.equal(a, b) for a, b in zip(before, everything(run), strict=True))
 
 
@@ -70,10 +79,36 @@ def test_skipped_steps_are_counted_and_ten_in_a_row_end_the_run(scenes):
     run = training(scenes, "train.batch_size=4")  # no evaluation within ten steps
     run.model.visual.trunk.conv1.register_forward_hook(lambda m, i, out: out * float("nan"))
     before = weights_sha256(run.model.state_dict())
-    with pytest.raises(NumericError, match=r"Try a lower train\.lr"):
+    words = r"last good: step 0 \(loss nan, .*, images train2017/0.*\.jpg, .* and 2 more\)\. Try a lower train\.lr"
+    with pytest.raises(NumericError, match=words):
         train(run, events.append, stop=lambda: None)
     assert [event.step for event in events if isinstance(event, StepSkipped)] == list(range(1, 11))
     assert weights_sha256(run.model.state_dict()) == before
+
+
+def test_twelve_overflows_are_how_float16_finds_its_scale_and_no_fault(scenes):
+    """A real scaler, and a gradient that float16 can hold only below a scale of 2: twelve halvings from 4,096."""
+    events = []
+    run = training(scenes, "train.batch_size=4", "train.epochs=2")
+    run = dataclasses.replace(run, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**12))
+
+    def overflows(grad):
+        return grad * float("inf") if run.scaler.get_scale() > 1 else grad
+
+    run.model.text.text_projection.register_hook(overflows)
+    train(run, events.append, stop=lambda: None)
+    assert not [event for event in events if isinstance(event, StepSkipped)]
+    assert run.state.calibration_steps == 12
+    assert [event.step for event in events if isinstance(event, StepDone)] == list(range(13, 25))
+
+
+def test_a_gradient_that_no_scale_helps_ends_a_float16_run_too(scenes):
+    run = training(scenes, "train.batch_size=4", "train.epochs=3")
+    run = dataclasses.replace(run, scaler=torch.amp.GradScaler("cpu", init_scale=4.0))
+    run.model.text.text_projection.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(NumericError, match="the gradient is not finite at step 12"):
+        train(run, lambda event: None, stop=lambda: None)
+    assert (run.state.calibration_steps, run.state.skipped_in_a_row) == (2, 10)
 
 
 def test_a_huge_learning_rate_ends_in_one_line_not_in_nan_weights(scenes):
@@ -132,7 +167,7 @@ def test_a_loss_that_stays_at_chance_is_told_once():
     state = TrainState()
     for _ in range(400):
         state.step += 1
-        count_step(state, 1, math.log(8), 0.0, 1e-3, events.append)
+        count_step(state, 1, Step(math.log(8), 0.0, 1e-3, False, torch.arange(8)), None, events.append)
         log_interval(state, 1, 8, 1e-3, 0.07, events.append)
     warnings = [event for event in events if isinstance(event, Warned)]
     assert [event.step for event in warnings] == [300]
@@ -148,6 +183,7 @@ def test_devices_and_precisions_that_are_not_here_are_errors():
     with pytest.raises(EnvironmentProblem, match="float16 is not possible on cpu"):
         choose_device("cpu", "float16")
     assert choose_device("cpu", "bfloat16").precision == "bfloat16"
+    assert choose_as_trained("cpu", "float16").precision == "float32"
     assert "(" in choose_device(None, "auto").description
 
 
@@ -181,8 +217,48 @@ def test_a_disk_too_small_for_the_checkpoints_is_told_before_anything_is_written
     assert not list(tmp_path.iterdir())
 
 
-def test_memory_that_does_not_suffice_names_a_smaller_batch():
-    error = out_of_memory(512, choose_device("cpu", "float32"))
-    assert "--set train.batch_size=256 (255 negatives an image, not 511)" in str(error)
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 15 GiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 7.64 GiB, max allowed: 9.07 GiB). Tried to allocate"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
+        RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to"),
+        RuntimeError("unable to mmap 1048576 bytes from file </torch_7_3>: Cannot allocate memory (12)"),
+        RuntimeError("std::bad_alloc"),
+        MemoryError(),
+        MemoryError("Unable to allocate 8.00 GiB for an array with shape (1, 2)"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    ],
+    ids=lambda error: str(error)[:24],
+)
+def test_every_word_for_a_lack_of_memory_is_understood(error):
+    device = choose_device("cpu", "float32")
+    with pytest.raises(EnvironmentProblem) as told, training_in_memory(512, device):
+        raise error
+    assert str(told.value) == (
+        "a training batch of 512 does not fit into the memory of cpu (train.batch_size). "
+        "Try --set train.batch_size=256 (255 negatives an image, not 511)"
+    )
+    words = r"^an evaluation, in batches of 128, does not fit .*another --device"
+    both = training_in_memory(2, device), encoding_in_memory("an evaluation", device)
+    with pytest.raises(EnvironmentProblem, match=words), both[0], both[1]:
+        raise error
+
+
+def test_what_is_no_lack_of_memory_stays_what_it_is_and_no_batch_below_two_is_advised():
+    device = choose_device("cpu", "float32")
+    for error in (RuntimeError("shapes cannot be multiplied"), OSError(errno.ENOSPC, "full"), ValueError("memory")):
+        with pytest.raises(type(error)), training_in_memory(512, device):
+            raise error
+    for batch in (2, 3):
+        with (
+            pytest.raises(EnvironmentProblem, match=r"Try a smaller data\.image_size"),
+            training_in_memory(batch, device),
+        ):
+            raise MemoryError

@@ -17,12 +17,13 @@ from clipcoco.data.captions import CaptionTable, overlap, read_captions
 from clipcoco.data.features import Features
 from clipcoco.data.loader import EVALUATION_BATCH, TrainingLoader
 from clipcoco.data.presence import check_files
+from clipcoco.data.readable import refuse_unreadable
 from clipcoco.data.sources import ORIGINALS, Source, choose_source
 from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.data.viewer import narrow
 from clipcoco.data.workers import choose_workers
 from clipcoco.engine.checkpoint import weights_sha256
-from clipcoco.engine.device import Device, choose_device
+from clipcoco.engine.device import Device, choose_as_trained, choose_device, encoding_in_memory
 from clipcoco.engine.evaluate import Split, embed, in_order, validation_loss
 from clipcoco.engine.features import cache_features, feature_key
 from clipcoco.engine.model import DualEncoder
@@ -85,12 +86,13 @@ def assemble(
 ) -> Assembled:
     """Choose the device, then read the data and check it. `tokenizer` None trains one on the captions.
 
-    Of a run that goes on: `source_like` is where it read its images from, `frozen_epochs` what was resolved.
+    Of a run that goes on: `source_like` is where it read its images from, `precision` and `frozen_epochs` what was
+    resolved; on a device without that precision it goes on in float32.
     To tell a person: `preset` is the one to prepare data for, `origin` where the weights are from.
     """
     which = f"--preset {preset}" if preset != "base" else f"--train-fraction {config.data.train_fraction:g}"
     get_them = f"clipcoco prepare-data {which} --root {shlex.quote(config.data.root)}"
-    device = choose_device(device_name, precision)
+    device = (choose_device if source_like is None else choose_as_trained)(device_name, precision)
     root = Path(config.data.root).expanduser()
     train_all, val_all = (read_captions(root, split, get_them=get_them) for split in ("train2017", "val2017"))
     subsets = (
@@ -116,11 +118,10 @@ def assemble(
     views = 1 + (config.data.cached_crops if derived.frozen_epochs else 0)
     largest = max(config.train.batch_size, EVALUATION_BATCH * views)
     workers, why = choose_workers(config.data.workers, device.device.type, config.data.image_size, largest)
-    both = overlap(train_table, val_table)
     warnings = [*train_table.notes, *val_table.notes]
     if note := narrow(_first_originals(root, train_table.files)):
         warnings.append(note)
-    if both:
+    if both := overlap(train_table, val_table):
         warnings.append(f"{both:,} images are in both splits: recall on them says little")
     header = (
         ("", f"clipcoco {__version__} · torch {torch.__version__} · {device.description}"),
@@ -152,15 +153,18 @@ def backbone_features(parts: Assembled, model: DualEncoder, report: Report, stop
     device.place(model).eval()
     weights = weights_sha256(model.visual.trunk.state_dict())
     cached = []
-    for table, training in ((parts.train_table, True), (parts.val_table, False)):
+    for table, training in ((parts.val_table, False), (parts.train_table, True)):
         key = feature_key(config, weights, device.precision, parts.source, training)
-        features = cache_features(
-            model.visual.features, key, table, root, parts.source, parts.workers, device, report, stop
-        )
+        with encoding_in_memory("the backbone's features", device):
+            features = cache_features(
+                model.visual.features, key, table, root, parts.source, parts.workers, device, report, stop
+            )
         if features is None:
             return None
+        if not training:
+            refuse_unreadable(table, (~features.readable).nonzero()[0].tolist())
         cached.append(features)
-    return Cached(*cached)
+    return Cached(val=cached[0], train=cached[1])
 
 
 def build_training(
@@ -178,12 +182,13 @@ def build_training(
     def evaluate() -> tuple[float, RecallTable] | None:
         frozen = cached is not None and state.evaluated_epochs < derived.frozen_epochs
         split = replace(val, features=cached.val) if cached is not None and frozen else val
-        embeddings = embed(model, split, device, report, stop)
-        if embeddings is None:
-            return None
-        ordered = in_order(embeddings, parts.val_table.order)
-        loss = validation_loss(ordered, config.train.batch_size, temperature(model))
-        return loss, recall_table(embeddings.images, embeddings.texts, embeddings.owners)
+        with encoding_in_memory("an evaluation", device):
+            embeddings = embed(model, split, device, report, stop)
+            if embeddings is None:
+                return None
+            ordered = in_order(embeddings, parts.val_table.order)
+            loss = validation_loss(ordered, config.train.batch_size, temperature(model))
+            return loss, recall_table(embeddings.images, embeddings.texts, embeddings.owners)
 
     return Training(
         model=model,

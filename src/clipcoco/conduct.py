@@ -1,10 +1,10 @@
 """Join a run's parts with its directory: records, status, checkpoints; then train."""
 
 import contextlib
+import io
 import math
 import platform
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,17 +17,19 @@ from clipcoco.assemble import Assembled, backbone_features, build_training
 from clipcoco.config.load import flatten, to_plain
 from clipcoco.data.viewer import VIEW
 from clipcoco.engine import checkpoint
-from clipcoco.engine.device import Device, is_out_of_memory, out_of_memory
+from clipcoco.engine.device import Device, training_in_memory
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.optim import restore_moments
 from clipcoco.engine.recall import chance_levels
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Stop, Training, train
-from clipcoco.errors import CheckpointError, ClipcocoError, ExitCode
+from clipcoco.errors import CheckpointError, ClipcocoError, DataError, EnvironmentProblem, ExitCode, NumericError
 from clipcoco.events import CheckpointSaved, Event, Report, RunEnded, RunStarted, Warned
 from clipcoco.files import open_to_append
 from clipcoco.loggers import MetricsFile, TensorBoard, fan_out
 from clipcoco.rundir import RunDir
+
+MAX_REFUSED = 3  # saves in a row that the disk may refuse: the room that lacks can be made meanwhile
 
 
 def conduct(
@@ -41,77 +43,139 @@ def conduct(
 ) -> RunEnded:
     """Train from `state` on; `content` is the checkpoint of a resume. The directory exists and is locked."""
     metrics = MetricsFile(run.metrics, content["metrics"] if content else [])
-    with contextlib.closing(
-        TensorBoard(run.tensorboard, state.step if content else None, flatten(parts.config))
-    ) as tensorboard:
+    with (
+        contextlib.closing(
+            TensorBoard(run.tensorboard, state.step if content else None, flatten(parts.config))
+        ) as tensorboard,
+        parts.device.made_current(),
+    ):
         report = fan_out(show, metrics, tensorboard, lambda event: _keep_status(run, parts, state, event))
         try:
-            report(_started(run, parts, state, tuple(metrics.rows) if content else ()))
-            for message in () if content else parts.warnings:
-                report(Warned(state.step, 1, message))
-            frozen = state.evaluated_epochs < parts.derived.frozen_epochs
-            cached = backbone_features(parts, model, report, stop) if frozen else None
-            training = build_training(parts, model, state, cached, report, stop)
-            if content:
-                _restore(training, content)
-            training = replace(training, save=_saver(run, parts, training, metrics, report))
-            return train(training, report, stop)
+            with training_in_memory(parts.config.train.batch_size, parts.device):
+                report(_started(run, parts, state, tuple(metrics.rows) if content else ()))
+                for message in () if content else parts.warnings:
+                    report(Warned(state.step, 1, message))
+                frozen = state.evaluated_epochs < parts.derived.frozen_epochs
+                cached = backbone_features(parts, model, report, stop) if frozen else None
+                training = build_training(parts, model, state, cached, report, stop)
+                if content:
+                    _restore(training, content)
+                return train(replace(training, save=Saver(run, parts, training, metrics, report, stop)), report, stop)
         except BaseException as error:
+            _name_what_is_saved(run, state, error)
             _note_failure(run, state, error)
-            if is_out_of_memory(error):
-                raise out_of_memory(parts.config.train.batch_size, parts.device) from error
             raise
+
+
+def _name_what_is_saved(run: RunDir, state: TrainState, error: BaseException) -> None:
+    """The error of a run that has saved ends in how to go on."""
+    saved = run.status()
+    if "checkpoint" not in saved or not isinstance(error, DataError | EnvironmentProblem | NumericError):
+        return
+    onward = f"go on there with clipcoco resume {run.words}"
+    if isinstance(error, NumericError):  # the same steps would end in the same numbers
+        # Skipped steps left the last weights whole; an evaluation that fails says that they are not.
+        whole = f"{run.words}/last" if state.skipped_in_a_row else run.words if saved.get("best") else None
+        if whole is None:
+            return
+        onward = f"begin anew from its weights: clipcoco train --preset NAME --init {whole}"
+    error.args = (f"{error}. Step {saved['step']:,} is saved, {onward}",)
 
 
 def _note_failure(run: RunDir, state: TrainState, error: BaseException) -> None:
     code = error.exit_code if isinstance(error, ClipcocoError) else ExitCode.BUG
     if isinstance(error, KeyboardInterrupt):
         code = ExitCode.INTERRUPTED
-    elif is_out_of_memory(error):
-        code = ExitCode.ENVIRONMENT
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    with contextlib.suppress(OSError):  # a full disk must not hide the error itself
-        run.write_status(state="failed", step=state.step, exit_code=int(code), reason=reason)
-        with open_to_append(run.log) as log:
-            log.write(traceback.format_exc().encode("utf-8", "backslashreplace"))
+    status = {**run.status(), "state": "failed", "step": state.step, "exit_code": int(code), "reason": reason}
+    with contextlib.suppress(OSError):
+        try:
+            run.write_status(**status)
+        except OSError:  # a full disk has no room for a second file; what is gone can't say "running"
+            run.status_file.unlink()
+            run.write_status(**status)
+    with contextlib.suppress(OSError), open_to_append(run.log) as log:
+        log.write(traceback.format_exc().encode("utf-8", "backslashreplace"))
 
 
 def _restore(training: Training, content: dict[str, Any]) -> None:
     """Moments, scale and random state as they were."""
     try:
         restore_moments(training.optimizer, content["optimizer"])
-        training.scaler.load_state_dict(content["scaler"])
+        if content["scaler"]:  # of a run in float16
+            training.scaler.load_state_dict(content["scaler"])
         torch.set_rng_state(content["rng"]["torch"])
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"the optimiser of this checkpoint does not fit its model: {error}") from error
 
 
-def _saver(
-    run: RunDir, parts: Assembled, training: Training, metrics: MetricsFile, report: Report
-) -> Callable[[bool, int | None], None]:
-    plain, versions, state = to_plain(parts.config), _versions(parts.device), training.state
+class Saver:
+    """Writes the run's checkpoints. A disk that refuses one is asked again at the next two, and then ends the run."""
 
-    def save(best: bool, epoch: int | None) -> None:
-        content = {
-            "model": training.model.state_dict(),
+    def __init__(
+        self, run: RunDir, parts: Assembled, training: Training, metrics: MetricsFile, report: Report, stop: Stop
+    ) -> None:
+        self.run, self.parts, self.training = run, parts, training
+        self.metrics, self.report, self.stop = metrics, report, stop
+        self.plain, self.versions, self.fingerprint = to_plain(parts.config), _versions(parts.device), parts.fingerprint
+        self.saved = (-1, -1)  # step and evaluated epochs of the newest file
+        self.refused: set[int] = set()  # steps since then at which the disk refused
+        self.owed: list[tuple[dict[str, Any], bool, int]] = []  # of epochs, whose weights would be gone
+
+    def __call__(self, best: bool, epoch: int | None) -> None:
+        state = self.training.state
+        if self.saved == (state.step, state.evaluated_epochs):
+            return
+        content = self._content()
+        try:
+            for one in (*self.owed, (content, best, epoch)):
+                self._write(*one)
+                self.owed = self.owed[1:]
+        except EnvironmentProblem as error:
+            self.refused.add(state.step)
+            left = MAX_REFUSED - len(self.refused)
+            if not left or self.stop() or state.is_finished(self.parts.config.train):
+                raise
+            if epoch is not None:
+                self.owed.append((_copied(content), best, epoch))
+            needed = self.parts.derived.checkpoint_bytes / 1e6
+            message = (
+                f"{error}: one takes {needed:,.0f} MB. The run goes on, and ends when {left} more can't be written"
+            )
+            self.report(Warned(state.step, state.epoch(self.training.loader.steps_per_epoch), message))
+        else:
+            self.refused.clear()
+            self.saved = (state.step, state.evaluated_epochs)
+
+    def _write(self, content: dict[str, Any], best: bool, epoch: int | None) -> None:
+        folder, step = self.run.checkpoints, content["state"]["step"]
+        size, seconds = checkpoint.save(folder, content, best=best, epoch=epoch, keep=self.parts.config.checkpoint.keep)
+        number = self.training.state.epoch(self.training.loader.steps_per_epoch)
+        self.report(CheckpointSaved(step, number, folder / "last.pt", size, seconds))
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "model": self.training.model.state_dict(),
             "ema": None,
-            "optimizer": training.optimizer.state_dict(),
-            "scaler": training.scaler.state_dict(),
-            "state": state.to_plain(),
+            "optimizer": self.training.optimizer.state_dict(),
+            "scaler": self.training.scaler.state_dict(),
+            "state": self.training.state.to_plain(),
             "rng": {"torch": torch.get_rng_state()},
-            "config": plain,
-            "tokenizer": parts.tokenizer.to_plain(),
-            "metrics": list(metrics.rows),
-            "versions": versions,
-            "data": parts.fingerprint,
+            "config": self.plain,
+            "tokenizer": self.parts.tokenizer.to_plain(),
+            "metrics": list(self.metrics.rows),
+            "versions": self.versions,
+            "data": self.fingerprint,
         }
-        size, seconds = checkpoint.save(
-            run.checkpoints, content, best=best, epoch=epoch, keep=parts.config.checkpoint.keep
-        )
-        number = state.epoch(training.loader.steps_per_epoch)
-        report(CheckpointSaved(state.step, number, run.checkpoints / "last.pt", size, seconds))
 
-    return save
+
+def _copied(content: dict[str, Any]) -> dict[str, Any]:
+    """As it is now, on the CPU, whatever training makes of the weights."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    file.seek(0)
+    copy: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    return copy
 
 
 def _versions(device: Device) -> dict[str, str]:

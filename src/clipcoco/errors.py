@@ -11,6 +11,9 @@ The message is one line, `WHAT (WHERE). NEXT`: what is wrong, in which file and 
 """
 
 import dis
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 
@@ -83,3 +86,36 @@ def broken_package(error: Exception) -> EnvironmentProblem | None:
         f"{package} can't be imported: {what:.200} (clipcoco env shows the versions). "
         f"Install it anew: pip install --force-reinstall {_ON_PYPI.get(package, package)}"
     )
+
+
+# What torch's back ends and allocators, their libraries and the system say, in lower case.
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "unable to allocate",
+    "alloc_failed",
+    "allocation_failed",
+    "bad_alloc",
+    "bad allocation",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory lacks, the device's or the machine's: mostly a RuntimeError that says so by its text alone."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
+
+
+@contextmanager
+def memory_told(say: Callable[[BaseException], str]) -> Iterator[None]:
+    """Where memory lacks inside, raise EnvironmentProblem with what `say` says of it."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise EnvironmentProblem(say(error)) from error
+        raise

@@ -14,7 +14,7 @@ from clipcoco.data.sources import choose_source
 from clipcoco.data.workers import choose_workers
 from clipcoco.engine.analysis import Hubs, geometry, hubs, rank_counts, similarities
 from clipcoco.engine.checkpoint import weights_sha256
-from clipcoco.engine.device import choose_for_evaluation, make_deterministic
+from clipcoco.engine.device import choose_as_trained, choose_deterministic_kernels, encoding_in_memory
 from clipcoco.engine.embeddings import Embeddings, read_embeddings
 from clipcoco.engine.evaluate import Retrieval, Split, embed, in_order, retrievals_worth_showing
 from clipcoco.engine.recall import Ranks, folds_table, hits_by_image, ranks, table_of
@@ -51,8 +51,8 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     """Measure a checkpoint on `split` ("val" or "train"); `fraction` None is the configuration's own."""
     start = time.monotonic()
-    device = choose_for_evaluation(device_name, model_file.content["state"].get("precision", "float32"))
-    make_deterministic(model_file.config.seed, device.device)  # as in training, for the same digits
+    device = choose_as_trained(device_name, model_file.content["state"].get("precision", "float32"))
+    choose_deterministic_kernels(device.device)  # as in training, for the same digits
     root = Path(data.root).expanduser()
     if fraction is None:
         fraction = data.val_fraction if split == "val" else data.train_fraction
@@ -63,8 +63,9 @@ def evaluate_checkpoint(
     tokens = model_file.tokenizer.encode(table.captions, model_file.config.model.text.context_length)
     _check_protocols(protocols, len(table.files))
     workers, _ = choose_workers(data.workers, device.device.type, data.image_size, EVALUATION_BATCH)
-    model = device.place(model_file.model)
-    embeddings = embed(model, Split(data, table, tokens, workers), device, report, stop=lambda: None)
+    with encoding_in_memory("an evaluation", device), device.made_current():
+        model = device.place(model_file.model)
+        embeddings = embed(model, Split(data, table, tokens, workers), device, report, stop=lambda: None)
     assert embeddings is not None, "only a stop gives none"
     found = ranks(embeddings.images, embeddings.texts, embeddings.owners, report)
     result = {

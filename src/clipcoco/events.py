@@ -33,7 +33,7 @@ class Progress:
     """Cheap and frequent: how far the phase has come. No device is asked for anything."""
 
     # "train" (steps), "evaluate" (images and captions), "rank" (parts of the scores of all pairs), "features"
-    # (images past a frozen backbone)
+    # (images past a frozen backbone), "check" (before the run: validation images that are read once)
     phase: str
     done: int
     total: int

@@ -1,27 +1,21 @@
-"""A run is begun, rehearsed or gone on with: what is checked first, and what a resume may change."""
+"""A run is begun or gone on with: what is checked first, and what a resume may change."""
 
-import resource
-import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from clipcoco.assemble import Assembled, assemble, build_training, check_disk
+from clipcoco.assemble import Assembled, assemble, check_disk
 from clipcoco.conduct import changed_versions, conduct
 from clipcoco.config.load import LoadedConfig, dump, flatten, load_config, to_plain
-from clipcoco.config.schema import BACKBONES, Config, TrainConfig
-from clipcoco.data.features import Features
+from clipcoco.config.schema import Config, TrainConfig
+from clipcoco.data.readable import check_readable
 from clipcoco.engine import checkpoint
-from clipcoco.engine.device import choose_device, is_out_of_memory, make_deterministic, out_of_memory
+from clipcoco.engine.device import choose_device, make_deterministic
 from clipcoco.engine.model import DualEncoder, build, pretrained_backbone
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.train import Stop, Training, start_epoch, train_step
+from clipcoco.engine.train import Stop
 from clipcoco.errors import CheckpointError, ConfigError
 from clipcoco.events import Report, RunEnded
 from clipcoco.files import remove_leftovers, write_atomically
@@ -31,6 +25,8 @@ from clipcoco.rundir import RunDir, check_name, create
 
 # Inside it signals ask to stop, and the value says which; outside they end the process at once.
 Stopping = Callable[[], AbstractContextManager[Stop]]
+# Where events go: of a run that has its directory, or of the checks before there is one.
+ReportTo = Callable[[RunDir | None], Report]
 
 # What a resume may change: nothing that would make it another experiment.
 CHANGEABLE = {
@@ -51,7 +47,7 @@ def start(
     runs_dir: Path,
     device_name: str | None,
     init: Path | None,
-    report: Callable[[RunDir], Report],
+    report: ReportTo,
     stopping: Stopping,
 ) -> tuple[RunDir, RunEnded]:
     """A new run, from the first step to the last or to a stop. Nothing is written before all checks pass.
@@ -64,7 +60,7 @@ def start(
     choose_device(device_name, loaded.config.train.precision)  # its errors come first: drawing would be in vain
     if "demo" in loaded.chain and not (root / "annotations").exists():
         draw_scenes(root)
-    loaded, parts, model = _prepare(loaded, name, runs_dir, device_name, init)
+    loaded, parts, model = checked(loaded, name, runs_dir, device_name, init, report(None))
     run = create(runs_dir, loaded.name, name)
     with stopping() as stop, run.lock():
         note = f"# Started with --init {init}\n" if init else ""
@@ -73,78 +69,8 @@ def start(
         return run, conduct(run, parts, model, state, None, report(run), stop)
 
 
-def rehearse(
-    loaded: LoadedConfig, *, name: str | None, runs_dir: Path, device_name: str | None, init: Path | None
-) -> dict[str, str]:
-    """All the checks of `start` and a few real steps on the device; writes nothing. What to tell, by label."""
-    loaded, parts, model = _prepare(loaded, name, runs_dir, device_name, init)
-    state, device, derived = TrainState(precision=parts.device.precision), parts.device, parts.derived
-    frozen, views = derived.frozen_epochs > 0, loaded.config.data.cached_views
-    blank = _blank_features(loaded.config, derived.train_images) if frozen else None
-    training = build_training(parts, model, state, None, report=lambda event: None, stop=lambda: None)
-    epochs = {0: derived.frozen_epochs, derived.frozen_epochs: loaded.config.train.epochs - derived.frozen_epochs}
-    try:
-        encoding = _seconds_an_image(training, views) if frozen else 0.0
-        steps = {
-            first: _seconds_a_step(training, first, blank if first < derived.frozen_epochs else None)
-            for first, many in epochs.items()
-            if many
-        }
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise out_of_memory(loaded.config.train.batch_size, device) from error
-        raise
-    if device.device.type == "cuda":
-        memory = f"{torch.cuda.max_memory_allocated(device.device) / 2**30:.1f} GiB on {device.device}"
-    else:
-        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-        memory = f"{kilobytes / 2**20:.1f} GiB"
-    minutes = sum(seconds * epochs[first] for first, seconds in steps.items()) * derived.steps_per_epoch / 60
-    each = ", later ".join(f"{seconds:.2f} s a step" for seconds in steps.values())
-    once = f"{derived.train_images * encoding / 60:,.0f} min for the features, once, then " if frozen else ""
-    return {
-        **dict(parts.header),
-        "memory": f"{memory} at its highest",
-        "disk": f"{derived.checkpoints_kept} checkpoints of {derived.checkpoint_bytes / 1e6:,.0f} MB at most",
-        "time": f"{once}{each}, {minutes:,.0f} min of steps, evaluations apart",
-        "wrote": "nothing (--dry-run)",
-    }
-
-
-def _blank_features(config: Config, images: int) -> Features:
-    """A row of zeros for every image: what a step costs does not depend on what it sees."""
-    shape = (1, config.data.cached_views, BACKBONES[config.model.vision.backbone][0])
-    return Features(np.zeros(shape, np.float16), np.zeros(images, np.int64), np.ones(images, np.bool_))
-
-
-def _seconds_a_step(training: Training, epoch: int, features: Features | None) -> float:
-    """Of `epoch`: with the backbone frozen or not. The first steps warm up."""
-    start_epoch(training.model, epoch, training.schedule.frozen_epochs)
-    batches, seconds = training.loader.epoch(epoch, features=features), []
-    for _ in range(min(4, training.loader.steps_per_epoch)):
-        began = time.monotonic()
-        train_step(training, next(batches).to(training.device.device), training.schedule.config.lr)
-        seconds.append(time.monotonic() - began)
-    return min(seconds)
-
-
-@torch.inference_mode()
-def _seconds_an_image(training: Training, views: int) -> float:
-    """Of reading it, and its views through the backbone."""
-    seconds, device = [], training.device
-    batches = training.loader.epoch(0)
-    for _ in range(min(2, training.loader.steps_per_epoch)):
-        began = time.monotonic()
-        images = next(batches).images.to(device.device)
-        reading = time.monotonic() - began
-        with device.autocast():
-            float(training.model.visual.features(images).sum())
-        seconds.append((reading + views * (time.monotonic() - began - reading)) / len(images))
-    return min(seconds)
-
-
-def _prepare(
-    loaded: LoadedConfig, name: str | None, runs_dir: Path, device_name: str | None, init: Path | None
+def checked(
+    loaded: LoadedConfig, name: str | None, runs_dir: Path, device_name: str | None, init: Path | None, report: Report
 ) -> tuple[LoadedConfig, Assembled, DualEncoder]:
     """All that can fail, in the order of the exit codes: name 2, device 5, data 3, weights 5, disk 5."""
     if name is not None:
@@ -162,6 +88,8 @@ def _prepare(
         preset=loaded.chain[-1],
         origin=str(init) if init else None,
     )
+    if not parts.derived.frozen_epochs:  # else the features tell, which are computed before the first step
+        check_readable(parts.val_table, report)
     backbone = None if source else pretrained_backbone(config.model.vision)
     make_deterministic(config.seed, parts.device.device)
     model = source.model if source else build(config.model, parts.tokenizer.vocab_size)
@@ -195,7 +123,7 @@ def resume(
     *,
     changes: list[str],
     device_name: str | None,
-    report: Callable[[RunDir], Report],
+    report: ReportTo,
     stopping: Stopping,
 ) -> tuple[RunDir, RunEnded]:
     """Go on from a checkpoint, to the same bits as without the stop. The caller holds the run's lock.
@@ -226,7 +154,13 @@ def resume(
             f"the data at {config.data.root} are not those of run {run.name}: {', '.join(differing)} differ "
             f"(data.root). Bring those back, or start anew from its weights with --init {run.name}"
         )
+    if state.evaluated_epochs >= parts.derived.frozen_epochs:
+        check_readable(parts.val_table, report(None))
     other = changed_versions(content, parts.device)
+    if parts.device.precision != state.precision:
+        lacking = f"({parts.device.device} has no {state.precision})"
+        other.insert(0, f"{state.precision} -> {parts.device.precision} {lacking}")
+        state.precision = parts.device.precision
     if config.train.epochs != saved.config.train.epochs:
         other.append(f"the schedule now ends at step {parts.derived.total_steps:,}")
     exact = f"not to the bit: {', '.join(other)}" if other else "to the bit, as without the stop"

@@ -36,6 +36,10 @@ class RunDir:
         return self.path / "config.yaml"
 
     @property
+    def status_file(self) -> Path:
+        return self.path / "status.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -67,7 +71,7 @@ class RunDir:
     def status(self) -> dict[str, Any]:
         """What status.json says; empty when there is none or it can't be read."""
         try:
-            status = json.loads(read_own(self.path / "status.json", most=2**20))
+            status = json.loads(read_own(self.status_file, most=2**20))
         except (OSError, ValueError, RecursionError):
             return {}
         return status if isinstance(status, dict) else {}
@@ -78,7 +82,7 @@ class RunDir:
 
     def write_status(self, **changes: Any) -> None:
         """Set entries of status.json; a reader sees it before or after, never between."""
-        write_json(self.path / "status.json", {**self.status(), **changes})
+        write_json(self.status_file, {**self.status(), **changes})
 
     @contextmanager
     def lock(self) -> Iterator[str]:

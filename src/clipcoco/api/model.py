@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from clipcoco import rundir
-from clipcoco.api.restore import globals_restored
+from clipcoco.api.restore import globals_restored, kernels_restored
 from clipcoco.config.schema import Config
 from clipcoco.data.images import evaluation_view, pixels_of, read
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.data.viewer import UnreadableImage
-from clipcoco.engine.device import Device, choose_for_evaluation, make_deterministic
+from clipcoco.engine.device import Device, choose_as_trained, choose_deterministic_kernels, in_memory
 from clipcoco.engine.model import DualEncoder
 from clipcoco.errors import DataError
 from clipcoco.files import read_own
@@ -81,8 +82,10 @@ class Model:
 
     def _encode(self, encode: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         was_training = self.model.training
-        with globals_restored():
-            make_deterministic(self.config.seed, self.device.device)
+        kernels = kernels_restored() if self.device.device.type == "cuda" else nullcontext()
+        advice = "(batch_size). Give a smaller one, or load it with another device"
+        with kernels, in_memory(f"a batch of {len(batch)}", self.device, advice):
+            choose_deterministic_kernels(self.device.device)
             self.model.eval()
             try:
                 with torch.inference_mode(), self.device.autocast():
@@ -91,7 +94,7 @@ class Model:
                 self.model.train(was_training)
 
     def _joined(self, batches: list[Tensor]) -> npt.NDArray[np.float32]:
-        return torch.cat([torch.empty(0, self.config.model.projection_dim), *batches]).numpy()
+        return torch.cat([torch.empty(0, self.config.model.projection_dim, dtype=torch.float32), *batches]).numpy()
 
 
 def load(run_or_file: str | os.PathLike[str], *, runs_dir: str | Path = "runs", device: str | None = None) -> Model:
@@ -109,7 +112,7 @@ def load(run_or_file: str | os.PathLike[str], *, runs_dir: str | Path = "runs", 
 def open_found(found: rundir.Found, device_name: str | None) -> Model:
     with globals_restored():
         file = open_model(found.weights())
-        device = choose_for_evaluation(device_name, file.content["state"].get("precision", "float32"))
+        device = choose_as_trained(device_name, file.content["state"].get("precision", "float32"))
         model = device.place(file.model)
         model.eval()
     return Model(file.path, file.config, file.tokenizer, model, device, _measured(found.run, file.content))

@@ -2,8 +2,9 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import forkserver
 
 import torch
@@ -11,21 +12,70 @@ import torch
 from clipcoco.errors import EnvironmentProblem
 
 
+class _Shared:
+    """A context of the whole process for any number of threads: the first one begins it, the last one ends it."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
+        self.make, self.lock, self.inside = make, threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.context = self.make()
+                self.context.__enter__()
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.context.__exit__(None, None, None)
+
+
 @contextmanager
-def globals_restored() -> Iterator[None]:
-    """Inside, torch's own defaults that our code builds on; afterwards all that it sets is as it was before."""
+def _kernels_brought_back() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark, dtype = torch.backends.cudnn.benchmark, torch.get_default_dtype()
-    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    yield
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    torch.backends.cudnn.benchmark = benchmark
+    if workspace is None:
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    else:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace
+
+
+@contextmanager
+def _defaults_brought_back() -> Iterator[None]:
+    dtype = torch.get_default_dtype()
     method = multiprocessing.get_start_method(allow_none=True)  # torch's loader asks, and so fixes it
     preload = forkserver._forkserver._preload_modules  # type: ignore[attr-defined]  # no one else tells
     random = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(dtype)
+    multiprocessing.set_start_method(method, force=True)
+    forkserver._forkserver._preload_modules = preload  # type: ignore[attr-defined]
+    torch.set_rng_state(random)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)
+    else:  # its generators begin later, from the seed that they would have had
+        torch.cuda.manual_seed_all(torch.initial_seed())
+    if mps is not None:
+        torch.mps.set_rng_state(mps)
+
+
+_kernels, _defaults = _Shared(_kernels_brought_back), _Shared(_defaults_brought_back)
+
+
+@contextmanager
+def kernels_restored() -> Iterator[None]:
+    """Afterwards torch's choice of kernels is as it was. Nothing else is touched: other threads may draw meanwhile."""
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with _kernels:
             yield
     except RuntimeError as error:
         if "CUBLAS_WORKSPACE_CONFIG" not in str(error):
@@ -34,20 +84,10 @@ def globals_restored() -> Iterator[None]:
             "the GPU was used in this process before clipcoco, in a way that can't give equal bits "
             "(CUBLAS_WORKSPACE_CONFIG). Set it to :4096:8 before the first use, or load or train first"
         ) from error
-    finally:
-        torch.set_default_dtype(dtype)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.backends.cudnn.benchmark = benchmark
-        multiprocessing.set_start_method(method, force=True)
-        forkserver._forkserver._preload_modules = preload  # type: ignore[attr-defined]
-        if workspace is None:
-            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
-        else:
-            os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace
-        torch.set_rng_state(random)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        else:  # its generators begin later, from the seed that they would have had
-            torch.cuda.manual_seed_all(torch.initial_seed())
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
+
+
+@contextmanager
+def globals_restored() -> Iterator[None]:
+    """Inside, torch's own defaults that our code builds on; afterwards all that it sets is as it was before."""
+    with kernels_restored(), _defaults, torch.inference_mode(False), torch.enable_grad():
+        yield

@@ -13,7 +13,7 @@ from clipcoco import __version__
 from clipcoco.cli import env, evaluate, export, inspect, prepare, report, runs, search, train
 from clipcoco.cli.options import debugging
 from clipcoco.console import error_line
-from clipcoco.errors import ClipcocoError, ConfigError, EnvironmentProblem, ExitCode, broken_package
+from clipcoco.errors import ClipcocoError, ConfigError, EnvironmentProblem, ExitCode, broken_package, is_out_of_memory
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -102,6 +102,11 @@ def _tell(error: Exception) -> int:
     if known is not None:
         error_line(*(known.mistakes if isinstance(known, ConfigError) else [str(known)]))
         return known.exit_code
+    if is_out_of_memory(error):
+        error_line(
+            f"the memory does not suffice ({type(error).__name__}). Close other programs, or try another --device"
+        )
+        return ExitCode.ENVIRONMENT
     if isinstance(error, OSError):
         error_line(f"{error.strerror or error} ({error.filename or 'no file named'}). Check disk, path and permission")
         return ExitCode.ENVIRONMENT

@@ -44,7 +44,7 @@ from clipcoco.rundir import RunDir
 
 if TYPE_CHECKING:
     from clipcoco.events import Report, RunEnded
-    from clipcoco.run import Stopping
+    from clipcoco.run import ReportTo, Stopping
 
 
 def train(
@@ -79,10 +79,10 @@ def train(
     loaded = load_from(preset, config, changes, words)
     terminal = open_terminal(plain)
     start_from = rundir.find(runs_dir, init).weights() if init is not None else None
-    from clipcoco import run as runs
+    from clipcoco import rehearse, run
 
     if dry_run:
-        told = runs.rehearse(loaded, name=name, runs_dir=runs_dir, device_name=device, init=start_from)
+        told = rehearse.rehearse(loaded, name=name, runs_dir=runs_dir, device_name=device, init=start_from)
         if json_:
             print_json({"schema": 1, **{label or "versions": text for label, text in told.items()}})
         else:
@@ -94,7 +94,7 @@ def train(
         show(terminal.err, f"Drawing 6,500 scenes into {loaded.config.data.root}, once.", "")
     return _conduct(
         terminal,
-        lambda report, stopping: runs.start(
+        lambda report, stopping: run.start(
             loaded,
             name=name,
             runs_dir=runs_dir,
@@ -232,7 +232,7 @@ def _where_it_stands(run: RunDir, step: int) -> str:
 
 def _conduct(
     terminal: Terminal,
-    work: Callable[[Callable[[RunDir], "Report"], "Stopping"], tuple[RunDir, "RunEnded"]],
+    work: Callable[["ReportTo", "Stopping"], tuple[RunDir, "RunEnded"]],
     data: DataConfig,
     device: str | None,
     json_: bool,
@@ -242,8 +242,9 @@ def _conduct(
 
     console = RunConsole(terminal)
 
-    def report_to(run: RunDir) -> "Report":
-        console.log = LogFile(run.log)
+    def report_to(run: RunDir | None) -> "Report":
+        if run is not None:
+            console.log = LogFile(run.log)
         return console
 
     try:

@@ -27,7 +27,7 @@ from clipcoco.console.terminal import (
 from clipcoco.rundir import RunDir
 
 LINE_SECONDS = 30.0  # between two plain lines of progress
-WORDS = {"evaluate": "encoding", "rank": "ranking", "features": "features"}
+WORDS = {"evaluate": "encoding", "rank": "ranking", "features": "features", "check": "reading"}
 
 
 def _evaluation_line(event: events.Evaluated) -> str:
@@ -114,6 +114,9 @@ class RunConsole:
                 self._end(event)
 
     def _start(self, event: events.RunStarted) -> None:
+        if self._live:  # of the checks before
+            self._live.stop()
+            self._live = None
         self.run, self.done = event, event.step
         self.evaluations = [row for row in event.rows if row["event"] == "evaluation"]
         self.losses = [row["loss"] for row in event.rows if row["event"] == "step"]

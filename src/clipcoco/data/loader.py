@@ -15,6 +15,7 @@ from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.features import Features
 from clipcoco.data.images import evaluation_view, read, sample_rng, training_view
+from clipcoco.data.readable import refuse_unreadable
 from clipcoco.data.tokenizer import PAD
 from clipcoco.data.viewer import UnreadableImage
 from clipcoco.data.workers import guarded, image_loader
@@ -196,11 +197,7 @@ def evaluation_images(
     """All images of the table in its order, or until a stop: uint8 (B,3,H,W), B = EVALUATION_BATCH but for the last."""
     rows = range(len(table.files))
     for images, broken in evaluation_views(table, rows, config.image_size, workers, pin_memory, Crops(), stop):
-        if broken:
-            raise DataError(
-                f"{table.folder / table.files[broken[0]]} can't be read, and recall over the rest would "
-                f"be another number (data.root). Get the file anew, or give another --fraction"
-            )
+        refuse_unreadable(table, broken)
         yield images[:, 0]
 
 

@@ -34,20 +34,27 @@ def save(folder: Path, content: dict[str, Any], *, best: bool, epoch: int | None
         _check_sums(temporary)
         size = temporary.stat().st_size
         _take_names(temporary, folder, best, epoch, keep)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        if isinstance(error.__context__, KeyboardInterrupt):  # and a second Ctrl-C too
+    except (OSError, RuntimeError, CheckpointError) as error:
+        # torch makes a RuntimeError of a full disk, and of a second Ctrl-C too
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, KeyboardInterrupt):
             raise KeyboardInterrupt from error
-        free = f", {shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free there" if folder.is_dir() else ""
-        full = not isinstance(error, OSError) or error.errno in FULL
-        advice = "Free space" if full else "See to the disk"
         raise EnvironmentProblem(
-            f"the checkpoint can't be written to {folder}{free}: "
-            f"{str(error).splitlines()[0]}. {advice}, then go on with clipcoco resume"
+            f"the checkpoint can't be written to {folder}: {_refusal(folder, error, cause)}"
         ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     return size, time.monotonic() - start
+
+
+def _refusal(folder: Path, error: Exception, cause: BaseException | None) -> str:
+    if not isinstance(cause, OSError):
+        return str(error).splitlines()[0]
+    if cause.errno not in FULL:
+        return f"{cause.strerror}. See that the folder is there and can be written to"
+    free = shutil.disk_usage(folder).free
+    return f"{cause.strerror}, {free / 2**20:,.0f} MiB are free there. Free space"
 
 
 def _take_names(temporary: Path, folder: Path, best: bool, epoch: int | None, keep: int) -> None:

@@ -1,12 +1,14 @@
 """Device, precision and determinism: each choice with the reason that is printed."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
 
+from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.engine.model import DualEncoder
-from clipcoco.errors import ConfigError, EnvironmentProblem
+from clipcoco.errors import ConfigError, EnvironmentProblem, memory_told
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,7 +33,12 @@ class Device:
         return model
 
     def scaler(self) -> torch.amp.GradScaler:
-        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
+        """It begins where float16's first gradients mostly fit, and goes on seeking the largest scale that does."""
+        return torch.amp.GradScaler(self.device.type, init_scale=2.0**12, enabled=self.precision == "float16")
+
+    def made_current(self) -> AbstractContextManager[object]:
+        """Inside, also of what asks for no device: torch's thread that pins memory would begin a context on GPU 0."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
 
 def choose_device(name: str | None, precision: str) -> Device:
@@ -49,7 +56,7 @@ def choose_device(name: str | None, precision: str) -> Device:
     return Device(device, chosen, f"{description}, {chosen} ({why})")
 
 
-def choose_for_evaluation(name: str | None, trained: str) -> Device:
+def choose_as_trained(name: str | None, trained: str) -> Device:
     """The device, in the precision that the model was trained in; float32 where it has not got that one."""
     device, description = _device(name or "auto")
     chosen = trained if trained in _precisions(device)[2] else "float32"
@@ -104,27 +111,40 @@ def _precisions(device: torch.device) -> tuple[str, str, list[str]]:
 def make_deterministic(seed: int, device: torch.device) -> None:
     """Equal bits from equal seeds on one machine. On a CPU equal thread counts are all that it takes."""
     torch.manual_seed(seed)
+    choose_deterministic_kernels(device)
+
+
+def choose_deterministic_kernels(device: torch.device) -> None:
+    """What encoding takes, as nothing is drawn there."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        # the CPU allocator raises a plain RuntimeError
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
-def out_of_memory(batch_size: int, device: Device) -> EnvironmentProblem:
-    """The error that says what a smaller batch would change."""
-    free = ""
-    if device.device.type == "cuda":
-        available, total = torch.cuda.mem_get_info(device.device)
-        free = f", {available / 2**30:.1f} of {total / 2**30:.1f} GiB are free"
+def training_in_memory(batch_size: int, device: Device) -> AbstractContextManager[None]:
+    """Where memory lacks inside, say what a smaller batch would change."""
     half = batch_size // 2
-    return EnvironmentProblem(
-        f"batch {batch_size} does not fit into the memory of {device.device}{free} (train.batch_size). "
-        f"Try --set train.batch_size={half} ({half - 1} negatives an image, not {batch_size - 1})"
-    )
+    smaller = f"--set train.batch_size={half} ({half - 1} negatives an image, not {batch_size - 1})"
+    advice = smaller if half > 1 else "a smaller data.image_size or another --device"
+    return in_memory(f"a training batch of {batch_size}", device, f"(train.batch_size). Try {advice}")
+
+
+def encoding_in_memory(what: str, device: Device) -> AbstractContextManager[None]:
+    """The same of an evaluation and of a frozen backbone's features: their batch is fixed."""
+    advice = "(data.image_size). Try another --device, or a new run of smaller images"
+    return in_memory(f"{what}, in batches of {EVALUATION_BATCH},", device, advice)
+
+
+def in_memory(what: str, device: Device, advice: str) -> AbstractContextManager[None]:
+    """Where memory lacks inside, say what did not fit, and where, and what helps."""
+
+    def say(error: BaseException) -> str:
+        free = ""
+        if device.device.type == "cuda":
+            with suppress(RuntimeError):  # of a GPU that is too full to be asked
+                available, total = torch.cuda.mem_get_info(device.device)
+                free = f", {available / 2**30:.1f} of {total / 2**30:.1f} GiB are free"
+        return f"{what} does not fit into the memory of {device.device}{free} {advice}"
+
+    return memory_told(say)

@@ -22,7 +22,7 @@ from clipcoco.data.sources import Source
 from clipcoco.engine.device import Device
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import Progress, Report, Warned
-from clipcoco.files import remove_leftovers
+from clipcoco.files import FULL, remove_leftovers
 from clipcoco.locks import Held, lock
 
 Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B,3,H,W) -> (B,F)
@@ -99,8 +99,9 @@ def cache_features(
                 return None
             return file.features(table)
     except OSError as error:
+        mend = "Free space" if error.errno in FULL else "Make it writable"
         raise EnvironmentProblem(
-            f"the features can't be kept at {path}: {error.strerror} (data.root). Make it writable, "
+            f"the features can't be kept at {path}: {error.strerror} (data.root). {mend}, "
             f"or train from images: --set train.frozen_epochs=0"
         ) from error
 

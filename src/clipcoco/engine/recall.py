@@ -165,7 +165,7 @@ def _refuse_non_finite(image_embeddings: Tensor, text_embeddings: Tensor) -> Non
             if rows.any():
                 found.append(f"{int(rows.sum()):,} of {len(rows):,} {kind} embeddings hold {what}")
     what = ", ".join(found) or "products of embeddings overflow float32"
-    raise NumericError(f"No recall: {what}. Evaluate an earlier checkpoint")
+    raise NumericError(f"No recall: {what}, and only finite ones can be ranked")
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class TrainState:
     best_r1: Finite = -1.0
     best_epoch: Count = 0
     skipped_in_a_row: Count = 0
+    calibration_steps: Count = 0  # of float16: skipped while its scale was sought
     interval_loss: Finite = 0.0  # sums since the last logged step
     interval_grad_norm: Finite = 0.0
     interval_steps: Count = 0

@@ -18,7 +18,7 @@ from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.optim import learning_rate, set_learning_rate
 from clipcoco.engine.recall import RecallTable
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.watch import count_step, log_interval, note_replaced, watch_overfitting
+from clipcoco.engine.watch import Step, count_step, log_interval, note_replaced, watch_overfitting
 from clipcoco.errors import ClipcocoError
 from clipcoco.events import Evaluated, Progress, Report, RunEnded
 
@@ -58,8 +58,10 @@ def train(run: Training, report: Report, stop: Stop) -> RunEnded:
     state, schedule, per_epoch = run.state, run.schedule, run.loader.steps_per_epoch
     began = time.monotonic() - state.seconds
     while True:
-        # ---- an epoch's end: evaluate, save -------------------------------------------------------------
+        # ---- an epoch's end: save, evaluate, save -------------------------------------------------------
         if state.step // per_epoch > state.evaluated_epochs:
+            state.seconds = time.monotonic() - began
+            run.save(False, None)  # an evaluation may fail, and must not take the epoch with it
             if not finish_epoch(run, report):
                 break
             state.seconds = time.monotonic() - began
@@ -90,11 +92,11 @@ def train(run: Training, report: Report, stop: Stop) -> RunEnded:
             rate = learning_rate(state.step, schedule.total_steps, schedule.warmup_steps, schedule.config.lr)
 
             # ------------------------------ one training step ------------------------------
-            loss, grad_norm = train_step(run, batch.to(run.device.device), rate)
+            step = train_step(run, batch.to(run.device.device), rate)
             state.step += 1
             # -------------------------------------------------------------------------------
 
-            count_step(state, epoch + 1, loss, grad_norm, rate, report)
+            count_step(state, epoch + 1, step, run.loader.table, report)
             state.interval_seconds += time.monotonic() - start
             report(Progress("train", state.step, schedule.total_steps))
             if state.step % schedule.config.log_every_steps == 0:
@@ -120,10 +122,10 @@ def start_epoch(model: DualEncoder, epoch: int, frozen_epochs: int) -> None:
         parameter.requires_grad = epoch >= frozen_epochs
 
 
-def train_step(run: Training, batch: Batch, rate: float) -> tuple[float, float]:
-    """One step of the optimiser; gives the loss in nats and the gradient's norm before clipping.
+def train_step(run: Training, batch: Batch, rate: float) -> Step:
+    """One step of the optimiser.
 
-    When either is not finite, every parameter, buffer and moment is afterwards what it was before.
+    When its loss or gradient is not finite, every parameter, buffer and moment is afterwards what it was before.
     """
     model, schedule = run.model, run.schedule
     set_learning_rate(run.optimizer, rate)
@@ -139,15 +141,18 @@ def train_step(run: Training, batch: Batch, rate: float) -> tuple[float, float]:
     run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.config.grad_clip)
     loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()  # the step's one wait for the device
+    calibrating = False
     if math.isfinite(loss_value) and math.isfinite(norm_value):
         run.scaler.step(run.optimizer)
         model.clamp_temperature()
     else:
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
+        # At a scale of 1 it is the gradient itself that float16 can't hold.
+        calibrating = math.isfinite(loss_value) and run.scaler.is_enabled() and run.scaler.get_scale() > 1
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    return loss_value, norm_value
+    return Step(loss_value, norm_value, rate, calibrating, batch.image_ids)
 
 
 def finish_epoch(run: Training, report: Report) -> bool:

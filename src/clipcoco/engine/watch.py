@@ -4,6 +4,10 @@ Everything that is noted stands in TrainState, so that a resumed run notes the s
 """
 
 import math
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
 
 from clipcoco.data.captions import CaptionTable
 from clipcoco.engine.state import TrainState
@@ -14,23 +18,40 @@ MAX_SKIPPED_IN_A_ROW = 10
 CHANCE_STEPS = 300  # so long at ln(batch) and a warning is due
 
 
-def count_step(state: TrainState, epoch: int, loss: float, grad_norm: float, lr: float, report: Report) -> None:
+@dataclass(frozen=True)
+class Step:
+    """What a training step came to; it changed nothing where its loss or gradient is not finite."""
+
+    loss: float  # nats
+    grad_norm: float  # before clipping
+    lr: float
+    calibrating: bool  # only float16's scale was too large for its gradient, and is now halved
+    image_ids: Tensor  # int64 (B,)
+
+
+def count_step(state: TrainState, epoch: int, step: Step, table: CaptionTable, report: Report) -> None:
     """Add a finished step to the sums, or count it as skipped; too many of those in a row end the run."""
-    if math.isfinite(loss) and math.isfinite(grad_norm):
+    if math.isfinite(step.loss) and math.isfinite(step.grad_norm):
         state.skipped_in_a_row = 0
-        state.interval_loss += loss
-        state.interval_grad_norm += grad_norm
+        state.interval_loss += step.loss
+        state.interval_grad_norm += step.grad_norm
         state.interval_steps += 1
-        state.epoch_loss += loss
+        state.epoch_loss += step.loss
         state.epoch_steps += 1
         return
+    if step.calibrating:
+        state.calibration_steps += 1
+        return
     state.skipped_in_a_row += 1
-    what = "gradient" if math.isfinite(loss) else "loss"
+    what = "gradient" if math.isfinite(step.loss) else "loss"
     report(StepSkipped(state.step, epoch, f"the {what} is not finite"))
     if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        images = [table.files[row] for row in np.searchsorted(table.image_ids, step.image_ids[:2].numpy())]
         raise NumericError(
             f"the {what} is not finite at step {state.step:,}, nor were the {MAX_SKIPPED_IN_A_ROW - 1} before it; "
-            f"last good: step {state.step - state.skipped_in_a_row:,} (learning rate {lr:.2g}). Try a lower train.lr"
+            f"last good: step {state.step - state.skipped_in_a_row:,} (loss {step.loss:.3g}, gradient norm "
+            f"{step.grad_norm:.3g}, learning rate {step.lr:.2g}, images {', '.join(images)} and "
+            f"{len(step.image_ids) - len(images)} more). Try a lower train.lr"
         )
 
 

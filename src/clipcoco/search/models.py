@@ -22,7 +22,7 @@ from clipcoco.data.images import evaluation_view
 from clipcoco.data.tokenizer import END, PAD, START
 from clipcoco.data.viewer import VIEW
 from clipcoco.engine.checkpoint import weights_sha256
-from clipcoco.engine.device import Device, choose_device, choose_for_evaluation
+from clipcoco.engine.device import Device, choose_as_trained, choose_device
 from clipcoco.errors import CheckpointError, ConfigError, EnvironmentProblem, NumericError
 from clipcoco.model_file import ModelFile, open_model
 from clipcoco.search.folder import HOW, read_description
@@ -62,7 +62,7 @@ def open_checkpoint(path: Path) -> tuple[Model, ModelFile]:
         return torch.from_numpy(file.tokenizer.encode(texts, text.context_length))
 
     def place(name: str | None) -> Towers:
-        device = choose_for_evaluation(name, file.content["state"].get("precision", "float32"))
+        device = choose_as_trained(name, file.content["state"].get("precision", "float32"))
         placed = device.place(model)
         return Towers(
             partial(evaluation_view, size=size),

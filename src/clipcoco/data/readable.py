@@ -1,0 +1,42 @@
+"""Whether every image that recall is measured on can be decoded: told before the first step, not after an epoch."""
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from clipcoco.cores import usable_cores
+from clipcoco.data.captions import CaptionTable
+from clipcoco.data.images import read
+from clipcoco.data.viewer import UnreadableImage
+from clipcoco.errors import DataError
+from clipcoco.events import Progress, Report
+
+
+def check_readable(table: CaptionTable, report: Report) -> None:
+    """Decode every image of the table once. Raises DataError for those that can't be."""
+    broken = []
+    with warnings.catch_warnings(), ThreadPoolExecutor(usable_cores()) as pool:  # `read` sets them, thread by thread
+        for row, whole in enumerate(pool.map(_is_readable, (table.folder / file for file in table.files))):
+            if not whole:
+                broken.append(row)
+            report(Progress("check", row + 1, len(table.files)))
+    refuse_unreadable(table, broken)
+
+
+def refuse_unreadable(table: CaptionTable, rows: Sequence[int]) -> None:
+    """Raise DataError that names the first of these rows of the table, if there are any."""
+    if rows:
+        others = f", nor can {len(rows) - 1:,} others" if len(rows) > 1 else ""
+        raise DataError(
+            f"{table.folder / table.files[rows[0]]} can't be read{others}, and recall over the rest would be another "
+            f"number (data.root). Get {'them' if others else 'it'} anew; clipcoco prepare-data --verify names all"
+        )
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        read(path)
+    except UnreadableImage:
+        return False
+    return True

@@ -1,0 +1,100 @@
+"""`train --dry-run`: every check of a run, and a few batches on the device; writes nothing."""
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clipcoco.assemble import Assembled, build_training
+from clipcoco.config.load import LoadedConfig
+from clipcoco.config.schema import BACKBONES, Config
+from clipcoco.data.features import Features
+from clipcoco.data.loader import EVALUATION_BATCH
+from clipcoco.data.readable import check_readable
+from clipcoco.engine.device import encoding_in_memory, training_in_memory
+from clipcoco.engine.evaluate import Split, embed
+from clipcoco.engine.model import DualEncoder
+from clipcoco.engine.state import TrainState
+from clipcoco.engine.train import Training, start_epoch, train_step
+from clipcoco.run import checked
+
+
+def rehearse(
+    loaded: LoadedConfig, *, name: str | None, runs_dir: Path, device_name: str | None, init: Path | None
+) -> dict[str, str]:
+    """All the checks of `start` and a few real steps on the device; writes nothing. What to tell, by label."""
+    loaded, parts, model = checked(loaded, name, runs_dir, device_name, init, lambda event: None)
+    state, device, derived = TrainState(precision=parts.device.precision), parts.device, parts.derived
+    frozen, views = derived.frozen_epochs > 0, loaded.config.data.cached_views
+    blank = _blank_features(loaded.config, derived.train_images) if frozen else None
+    training = build_training(parts, model, state, None, report=lambda event: None, stop=lambda: None)
+    epochs = {0: derived.frozen_epochs, derived.frozen_epochs: loaded.config.train.epochs - derived.frozen_epochs}
+    if frozen:
+        check_readable(parts.val_table, lambda event: None)
+    with encoding_in_memory("an evaluation", device):
+        _encode_a_batch(parts, model)
+        encoding = _seconds_an_image(training, views) if frozen else 0.0
+    with training_in_memory(loaded.config.train.batch_size, device):
+        steps = {
+            first: _seconds_a_step(training, first, blank if first < derived.frozen_epochs else None)
+            for first, many in epochs.items()
+            if many
+        }
+    if device.device.type == "cuda":
+        memory = f"{torch.cuda.max_memory_allocated(device.device) / 2**30:.1f} GiB on {device.device}"
+    else:
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+        memory = f"{kilobytes / 2**20:.1f} GiB"
+    minutes = sum(seconds * epochs[first] for first, seconds in steps.items()) * derived.steps_per_epoch / 60
+    each = ", later ".join(f"{seconds:.2f} s a step" for seconds in steps.values())
+    once = f"{derived.train_images * encoding / 60:,.0f} min for the features, once, then " if frozen else ""
+    return {
+        **dict(parts.header),
+        "memory": f"{memory} at its highest",
+        "disk": f"{derived.checkpoints_kept} checkpoints of {derived.checkpoint_bytes / 1e6:,.0f} MB at most",
+        "time": f"{once}{each}, {minutes:,.0f} min of steps, evaluations apart",
+        "wrote": "nothing (--dry-run)",
+    }
+
+
+def _encode_a_batch(parts: Assembled, model: DualEncoder) -> None:
+    """Of an evaluation, whose batch is fixed: one of training may fit where this one does not."""
+    config = parts.config
+    table = parts.val_table.subset(min(1, EVALUATION_BATCH / len(parts.val_table.files)), config.data.subset_seed)
+    tokens = parts.tokenizer.encode(table.captions, config.model.text.context_length)
+    embed(model, Split(config.data, table, tokens, workers=0), parts.device, lambda event: None, lambda: None)
+
+
+def _blank_features(config: Config, images: int) -> Features:
+    """A row of zeros for every image: what a step costs does not depend on what it sees."""
+    shape = (1, config.data.cached_views, BACKBONES[config.model.vision.backbone][0])
+    return Features(np.zeros(shape, np.float16), np.zeros(images, np.int64), np.ones(images, np.bool_))
+
+
+def _seconds_a_step(training: Training, epoch: int, features: Features | None) -> float:
+    """Of `epoch`: with the backbone frozen or not. The first steps warm up."""
+    start_epoch(training.model, epoch, training.schedule.frozen_epochs)
+    batches, seconds = training.loader.epoch(epoch, features=features), []
+    for _ in range(min(4, training.loader.steps_per_epoch)):
+        began = time.monotonic()
+        train_step(training, next(batches).to(training.device.device), training.schedule.config.lr)
+        seconds.append(time.monotonic() - began)
+    return min(seconds)
+
+
+@torch.inference_mode()
+def _seconds_an_image(training: Training, views: int) -> float:
+    """Of reading it, and its views through the backbone."""
+    seconds, device = [], training.device
+    batches = training.loader.epoch(0)
+    for _ in range(min(2, training.loader.steps_per_epoch)):
+        began = time.monotonic()
+        images = next(batches).images.to(device.device)
+        reading = time.monotonic() - began
+        with device.autocast():
+            float(training.model.visual.features(images).sum())
+        seconds.append((reading + views * (time.monotonic() - began - reading)) / len(images))
+    return min(seconds)

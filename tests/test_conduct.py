@@ -1,0 +1,333 @@
+"""A run as the commands conduct it: what is left of it when something fails."""
+
+import errno
+import json
+import os
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipcoco import assemble, conduct, rehearse
+from clipcoco import run as runs
+from clipcoco.config.load import config_from_plain, load_config
+from clipcoco.engine import checkpoint
+from clipcoco.engine import train as loop
+from clipcoco.engine.device import choose_as_trained
+from clipcoco.errors import DataError, EnvironmentProblem, NumericError
+from clipcoco.events import CheckpointSaved, Progress, RunEnded, RunStarted, StepDone, Warned
+from clipcoco.rundir import RunDir
+from conftest import TOY
+
+QUICK = ("train.epochs=2", "train.batch_size=24", "checkpoint.keep=0", "model.vision.backbone=mobilenet_v3_large")
+
+
+def start(root, folder, *changes, events=None, stop=lambda: None, device="cpu") -> RunDir:
+    """Two epochs of two steps, unless `changes` say otherwise."""
+    events = [] if events is None else events
+    loaded = load_config("demo", overrides=[*TOY, *QUICK, f"data.root={root}", *changes])
+    run, _ = runs.start(
+        loaded,
+        name="run",
+        runs_dir=folder,
+        device_name=device,
+        init=None,
+        report=lambda run: events.append,
+        stopping=lambda: nullcontext(stop),
+    )
+    return run
+
+
+def resume(run: RunDir, events=None, **changed) -> RunEnded:
+    events = [] if events is None else events
+    path, content, _ = checkpoint.newest(run.checkpoints)
+    content["state"] |= changed
+    _, ended = runs.resume(
+        run,
+        path,
+        content,
+        config_from_plain(content["config"], str(path)),
+        changes=[],
+        device_name="cpu",
+        report=lambda run: events.append,
+        stopping=lambda: nullcontext(lambda: None),
+    )
+    return ended
+
+
+def rows(run: RunDir) -> list[dict]:
+    lines = map(json.loads, run.metrics.read_text().splitlines())
+    return [{key: value for key, value in row.items() if key != "clock"} for row in lines]
+
+
+@pytest.fixture(scope="module")
+def calm(scenes, tmp_path_factory) -> RunDir:
+    return start(scenes, tmp_path_factory.mktemp("calm"))
+
+
+def assert_same(run: RunDir, calm: RunDir, *names: str) -> None:
+    for name in names or ("last.pt", "best.pt"):
+        ours, theirs = (checkpoint.load(folder.checkpoints / name) for folder in (run, calm))
+        assert checkpoint.weights_sha256(ours["model"]) == checkpoint.weights_sha256(theirs["model"])
+        assert ours["state"]["step"] == theirs["state"]["step"]
+        assert ours["state"]["best_epoch"] == theirs["state"]["best_epoch"]
+
+
+@pytest.fixture
+def sick_evaluation(monkeypatch):
+    """The second evaluation fails, by whatever is asked for."""
+    real, calls = assemble.embed, []
+
+    def fail_with(error):
+        def embed(*arguments):
+            calls.append(1)
+            if len(calls) == 2:
+                raise error
+            return real(*arguments)
+
+        monkeypatch.setattr(assemble, "embed", embed)
+
+    return fail_with
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (RuntimeError("a bug"), RuntimeError),
+        (torch.OutOfMemoryError("CUDA out of memory"), EnvironmentProblem),
+        (DataError("val2017/7.jpg can't be read"), DataError),
+    ],
+)
+def test_an_evaluation_that_fails_costs_no_step(scenes, tmp_path, calm, sick_evaluation, error, told):
+    sick_evaluation(error)
+    with pytest.raises(told) as failed:
+        start(scenes, tmp_path)
+    run, events = RunDir(tmp_path / "run"), []
+    assert checkpoint.load(run.checkpoints / "last.pt")["state"]["step"] == 4
+    assert run.status()["state"] == "failed"
+    if told in (EnvironmentProblem, DataError):
+        assert str(failed.value).endswith(f"Step 4 is saved, go on there with clipcoco resume {run.words}")
+    if told is EnvironmentProblem:
+        assert str(failed.value).startswith("an evaluation, in batches of 128, does not fit into the memory of cpu")
+    resume(run, events)
+    assert not [event for event in events if isinstance(event, StepDone)]
+    assert rows(run) == rows(calm)
+    assert_same(run, calm)
+
+
+def test_a_stop_in_an_evaluation_writes_no_second_time_what_is_there(scenes, tmp_path):
+    events = []
+
+    def stop():
+        evaluating = isinstance(events[-1], Progress) and events[-1].phase == "evaluate"
+        return "enough" if evaluating and len([e for e in events if isinstance(e, CheckpointSaved)]) == 1 else None
+
+    run = start(scenes, tmp_path, events=events, stop=lambda: stop() if events else None)
+    assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [2]
+    assert run.status()["state"] == "stopped"
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_damaged_validation_image_is_told_before_the_first_step(scenes, tmp_path, frozen):
+    root = tmp_path / "data"
+    shutil.copytree(scenes, root)
+    victims = sorted((root / "val2017").iterdir())[3:5]
+    for victim in victims:
+        victim.write_bytes(victim.read_bytes()[:99])
+    events = []
+    words = rf"{victims[0].name} can't be read, nor can 1 others, .*Get them anew"
+    with pytest.raises(DataError, match=words):
+        start(root, tmp_path, f"train.frozen_epochs={frozen}", events=events)
+    assert not [event for event in events if isinstance(event, StepDone)]
+    if not frozen:
+        assert not [event for event in events if isinstance(event, RunStarted)]
+        assert [event.done for event in events] == list(range(1, 25))
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(DataError, match=words):
+        rehearsal(root, tmp_path, f"train.frozen_epochs={frozen}")
+
+
+def rehearsal(root: Path, folder: Path, *changes: str) -> dict[str, str]:
+    loaded = load_config("demo", overrides=[*TOY, *QUICK, f"data.root={root}", *changes])
+    return rehearse.rehearse(loaded, name=None, runs_dir=folder, device_name="cpu", init=None)
+
+
+def test_a_dry_run_encodes_a_batch_of_an_evaluation(scenes, tmp_path, monkeypatch):
+    seen = []
+
+    def embed(model, split, *rest):
+        seen.append((model.training, len(split.table.files)))
+        raise MemoryError
+
+    monkeypatch.setattr(rehearse, "embed", embed)
+    monkeypatch.setattr(rehearse, "EVALUATION_BATCH", 16)  # of 24 images
+    with pytest.raises(EnvironmentProblem, match=r"an evaluation, in batches of 128, does not fit"):
+        rehearsal(scenes, tmp_path)
+    assert [images for _, images in seen] == [16]
+
+
+# ---- a full disk
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Which saves (from 1) the disk refuses: through torch, as /dev/full does."""
+    real, refused, calls = checkpoint.write_temporary, set(), []
+
+    def write(path, fill):
+        calls.append(path)
+        if len(calls) in refused:
+            with open("/dev/full", "wb", buffering=0) as file:
+                fill(file)
+        return real(path, fill)
+
+    monkeypatch.setattr(checkpoint, "write_temporary", write)
+    return refused
+
+
+NEEDS_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+
+
+@NEEDS_FULL
+@pytest.mark.parametrize("saves", [{2}, {1, 2}, {2, 3}, {3}, {2, 3, 4}])  # of steps 1, 2 twice, 3 and 4 twice
+def test_a_disk_that_is_full_for_a_while_changes_nothing(scenes, tmp_path, calm, disk, saves):
+    disk |= saves
+    events = []
+    run = start(scenes, tmp_path, "checkpoint.every_steps=1", events=events)
+    warnings = [event.message for event in events if isinstance(event, Warned)]
+    assert len(warnings) == len(saves)
+    for message in warnings:
+        assert "No space left on device" in message
+        assert "MiB are free there. Free space: one takes" in message
+    assert [row for row in rows(run) if row["event"] != "warning"] == rows(calm)
+    assert_same(run, calm)
+    best = checkpoint.load(run.checkpoints / "best.pt")["state"]
+    assert best["evaluated_epochs"] == best["best_epoch"] == run.status()["best"]["epoch"]
+    assert not list(run.checkpoints.glob(".*"))
+
+
+@NEEDS_FULL
+def test_the_third_step_that_can_not_be_saved_ends_the_run(scenes, tmp_path, disk):
+    disk |= set(range(2, 99))
+    with pytest.raises(
+        EnvironmentProblem, match=r"Free space\. Step 1 is saved, go on there with clipcoco resume"
+    ) as told:
+        start(scenes, tmp_path, "checkpoint.every_steps=1")
+    assert "inline_container" not in str(told.value)
+    run = RunDir(tmp_path / "run")
+    assert run.status()["state"] == "failed"
+    assert checkpoint.newest(run.checkpoints)[1]["state"]["step"] == 1
+    disk.clear()
+    assert resume(run).state == "finished"
+
+
+@NEEDS_FULL
+def test_what_can_not_be_saved_at_the_end_or_at_a_stop_is_an_error_at_once(scenes, tmp_path, disk):
+    disk |= {4}  # of steps 2 and 4, each twice
+    with pytest.raises(EnvironmentProblem, match="No space left"):
+        start(scenes, tmp_path / "end")
+    disk |= {5}
+    asked = []
+    with pytest.raises(EnvironmentProblem, match="No space left"):
+        start(scenes, tmp_path / "stop", stop=lambda: asked.append(1) or ("enough" if len(asked) > 1 else None))
+
+
+def test_only_a_full_disk_asks_for_room(tmp_path, monkeypatch):
+    content = {"model": {}, "config": {}, "tokenizer": {}, "state": {}}
+    for number, words in ((errno.EDQUOT, "Free space"), (errno.EIO, "Input/output error. See that the folder")):
+
+        def refuse(path, fill, number=number):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(checkpoint, "write_temporary", refuse)
+        with pytest.raises(EnvironmentProblem) as told:
+            checkpoint.save(tmp_path, content, best=False, epoch=None, keep=0)
+        assert words in str(told.value)
+        assert ("Free space" in str(told.value)) == (number == errno.EDQUOT)
+
+
+def test_a_status_says_that_the_run_failed_even_on_a_full_disk(tmp_path, monkeypatch):
+    run = RunDir(tmp_path)
+    run.write_status(state="running", checkpoint="checkpoints/last.pt")
+    real = RunDir.write_status
+
+    def write(self, **changes):
+        if self.status_file.exists():  # no room for a second one
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, **changes)
+
+    monkeypatch.setattr(RunDir, "write_status", write)
+    conduct._note_failure(run, conduct.TrainState(step=7), EnvironmentProblem("\n\n  the disk is full\nby far"))
+    assert run.status() == {
+        "state": "failed",
+        "step": 7,
+        "exit_code": 5,
+        "reason": "the disk is full",
+        "checkpoint": "checkpoints/last.pt",
+    }
+
+
+# ---- numbers
+
+
+def sick(monkeypatch, first: int) -> None:
+    """The loss is NaN from step `first` on."""
+    real, calls = loop.contrastive_loss, []
+
+    def loss(*arguments):
+        calls.append(1)
+        return real(*arguments) * (float("nan") if len(calls) >= first else 1)
+
+    monkeypatch.setattr(loop, "contrastive_loss", loss)
+
+
+def test_a_numeric_error_names_the_checkpoint_that_is_left(scenes, tmp_path, monkeypatch):
+    sick(monkeypatch, 4)
+    with pytest.raises(
+        NumericError, match=r"at step 13, .*last good: step 3 .*Step 12 is saved, .*--init \S*run/last$"
+    ):
+        start(scenes, tmp_path, "train.epochs=7")
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_embeddings_that_can_not_be_ranked_name_the_best_where_there_is_one(
+    scenes, tmp_path, sick_evaluation, monkeypatch, epoch
+):
+    error = NumericError("No recall: 8 of 8 image embeddings hold NaN, and only finite ones can be ranked")
+    if epoch == 2:
+        sick_evaluation(error)
+    else:
+        monkeypatch.setattr(assemble, "embed", lambda *arguments: (_ for _ in ()).throw(error))
+    with pytest.raises(NumericError) as told:
+        start(scenes, tmp_path)
+    assert ("--init" in str(told.value)) == (epoch == 2)
+
+
+# ---- another precision
+
+
+def test_a_float16_run_goes_on_in_float32_where_there_is_no_float16(scenes, tmp_path, calm):
+    shutil.copytree(calm.path.parent, tmp_path, dirs_exist_ok=True)
+    run, events = RunDir(tmp_path / "run"), []
+    for path in run.checkpoints.glob("*.pt"):
+        content = checkpoint.load(path)
+        content["state"] |= {"precision": "float16", "evaluated_epochs": 1}
+        content["scaler"] = torch.amp.GradScaler("cpu").state_dict()
+        path.unlink()
+        torch.save(content, path)
+    resume(run, events)
+    started = next(event for event in events if isinstance(event, RunStarted))
+    assert dict(started.header)["exact"].startswith("not to the bit: float16 -> float32 (cpu has no float16)")
+    assert checkpoint.newest(run.checkpoints)[1]["state"]["precision"] == "float32"
+
+
+def test_a_gpu_is_made_current_so_that_no_other_one_is_touched(monkeypatch):
+    from clipcoco.engine.device import Device
+
+    seen = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: seen.append(device) or nullcontext())
+    with Device(torch.device("cuda", 1), "float32", "").made_current(), choose_as_trained("cpu", "").made_current():
+        assert seen == [torch.device("cuda", 1)]
