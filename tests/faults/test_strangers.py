@@ -240,7 +240,19 @@ def test_what_has_another_name_elsewhere_is_not_appended_to(tmp_path, outside):
 
 
 def test_a_manifest_names_no_file_outside(tmp_path):
-    names = ["val2017/1.jpg", "../../x", "/etc/passwd", "val2017/../../x", "..", "", 3, None, ["val2017/1.jpg"]]
+    names = [
+        "val2017/1.jpg",
+        "../x",
+        "val2017/..",
+        "../../x",
+        "/etc/passwd",
+        "val2017/../../x",
+        "..",
+        "",
+        3,
+        None,
+        ["val2017/1.jpg"],
+    ]
     rows = [{}, *({"file": name, "size": 1, "sha256": "0"} for name in names)]
     (tmp_path / "manifest.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + "[" * 10**5 + "\n")
     assert list(read_manifest(tmp_path / "manifest.jsonl")[1]) == ["val2017/1.jpg"]

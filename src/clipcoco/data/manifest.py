@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from clipcoco.files import open_to_append, read_own, write_atomically
 
-_FILE = re.compile(r"[\w.-]+/[\w.-]+")
+_FILE = re.compile(r"(?!\.+/)[\w.-]+/(?!\.+$)[\w.-]+")
 
 
 @dataclass(frozen=True)
