@@ -71,7 +71,7 @@ def process() -> dict[str, object]:
             torch.get_float32_matmul_precision(),
             torch.backends.cuda.matmul.fp32_precision,
             torch.backends.mkldnn.matmul.fp32_precision,
-            torch.backends.cudnn.allow_tf32,
+            torch.backends.cudnn.conv.fp32_precision,
         ),
         "default": (torch.get_default_dtype(), torch.get_default_device()),
         "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")),
@@ -259,6 +259,7 @@ def test_what_a_gpu_needs_is_brought_back_too(monkeypatch):
         with globals_restored():
             make_deterministic(7, torch.device("cuda"))
             assert process() != before
+            assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
         assert process() == before
 
 

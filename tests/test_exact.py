@@ -1,21 +1,38 @@
 """Nothing that decides a number goes unchecked: weights, pictures, settings, records, and checkpoints of old."""
 
+import hashlib
 import json
 import lzma
+import os
+import random
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 
+from clipcoco import train
+from clipcoco.config.load import LoadedConfig, load_config
+from clipcoco.data.captions import read_captions
+from clipcoco.data.contents import contents_of
+from clipcoco.data.features import FeatureFile, FeatureKey
+from clipcoco.data.manifest import Entry, Manifest, read_manifest
+from clipcoco.data.sources import ORIGINALS, Source
 from clipcoco.engine import checkpoint
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.optim import build_optimizer, restore_moments
 from clipcoco.engine.plain_parts import checked
 from clipcoco.engine.state import TrainState
-from clipcoco.errors import CheckpointError
+from clipcoco.errors import CheckpointError, ConfigError
+from clipcoco.events import StepDone
 from clipcoco.model_file import open_model
+from clipcoco.report.record import read_record
+from clipcoco.rundir import RunDir
+from conftest import LIGHT
 from fork_server import ForkServer
 
 GOLDEN = Path(__file__).parent / "golden"  # a run of 0.1.0 at step 8 of 18, its tensors short patterns
@@ -45,7 +62,7 @@ def test_the_first_format_is_measured_and_resumed(clipcoco: ForkServer, golden, 
     assert (done.json["step"], done.json["images"]) == (8, 24)
     done = clipcoco("resume", "golden", f"data.root={scenes}", cwd=tmp_path)
     assert done.code == 0, done.stderr
-    assert re.search(r"exact +", done.stderr)
+    assert re.search(r"exact +not to the bit: .*pictures were not recorded", done.stderr)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[:3] == checkpoint.load(golden)["metrics"]
     assert rows[-1]["step"] == 18
@@ -139,3 +156,214 @@ def test_a_format_that_never_was_is_refused(tmp_path, number):
     torch.save({"format": number, "model": {}, "config": {}, "tokenizer": {}, "state": {}}, tmp_path / "odd.pt")
     with pytest.raises(CheckpointError, match="names no format"):
         checkpoint.load(tmp_path / "odd.pt")
+
+
+@pytest.fixture(scope="module")
+def pretrained(clipcoco: ForkServer, scenes, tmp_path_factory) -> Path:
+    """A folder with a run from weights.pth."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(1)
+    torch.save(torchvision.models.mobilenet_v3_large().state_dict(), folder / "weights.pth")
+    done = clipcoco(*from_weights(scenes), cwd=folder)
+    assert done.code == 0, done.stderr
+    assert re.search("weights +weights.pth, whole by its own sums, SHA-256 " + sha256(folder)[:12], done.stderr)
+    return folder
+
+
+def from_weights(scenes: Path) -> list[str]:
+    words = ["model.vision.weights=weights.pth", "train.frozen_epochs=0"]
+    return ["train", "--preset", "demo", *LIGHT, *words, "train.epochs=1", f"data.root={scenes}", "--name", "run"]
+
+
+def sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / "weights.pth").read_bytes()).hexdigest()
+
+
+def test_the_sum_of_the_weights_is_kept_and_other_weights_are_another_run(clipcoco: ForkServer, pretrained, scenes):
+    run = pretrained / "runs" / "run"
+    assert f"\n# SHA-256 of model.vision.weights: {sha256(pretrained)}\n" in (run / "config.yaml").read_text()
+    assert checkpoint.load(run / "checkpoints" / "last.pt")["data"]["weights"] == sha256(pretrained)
+    whole = (pretrained / "weights.pth").read_bytes()
+    torch.manual_seed(2)
+    torch.save(torchvision.models.mobilenet_v3_large().state_dict(), pretrained / "weights.pth")
+    done = clipcoco("train", "--config", "runs/run/config.yaml", "--name", "again", cwd=pretrained)
+    assert done.code == 4
+    assert "weights.pth is not the file that the run began with" in done.stderr
+    done = clipcoco(*from_weights(scenes), "--or-resume", cwd=pretrained)
+    assert done.code == 2
+    assert "run run began with another weights.pth" in done.stderr
+    (pretrained / "weights.pth").write_bytes(whole)
+    assert clipcoco(*from_weights(scenes), "--or-resume", cwd=pretrained).code == 0
+
+
+def test_the_settings_of_a_run_that_lost_their_end_are_refused_and_edited_ones_told(clipcoco, pretrained, tmp_path):
+    path, text = tmp_path / "config.yaml", (pretrained / "runs" / "run" / "config.yaml").read_text()
+    whole = load_config(file=pretrained / "runs" / "run" / "config.yaml")
+    assert whole.notes == ()
+    for length in range(1, len(text) - 1, 41):
+        path.write_text(text[:length])
+        with pytest.raises(ConfigError, match=r"cut short|is empty"):
+            load_config(file=path)
+    for edited in (text.replace("epochs: 1", "epochs: 2"), text + "\n# mine\n", text.replace("seed: 0", "seed: 0 ")):
+        path.write_text(edited)
+        assert load_config(file=path).notes == (f"{path} was edited since the run wrote it",)
+    path.write_bytes(text.replace("\n", "\r\n").encode())
+    assert load_config(file=path) == replace(whole, **sources(load_config(file=path)))
+    done = clipcoco("inspect-config", path, "seed=1", cwd=tmp_path)
+    assert (done.code, done.stderr) == (0, "")
+    path.write_text(text.replace("seed: 0", "seed: 3"))
+    assert "warning: config.yaml was edited since" in clipcoco("inspect-config", "config.yaml", cwd=tmp_path).stderr
+
+
+def sources(loaded: LoadedConfig) -> dict:
+    return {"source": loaded.source, "layers": loaded.layers}
+
+
+@pytest.mark.parametrize("damage", ["cut", "edit", "none"])
+def test_a_resume_with_changes_writes_the_settings_of_the_run_anew(clipcoco, pretrained, damage, tmp_path):
+    folder = shutil.copytree(pretrained, tmp_path / "copy")
+    config = folder / "runs" / "run" / "config.yaml"
+    text = config.read_text()
+    config.write_text({"cut": text[:-30], "edit": text.replace("seed: 0", "seed: 9"), "none": text}[damage])
+    done = clipcoco("resume", "run", "train.epochs=2", cwd=folder)
+    assert done.code == 0, done.stderr
+    loaded = load_config(file=config)
+    assert (loaded.config.seed, loaded.config.train.epochs, loaded.notes) == (0, 2, ())
+    assert loaded.weights == sha256(pretrained)
+
+
+@pytest.fixture
+def stopped(scenes, tmp_path, monkeypatch) -> Path:
+    """A folder with the data, and a run that was stopped in its second epoch."""
+    root = shutil.copytree(scenes, tmp_path / "data")
+    for path in root.rglob("*.jpg"):
+        os.utime(path, (1e9, 1e9))
+    config = load_config("demo", overrides=[*LIGHT, "data.root=data", "checkpoint.keep=0"])
+    steps: list[int] = []
+
+    def report(event) -> None:
+        if isinstance(event, StepDone):
+            steps.append(event.step)
+
+    monkeypatch.chdir(tmp_path)
+    train(config, name="run", device="cpu", report=report, stop=lambda: "enough" if len(steps) > 7 else None)
+    return tmp_path
+
+
+def exact(clipcoco: ForkServer, folder: Path) -> str:
+    done = clipcoco("resume", "run", "--device", "cpu", cwd=folder)
+    assert done.code == 0, done.stderr
+    return next(line for line in done.stderr.splitlines() if line.lstrip().startswith("exact"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("nothing", "exact to the bit"),
+        ("touched", "exact to the bit"),
+        ("one in disguise", "exact not to the bit: 1 picture changed"),
+        ("all", "exact not to the bit: 72 pictures changed"),
+    ],
+)
+def test_pictures_decide_whether_a_resume_is_to_the_bit(clipcoco, stopped, change, said):
+    pictures = sorted((stopped / "data").rglob("*.jpg"))
+    if change == "touched":
+        for path in pictures:
+            path.touch()
+    elif change == "one in disguise":  # of the same size and time
+        data, when = bytearray(pictures[0].read_bytes()), pictures[0].stat()
+        data[-3] ^= 1
+        pictures[0].write_bytes(data)
+        os.utime(pictures[0], ns=(when.st_atime_ns, when.st_mtime_ns))
+    elif change == "all":
+        for path in pictures:
+            path.write_bytes(path.read_bytes() + b"\0")
+    assert " ".join(exact(clipcoco, stopped).split()).startswith(said)
+    held = checkpoint.load(stopped / "runs" / "run" / "checkpoints" / "last.pt")["pictures"]
+    assert len(held["earlier"]) == {"one in disguise": 1, "all": 48}.get(change, 0)
+
+
+def test_eval_tells_how_many_of_its_pictures_were_trained_on(clipcoco, stopped):
+    told = {}
+    for split, name in (("val", "as it was"), ("train", "train")):
+        told[name] = clipcoco("eval", "run/last", "--split", split, "--json", cwd=stopped).json["trained_images"]
+    trained = sorted((stopped / "data" / "train2017").iterdir())
+    for old, new in zip(trained, sorted((stopped / "data" / "val2017").iterdir()), strict=False):
+        shutil.copyfile(old, new)
+    shown = clipcoco("eval", "run/last", cwd=stopped)
+    assert "warning: 24 of 24 images were trained on: recall on them says little" in shown.stderr
+    for path in trained:
+        path.write_bytes(path.read_bytes() + b"\0")
+    told["changed"] = clipcoco("eval", "run/last", "--split", "train", "--json", cwd=stopped).json["trained_images"]
+    assert told == {"as it was": 0, "train": 48, "changed": 48}
+
+
+def test_contents_are_remembered_while_a_file_keeps_its_size_and_times(stopped, monkeypatch):
+    root = stopped / "data"
+    table, source = read_captions(root, "val2017"), Source(ORIGINALS, "", "")
+    remembered = root / ".clipcoco" / "pictures.json"
+    monkeypatch.setattr("clipcoco.data.contents._JUST_NOW", 10**15)
+    remembered.unlink(missing_ok=True)
+    first = contents_of(table, source)
+    assert [row.tobytes() for row in first] == [
+        hashlib.sha256((root / file).read_bytes()).digest()[:16] for file in table.files
+    ]
+    assert not remembered.exists()  # all have changed just now
+    monkeypatch.setattr("clipcoco.data.contents._JUST_NOW", -(10**12))
+    contents_of(table, source)
+    monkeypatch.setattr("clipcoco.data.contents._sha256", lambda path: pytest.fail(f"{path} was read again"))
+    assert (contents_of(table, source) == first).all()
+    monkeypatch.undo()
+    remembered.write_text(remembered.read_text().replace("1000000000", "1000000001"))
+    assert (contents_of(table, source) == first).all()
+
+
+def evaluation(pretrained: Path, tmp_path: Path):
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    shutil.copyfile(pretrained / "runs" / "run" / "evaluation.json", run.evaluation)
+    return run.evaluation, lambda: read_record(run)[0]
+
+
+def manifest(pretrained: Path, tmp_path: Path):
+    path = tmp_path / "manifest.jsonl"
+    with Manifest(path, {"size": 256}) as kept:
+        for number in range(20):
+            kept.add(Entry(f"val2017/{number}.jpg", 1000 + number, f"{number:064x}", f"{number + 1:064x}"))
+
+    def read():
+        settings, entries = read_manifest(path)
+        return (settings, entries) if settings and len(entries) == 20 else None
+
+    return path, read
+
+
+def features(pretrained: Path, tmp_path: Path):
+    key = FeatureKey("w" * 64, "resnet18", 64, "float32", "originals", True, 0, [1.0, 1.0], "v" * 64, 8)
+    path = tmp_path / "features-x.f16"
+    kept = FeatureFile(path, key)
+    kept.append(range(20), ["1:1"] * 20, np.ones((20, 2, 8), np.float16), [3])
+    kept.save()
+    whole = path.read_bytes()
+
+    def read():
+        path.write_bytes(whole)
+        found = FeatureFile(path, key)
+        return None if found.note else (found.images, found.stamps, found.unreadable)
+
+    return path.with_suffix(".json"), read
+
+
+@pytest.mark.parametrize("record", [evaluation, manifest, features])
+def test_a_flipped_bit_in_a_record_is_seen(pretrained, tmp_path, record):
+    path, read = record(pretrained, tmp_path)
+    whole, good, rng, refused = path.read_bytes(), read(), random.Random(0), 0
+    assert good is not None
+    for _ in range(80):
+        flipped = bytearray(whole)
+        flipped[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        found = read()
+        assert found in (good, None)
+        refused += found is None
+    assert refused > 60

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from clipcoco.config.derive import count_parameters
 from clipcoco.config.load import load_config
 from clipcoco.config.schema import BACKBONES, ModelConfig
 from clipcoco.engine.model import build, pretrained_backbone
+from clipcoco.engine.weights import file_sha256, read_weights
 from clipcoco.errors import CheckpointError, EnvironmentProblem
 from conftest import TOY
 
@@ -137,14 +139,52 @@ class TestWeights:
         with pytest.raises(CheckpointError, match="weights"):
             pretrained_backbone(toy(f"model.vision.weights={path}").vision)
 
-    def test_published_weights_are_read_from_torch_home(self, tmp_path, monkeypatch):
+    def test_published_weights_are_those_of_the_published_sum(self, tmp_path, monkeypatch):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-        name = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1]
-        (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-        donor = torchvision.models.resnet18().state_dict()
-        torch.save(donor, tmp_path / "hub" / "checkpoints" / name)
-        state = pretrained_backbone(toy("model.vision.weights=imagenet-v1").vision)
-        torch.testing.assert_close(state["conv1.weight"], donor["conv1.weight"])
+        entry = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value
+        donor, folder = torchvision.models.resnet18().state_dict(), tmp_path / "hub" / "checkpoints"
+        folder.mkdir(parents=True)
+        torch.save(donor, folder / entry.url.rsplit("/", 1)[1])
+        vision = toy("model.vision.weights=imagenet-v1").vision
+        with pytest.raises(CheckpointError, match=r"begins with .*, not f37072fd.*Remove it"):
+            pretrained_backbone(vision)
+        digits = file_sha256(folder / "resnet18-f37072fd.pth")[:8]
+        (folder / "resnet18-f37072fd.pth").rename(folder / f"resnet18-{digits}.pth")
+        monkeypatch.setattr(entry, "url", f"https://nowhere/resnet18-{digits}.pth")
+        torch.testing.assert_close(pretrained_backbone(vision)["conv1.weight"], donor["conv1.weight"])
+
+    def test_a_flipped_bit_is_seen(self, tmp_path):
+        vision = self.save(tmp_path, torchvision.models.resnet18().state_dict())
+        path = Path(vision.weights)
+        whole = path.read_bytes()
+        for place in range(100_000, len(whole), len(whole) // 5):
+            flipped = bytearray(whole)
+            flipped[place] ^= 4
+            path.write_bytes(flipped)
+            with pytest.raises(CheckpointError, match="damaged"):
+                pretrained_backbone(vision)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "said"),
+        [
+            ("conv1.weight", float("nan"), "not finite"),
+            ("bn1.running_var", -1.0, "negative"),
+            ("bn1.bias", float("-inf"), "not finite"),
+        ],
+    )
+    def test_weights_of_no_use_are_refused(self, tmp_path, name, value, said):
+        state = torchvision.models.resnet18().state_dict()
+        state[name].fill_(value)
+        with pytest.raises(CheckpointError, match=f"{name} is {said}"):
+            pretrained_backbone(self.save(tmp_path, state))
+
+    def test_a_file_of_torchs_old_kind_has_no_sums_and_says_so(self, tmp_path):
+        vision = self.save(tmp_path, torchvision.models.resnet18().state_dict())
+        assert read_weights(vision).checked == "whole by its own sums"
+        state = torch.load(vision.weights)
+        torch.save(state, vision.weights, _use_new_zipfile_serialization=False)
+        assert "without sums" in read_weights(vision).checked
+        assert pretrained_backbone(vision).keys() <= state.keys()
 
     def test_without_network_the_error_names_both_ways_out(self, tmp_path, monkeypatch):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))

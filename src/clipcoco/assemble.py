@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from clipcoco.engine.optim import build_optimizer
 from clipcoco.engine.recall import RecallTable, recall_table
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Schedule, Stop, Training, temperature
+from clipcoco.engine.trained_on import Pictures, pictures_of, with_earlier
 from clipcoco.errors import EnvironmentProblem
 from clipcoco.events import Report
 
@@ -51,6 +52,9 @@ class Assembled:
     workers: int
     warnings: tuple[str, ...]
     header: tuple[tuple[str, str], ...]
+    pictures: Pictures | None = None  # None: nobody has looked at them yet
+    before: Pictures | None = None  # those that the weights have learnt from already
+    began: dict[str, str] = field(default_factory=dict)  # SHA-256 of what the run began with, "weights" or "init"
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -62,7 +66,22 @@ class Assembled:
             "val": self.val_table.fingerprint(),
             "train_images": len(self.train_table.files),
             "val_images": len(self.val_table.files),
+            **self.began,
         }
+
+    def differing(self, before: dict[str, Any]) -> list[str]:
+        """What is not as in an earlier fingerprint. Copies may have been made anew: the pictures tell."""
+        return [name for name, value in self.fingerprint.items() if name != "copies" and before.get(name) != value]
+
+    def looked_at(self) -> "Assembled":
+        """With the contents of all pictures."""
+        now = pictures_of(self.train_table, self.val_table, self.source)
+        return replace(self, pictures=with_earlier(now, self.before))
+
+    def begun(self, what: str, sha256: str, said: str) -> "Assembled":
+        """With a line of the header for the weights that it begins with."""
+        row = ("weights", f"{said}, SHA-256 {sha256[:12]}")
+        return replace(self, header=(*self.header, row), began={what: sha256})
 
 
 @dataclass(frozen=True)
@@ -154,7 +173,7 @@ def backbone_features(parts: Assembled, model: DualEncoder, report: Report, stop
     weights = weights_sha256(model.visual.trunk.state_dict())
     cached = []
     for table, training in ((parts.val_table, False), (parts.train_table, True)):
-        key = feature_key(config, weights, device.precision, parts.source, training)
+        key = feature_key(config, weights, device, parts.source, training)
         with encoding_in_memory("the backbone's features", device):
             features = cache_features(
                 model.visual.features, key, table, root, parts.source, parts.workers, device, report, stop

@@ -23,6 +23,7 @@ from clipcoco.engine.optim import restore_moments
 from clipcoco.engine.recall import chance_levels
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Stop, Training, train
+from clipcoco.engine.trained_on import changed, recorded
 from clipcoco.errors import CheckpointError, ClipcocoError, DataError, EnvironmentProblem, ExitCode, NumericError
 from clipcoco.events import CheckpointSaved, Event, Report, RunEnded, RunStarted, Warned
 from clipcoco.files import open_to_append
@@ -166,6 +167,7 @@ class Saver:
             "metrics": list(self.metrics.rows),
             "versions": self.versions,
             "data": self.fingerprint,
+            "pictures": self.parts.pictures,
         }
 
 
@@ -180,14 +182,13 @@ def _copied(content: dict[str, Any]) -> dict[str, Any]:
 
 def _versions(device: Device) -> dict[str, str]:
     """What must be the same for a resume to the bit."""
-    kind = torch.cuda.get_device_name(device.device) if device.device.type == "cuda" else device.device.type
     return {
         "clipcoco": __version__,
         "torch": str(torch.__version__),  # a class of its own, which weights_only refuses
         "torchvision": str(torchvision.__version__),
         "numpy": numpy.__version__,
         "python": platform.python_version(),
-        "device": kind,
+        "device": device.kind,
         "threads": str(torch.get_num_threads()),
         "view": str(VIEW),
     }
@@ -197,6 +198,20 @@ def changed_versions(content: dict[str, Any], device: Device) -> list[str]:
     """`name old -> new` for each version that differs from the checkpoint's."""
     old = {"view": "1"} | content.get("versions", {})  # the first view had no number
     return [f"{name} {old.get(name)} -> {new}" for name, new in _versions(device).items() if old.get(name) != new]
+
+
+def changed_since(content: dict[str, Any], parts: Assembled) -> list[str]:
+    """What keeps a resume from the bits of a run without a stop: other versions, other pictures."""
+    assert parts.pictures is not None
+    many = changed(recorded(content), parts.pictures)
+    other = changed_versions(content, parts.device)
+    if many is None:
+        other.append("pictures were not recorded")
+    elif many:
+        other.append(f"{many:,} picture{'s' * (many > 1)} changed")
+    elif content["data"].get("copies") != parts.fingerprint.get("copies"):
+        other.append("the copies were made anew")
+    return other
 
 
 def _keep_status(run: RunDir, parts: Assembled, state: TrainState, event: Event) -> None:

@@ -18,11 +18,13 @@ from clipcoco.engine.device import choose_as_trained, choose_deterministic_kerne
 from clipcoco.engine.embeddings import Embeddings, read_embeddings
 from clipcoco.engine.evaluate import Retrieval, Split, embed, in_order, retrievals_worth_showing
 from clipcoco.engine.recall import Ranks, folds_table, hits_by_image, ranks, table_of
+from clipcoco.engine.trained_on import learnt_from, recorded
 from clipcoco.errors import ConfigError
 from clipcoco.events import Report
 from clipcoco.files import write_json
 from clipcoco.model_file import ModelFile
 from clipcoco.report.thumbnails import thumbnails
+from clipcoco.seal import seal
 
 FOLD = 1000  # images, of protocol 1k
 # SHA-256 of image ids in the order in which folds of them are published: ascending, and as the test split is listed.
@@ -76,6 +78,7 @@ def evaluate_checkpoint(
         "split": f"{split}2017",
         "source": source.name,
         "trained_on": trained_on,
+        "trained_images": learnt_from(recorded(model_file.content), table, source),
         **_tables(embeddings, found, protocols, table.order),
         "precision": device.precision,
         "seconds": time.monotonic() - start,
@@ -97,6 +100,7 @@ def evaluate_embeddings(path: Path, protocols: tuple[str, ...]) -> Evaluation:
         "split": str(path),
         "source": note,
         "trained_on": None,
+        "trained_images": None,
         **_tables(embeddings, found, protocols, _order_of(embeddings.image_ids.tolist())),
         "precision": None,
         "seconds": time.monotonic() - start,
@@ -173,7 +177,7 @@ def write_record(evaluation: Evaluation, model_file: ModelFile, path: Path) -> N
             "data": content.get("data", {}),
         },
     }
-    write_json(path, record)
+    write_json(path, seal(record))
 
 
 def _text_query(table: CaptionTable, query: Retrieval) -> dict[str, Any]:

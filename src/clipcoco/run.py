@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from clipcoco.assemble import Assembled, assemble, check_disk
-from clipcoco.conduct import changed_versions, conduct
-from clipcoco.config.load import LoadedConfig, dump, flatten, load_config, to_plain
+from clipcoco.conduct import changed_since, conduct
+from clipcoco.config.load import LoadedConfig, flatten, to_plain
 from clipcoco.config.schema import Config, TrainConfig
 from clipcoco.data.readable import check_readable
 from clipcoco.engine import checkpoint
+from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import choose_device, make_deterministic
 from clipcoco.engine.model import DualEncoder, build, pretrained_backbone
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Stop
+from clipcoco.engine.trained_on import recorded
+from clipcoco.engine.weights import read_weights
 from clipcoco.errors import CheckpointError, ConfigError
 from clipcoco.events import Report, RunEnded
-from clipcoco.files import remove_leftovers, write_atomically
+from clipcoco.files import remove_leftovers
 from clipcoco.model_file import open_model
 from clipcoco.prepare.scenes import draw_scenes
+from clipcoco.run_config import BEGAN, rewrite_settings, write_settings
 from clipcoco.rundir import RunDir, check_name, create
 
 # Inside it signals ask to stop, and the value says which; outside they end the process at once.
@@ -61,10 +65,10 @@ def start(
     if "demo" in loaded.chain and not (root / "annotations").exists():
         draw_scenes(root)
     loaded, parts, model = checked(loaded, name, runs_dir, device_name, init, report(None))
+    parts = parts.looked_at()
     run = create(runs_dir, loaded.name, name)
     with stopping() as stop, run.lock():
-        note = f"# Started with --init {init}\n" if init else ""
-        write_atomically(run.config, note + dump(loaded))
+        write_settings(run, loaded, parts.began, str(init) if init else "")
         state = TrainState(precision=parts.device.precision, frozen_epochs=parts.derived.frozen_epochs)
         return run, conduct(run, parts, model, state, None, report(run), stop)
 
@@ -90,7 +94,19 @@ def checked(
     )
     if not parts.derived.frozen_epochs:  # else the features tell, which are computed before the first step
         check_readable(parts.val_table, report)
-    backbone = None if source else pretrained_backbone(config.model.vision)
+    weights = None if source else read_weights(config.model.vision)
+    if weights and loaded.weights not in ("", weights.sha256):
+        raise CheckpointError(
+            f"{config.model.vision.weights} is not the file that the run began with whose configuration this is: "
+            f"SHA-256 {weights.sha256[:12]}, not {loaded.weights[:12]} (model.vision.weights). "
+            f"Bring that file back, or ask for this one: --set model.vision.weights={config.model.vision.weights}"
+        )
+    backbone = pretrained_backbone(config.model.vision, weights) if weights else None
+    if weights:
+        parts = parts.begun("weights", weights.sha256, f"{config.model.vision.weights}, {weights.checked}")
+    elif source:
+        parts = parts.begun("init", weights_sha256(source.content["model"]), str(init))
+        parts = replace(parts, before=recorded(source.content))
     make_deterministic(config.seed, parts.device.device)
     model = source.model if source else build(config.model, parts.tokenizer.vocab_size)
     if backbone is not None:
@@ -148,7 +164,10 @@ def resume(
         frozen_epochs=_frozen_epochs(state, saved.config.train, config.train),
     )
     state.frozen_epochs = parts.derived.frozen_epochs
-    differing = [key for key, value in parts.fingerprint.items() if content["data"].get(key) != value]
+    parts = replace(parts, began={what: content["data"][what] for what in BEGAN if what in content["data"]})
+    differing = [
+        key for key, value in parts.fingerprint.items() if key != "copies" and content["data"].get(key) != value
+    ]
     if differing:
         raise CheckpointError(
             f"the data at {config.data.root} are not those of run {run.name}: {', '.join(differing)} differ "
@@ -156,7 +175,8 @@ def resume(
         )
     if state.evaluated_epochs >= parts.derived.frozen_epochs:
         check_readable(parts.val_table, report(None))
-    other = changed_versions(content, parts.device)
+    parts = replace(parts, before=recorded(content)).looked_at()
+    other = changed_since(content, parts)
     if parts.device.precision != state.precision:
         lacking = f"({parts.device.device} has no {state.precision})"
         other.insert(0, f"{state.precision} -> {parts.device.precision} {lacking}")
@@ -171,7 +191,7 @@ def resume(
         for path in (run.path / "status.json", run.metrics, run.config):
             remove_leftovers(path)
         if changes:
-            write_atomically(run.config, dump(load_config(file=run.config, overrides=changes)))
+            rewrite_settings(run, config, changes, parts.began)
         return run, conduct(run, parts, saved.model, state, content, report(run), stop)
 
 

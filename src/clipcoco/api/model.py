@@ -27,6 +27,7 @@ from clipcoco.engine.model import DualEncoder
 from clipcoco.errors import DataError
 from clipcoco.files import read_own
 from clipcoco.model_file import open_model
+from clipcoco.seal import unsealed
 
 Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 
@@ -122,7 +123,7 @@ def _measured(run: rundir.RunDir | None, content: dict[str, Any]) -> dict[str, A
     """The recall of the weights in `content`, and of no others: those of this very step."""
     step = content["state"].get("step")
     try:
-        result = json.loads(read_own(run.evaluation))["result"] if run else {}
+        result = unsealed(json.loads(read_own(run.evaluation)))["result"] if run else {}
         if result["step"] == step and isinstance(result["protocols"], dict):
             return dict(result["protocols"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -9,6 +9,7 @@ from multiprocessing import forkserver
 
 import torch
 
+from clipcoco.engine.device import FLOAT32_ON_CUDA
 from clipcoco.errors import EnvironmentProblem
 
 
@@ -37,9 +38,12 @@ def _kernels_brought_back() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    rounding = [operation.fp32_precision for operation in FLOAT32_ON_CUDA]
     yield
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
     torch.backends.cudnn.benchmark = benchmark
+    for operation, precision in zip(FLOAT32_ON_CUDA, rounding, strict=True):
+        operation.fp32_precision = precision
     if workspace is None:
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
     else:

@@ -97,16 +97,19 @@ def _find(runs_dir: Path, words: str) -> RunDir:
 
 def between(a: Standing, b: Standing) -> Comparison:
     settings: list[dict[str, object]] = []
-    unread = []
+    unread, edited = [], list[str]()
     for letter, one in (("A", a), ("B", b)):
         try:
-            settings.append(flatten(load_config(file=one.run.config).config))
+            loaded = load_config(file=one.run.config)
+            sums = {"model.vision.weights (SHA-256)": loaded.weights[:12]} if loaded.weights else {}
+            settings.append(flatten(loaded.config) | sums)
+            edited += loaded.notes
         except ConfigError as error:
             unread.append(f"the settings of {letter} can't be read: {error.mistakes[0]}")
     of_a, of_b = ({}, {}) if unread else settings
-    differing = {name: (of_a[name], of_b[name]) for name in of_a if of_a[name] != of_b[name]}
+    differing = {name: (of_a[name], of_b[name]) for name in of_a if of_a[name] != of_b.get(name, of_a[name])}
     of_both = [_recalls_of(one) for one in (a, b)]
-    notes = [f"{letter} {one.note}" for letter, one in zip("AB", of_both, strict=True) if one.note]
+    notes = edited + [f"{letter} {one.note}" for letter, one in zip("AB", of_both, strict=True) if one.note]
     obstacles = [
         f"{what} {'differ' if what.endswith('s') else 'differs'}: A has {has_a}, B {has_b}"
         for what, has_a in of_both[0].measured_on.items()

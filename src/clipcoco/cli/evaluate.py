@@ -2,7 +2,7 @@
 
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -96,7 +96,9 @@ def _measure(
     model_file = open_model(path)
     data = model_file.config.data
     if file is not None:
-        given = load_config(file=file).config
+        loaded = load_config(file=file)
+        show(open_terminal().err, *(f"warning: {note}" for note in loaded.notes))
+        given = loaded.config
         own, other = flatten(to_plain(model_file.config)), flatten(to_plain(given))
         differing = [key for key in own if key.startswith("model.") and own[key] != other[key]]
         if differing:
@@ -134,6 +136,7 @@ def measure_run(run: RunDir, data: DataConfig | None, device: str | None, termin
         evaluation = evaluate_checkpoint(model_file, run.name, data, "val", None, ("own", "1k"), device, console)
     write_record(evaluation, model_file, run.evaluation)
     _add_pictures(run)
+    _say_learnt_from(evaluation.result, terminal)
     return evaluation
 
 
@@ -147,6 +150,14 @@ def _add_pictures(run: RunDir) -> None:
     if record is not None:
         with suppress(OSError), closing(TensorBoard(run.tensorboard, None)) as tensorboard:
             tensorboard.pictures(record.result.step, strips(record))
+
+
+def _say_learnt_from(result: dict[str, Any], terminal: Terminal) -> None:
+    """Of a validation split a warning: a picture that was trained on is found again all too well."""
+    if many := result["trained_images"]:
+        of = f"{many:,} of {result['images']:,} images were trained on"
+        meant = result["split"] == "train2017"
+        show(terminal.err, f"note: {of}" if meant else f"warning: {of}: recall on them says little", "")
 
 
 def _show(evaluation: "Evaluation", protocols: tuple[str, ...], json_: bool) -> int:
@@ -165,5 +176,6 @@ def _show(evaluation: "Evaluation", protocols: tuple[str, ...], json_: bool) -> 
     )
     if result["trained_on"] not in (None, result["source"]):
         show(terminal.err, f"warning: trained on {result['trained_on']}, measured on {result['source']}", "")
+    _say_learnt_from(result, terminal)
     show(terminal.out, *recall_tables(result["split"], result["protocols"], say_seconds(result["seconds"])))
     return ExitCode.OK

@@ -45,6 +45,7 @@ def inspect_config(
     overrides = [*(changes or []), *bare]
     loaded = load_config(file=Path(word), overrides=overrides) if is_file else load_config(word, overrides=overrides)
     derived = _derive(loaded)
+    show(terminal.err, *(f"warning: {note}" for note in loaded.notes))
     if json_:
         config = to_plain(loaded.config)
         print_json({"schema": 1, "config": config, "source": loaded.source, "derived": asdict(derived)})

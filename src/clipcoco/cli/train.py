@@ -78,6 +78,7 @@ def train(
     """
     loaded = load_from(preset, config, changes, words)
     terminal = open_terminal(plain)
+    show(terminal.err, *(f"warning: {note}" for note in loaded.notes))
     start_from = rundir.find(runs_dir, init).weights() if init is not None else None
     from clipcoco import rehearse, run
 
@@ -158,6 +159,7 @@ def resume(
 def _resume_same(run: RunDir, loaded: LoadedConfig, device: str | None, terminal: Terminal, json_: bool) -> int:
     """--or-resume: the run must be of the same configuration."""
     from clipcoco.engine import checkpoint
+    from clipcoco.engine.weights import file_sha256
     from clipcoco.run import CHANGEABLE
 
     _, content, _ = checkpoint.newest(run.checkpoints)
@@ -167,6 +169,11 @@ def _resume_same(run: RunDir, loaded: LoadedConfig, device: str | None, terminal
     if differing:
         raise ConfigError(
             f"run {run.name} has another configuration: {', '.join(differing[:4])} (--or-resume). Take another --name"
+        )
+    weights, began = Path(str(new["model.vision.weights"])).expanduser(), content.get("data", {}).get("weights")
+    if began and weights.is_file() and file_sha256(weights) != began:
+        raise ConfigError(
+            f"run {run.name} began with another {weights}, of SHA-256 {began[:12]} (--or-resume). Take another --name"
         )
     return _resume(run, None, [], device, terminal, json_)
 

@@ -6,6 +6,7 @@ tags, one document, UTF-8, small and shallow.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from clipcoco.config import plain
 from clipcoco.config.messages import closest, unknown
 from clipcoco.config.plain import UNREADABLE, Layer, LoadedConfig, config_from_plain, flatten, to_plain
 from clipcoco.config.schema import SECTIONS, SETTINGS, Config
-from clipcoco.config.text import one_line, read_text, scalar, shown
+from clipcoco.config.text import one_line, read_text, scalar, sealed_by_a_run, shown
 from clipcoco.errors import ConfigError
 
 __all__ = [
@@ -201,7 +202,8 @@ def _read_layer(path: Path, where: str, mistakes: list[str]) -> tuple[Layer, obj
     """The settings of one file, what it extends, and where it says so."""
     if path.stem in _PRESETS and not path.exists():
         raise ConfigError(f"no configuration file at {where}. For the preset: --preset {path.stem}")
-    document = _Document(read_text(path, where), where)
+    note, weights = sealed_by_a_run(text := read_text(path, where), where)
+    document = _Document(text, where)
     tree = document.read()
     mistakes += document.mistakes
     if tree is None:
@@ -210,11 +212,8 @@ def _read_layer(path: Path, where: str, mistakes: list[str]) -> tuple[Layer, obj
         raise ConfigError(f"the configuration must be sections with settings, not {shown(tree)} ({where}).")
     place = document.place(document.lines.get(("extends",), 1))
     extends = tree.pop("extends", _BASE)
-
-    def place_of(key: tuple[str, ...]) -> str:
-        return document.place(document.lines[key])
-
-    return plain.layer_of(tree, where, place_of, mistakes), extends, place
+    layer = plain.layer_of(tree, where, lambda key: document.place(document.lines[key]), mistakes)
+    return replace(layer, note=note, weights=weights), extends, place
 
 
 def _extended(path: Path, mistakes: list[str]) -> tuple[list[Layer], tuple[str, ...]]:
@@ -275,6 +274,8 @@ def load_config(preset: str | None = None, file: Path | None = None, overrides: 
         name=preset or path.stem,
         chain=chain,
         layers=(*(layer.where for layer in layers), *(["--set"] if changes.values else [])),
+        notes=tuple(layer.note for layer in layers if layer.note),
+        weights="" if "model.vision.weights" in changes.values else layers[-1].weights,
     )
 
 

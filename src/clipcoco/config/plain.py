@@ -24,6 +24,8 @@ class LoadedConfig:
     name: str  # the preset's name or the file's stem
     chain: tuple[str, ...]  # the presets that it came through, base first
     layers: tuple[str, ...]  # all files, base first, then "--set" where used
+    notes: tuple[str, ...] = ()  # what a person should know about these files
+    weights: str = ""  # SHA-256 of model.vision.weights, of the run that wrote the file
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Layer:
     where: str
     values: dict[str, object] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+    weights: str = ""
 
 
 def layer_of(

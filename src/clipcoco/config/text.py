@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 from clipcoco.errors import ConfigError
+from clipcoco.seal import CutShort, is_edited
 
 _MAX_BYTES = 2**20
 _MAX_DIGITS = 40
+_WEIGHTS = re.compile("^# SHA-256 of model.vision.weights: ([0-9a-f]{64})\\r?$", re.MULTILINE)
 _WORDS = {"": None, "~": None} | {
     spelling: value
     for word, value in (("null", None), ("true", True), ("false", False))
@@ -39,6 +41,22 @@ def read_text(path: Path, where: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{where}:{line} is not UTF-8. Save the file as UTF-8.") from error
+
+
+def sealed_by_a_run(text: str, where: str) -> tuple[str, str]:
+    """Of a file that a run wrote: a note when it is another one since, and the SHA-256 of the weights it began with.
+
+    Raises ConfigError when its end is lost: what is left would load, with other settings in the place of the lost ones.
+    """
+    try:
+        note = f"{where} was edited since the run wrote it" if is_edited(text) else ""
+    except CutShort:
+        raise ConfigError(
+            f"{where} is cut short: its last line, the sum of the others, is not there. "
+            f"Get a whole copy; to take what is left for your own, remove its first line."
+        ) from None
+    weights = _WEIGHTS.search(text)
+    return note, weights[1] if weights else ""
 
 
 def scalar(text: str) -> object:

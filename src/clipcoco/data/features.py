@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from clipcoco.data.captions import CaptionTable
+from clipcoco.data.contents import contents_of
 from clipcoco.data.sources import ORIGINALS, Source
 from clipcoco.data.viewer import VIEW
 from clipcoco.files import open_to_append, read_own, write_json, write_whole
+from clipcoco.seal import seal, unsealed
 
 _CHUNK = 2**22
 
@@ -38,6 +40,7 @@ class FeatureKey:
     views_sha256: str  # of both kinds of view of one drawn image
     width: int  # F, of one view
     view: int = VIEW  # of the pictures
+    device: str = "cpu"  # or the name of the GPU: each rounds in its own way
 
     def path(self, folder: Path, split: str) -> Path:
         digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
@@ -133,7 +136,7 @@ class FeatureFile:
             "stamps": self.stamps,
             "unreadable": self.unreadable,
         }
-        write_json(self._index, index)
+        write_json(self._index, seal(index))
 
     def features(self, table: CaptionTable) -> Features:
         broken = set(self.unreadable)
@@ -152,12 +155,12 @@ class FeatureFile:
 
     def _read_index(self) -> "_Index | None":
         try:
-            index = _Index.model_validate_json(read_own(self._index, most=2**30))
+            index = _Index.model_validate(unsealed(json.loads(read_own(self._index, most=2**30))))
             if index.key == asdict(self.key) and len(set(index.images)) == len(index.images) == len(index.stamps):
                 return index
         except FileNotFoundError:
             return None
-        except (OSError, ValidationError):
+        except (OSError, ValueError, RecursionError):
             pass
         self.note = f"{self._index.name} can't be used: made anew"
         return None
@@ -184,5 +187,4 @@ def stamps_of(table: CaptionTable, source: Source) -> list[str]:
     """For each image of the table what changes when its bytes do."""
     if source.name != ORIGINALS:
         return [source.copies[file] for file in table.files]
-    stats = [os.stat(table.folder / file) for file in table.files]
-    return [f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats]
+    return [content.tobytes().hex() for content in contents_of(table, source)]

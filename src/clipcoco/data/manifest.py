@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from clipcoco.files import open_to_append, read_own, write_atomically
+from clipcoco.seal import seal, unsealed
 
 _FILE = re.compile(r"(?!\.+/)[\w.-]+/(?!\.+$)[\w.-]+")
 
@@ -38,7 +39,7 @@ def copies_manifest(root: Path, size: int) -> Path:
 def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
     """The settings, and the entries by file; both empty without a file.
 
-    A line that a kill cut short is left out: its file will be made again.
+    A line that a kill cut short, or whose sum is wrong, is left out: its file will be made again.
     """
     try:
         lines = read_own(path, most=2**30).splitlines(keepends=True)
@@ -48,7 +49,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
     entries: dict[str, Entry] = {}
     for number, line in enumerate(lines):
         try:
-            row = json.loads(line) if line.endswith(b"\n") else None
+            row = unsealed(json.loads(line)) if line.endswith(b"\n") else None
             if number == 0 and isinstance(row, dict):
                 settings = row
             elif number and row is not None:
@@ -58,6 +59,10 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
         except (ValueError, TypeError, RecursionError):
             continue
     return settings, entries
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(seal(row)).encode() + b"\n"
 
 
 def same_settings(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -77,7 +82,7 @@ class Manifest:
         if not same_settings(before, settings):
             self.entries = {}
         lines = [settings, *map(vars, self.entries.values())]
-        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        content = b"".join(map(_line, lines))
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or read_own(path, most=2**30) != content:
             write_atomically(path, content)
@@ -86,7 +91,7 @@ class Manifest:
 
     def add(self, entry: Entry) -> None:
         """Note a file that is whole under its name."""
-        line = json.dumps(asdict(entry)).encode() + b"\n"
+        line = _line(asdict(entry))
         with self._lock:
             self._file.write(line)
             self.entries[entry.file] = entry

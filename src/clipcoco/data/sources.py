@@ -18,6 +18,7 @@ class Source:
     sha256: str  # of the copies of all images in question, in hexadecimal; "" for originals
     why: str  # for a person; "" where nothing else was possible
     copies: dict[str, str] = field(default_factory=dict, repr=False)  # file -> SHA-256 of its copy
+    originals: dict[str, str] = field(default_factory=dict, repr=False)  # of copies: file -> SHA-256 of what was copied
 
 
 def choose_source(
@@ -47,5 +48,6 @@ def choose_source(
     copies = {file: entries[file].sha256 for file in sorted(files)}
     digest = hashlib.sha256("\n".join(f"{file} {sha256}" for file, sha256 in copies.items()).encode())
     folder = copies_folder(tables[0].folder, size)
-    source = Source(name, digest.hexdigest(), "smaller copies", copies)
+    originals = {file: entries[file].source for file in copies}
+    source = Source(name, digest.hexdigest(), "smaller copies", copies, originals)
     return source, [replace(table, folder=folder) for table in tables]

@@ -8,17 +8,18 @@ import hashlib
 import os
 import shutil
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from clipcoco.engine.archive import check_sums
 from clipcoco.engine.plain_parts import checked
 from clipcoco.errors import CheckpointError, EnvironmentProblem
 from clipcoco.files import FULL, copy_beside, sync_folder, take_name, temporary_name, write_temporary
 
 FORMAT = 1
+KIND = "clipcoco checkpoint"
 
 
 def save(folder: Path, content: dict[str, Any], *, best: bool, epoch: int | None, keep: int) -> tuple[int, float]:
@@ -31,7 +32,7 @@ def save(folder: Path, content: dict[str, Any], *, best: bool, epoch: int | None
     temporary = None
     try:
         temporary = write_temporary(folder / "last.pt", lambda file: torch.save({"format": FORMAT, **content}, file))
-        _check_sums(temporary)
+        check_sums(temporary, KIND)
         size = temporary.stat().st_size
         _take_names(temporary, folder, best, epoch, keep)
     except (OSError, RuntimeError, CheckpointError) as error:
@@ -75,7 +76,7 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}. See what is there: ls {path.parent}")
     try:
-        _check_sums(path)
+        check_sums(path, KIND)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
@@ -119,19 +120,6 @@ def weights_sha256(state_dict: dict[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(state_dict[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _check_sums(path: Path) -> None:
-    """torch.load checks no sums, and one flipped bit in four would pass it unseen; the file has them, so use them."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
-        raise CheckpointError(
-            f"{path} is not a clipcoco checkpoint, or damaged or cut off: {error}. Use another one"
-        ) from error
-    if damaged is not None:
-        raise CheckpointError(f"{path} is damaged: the sum of {damaged} is wrong. Use another one")
 
 
 def _link(source: Path, target: Path) -> None:

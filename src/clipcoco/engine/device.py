@@ -3,6 +3,7 @@
 import os
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -10,6 +11,8 @@ from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.engine.model import DualEncoder
 from clipcoco.errors import ConfigError, EnvironmentProblem, memory_told
 
+# On CUDA both may round float32 to TF32, convolutions by torch's default.
+FLOAT32_ON_CUDA: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -20,6 +23,11 @@ class Device:
     device: torch.device
     precision: str  # a key of DTYPES
     description: str
+
+    @property
+    def kind(self) -> str:
+        """What decides the last bits of a result: the name of the GPU, or "cpu"."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     def autocast(self) -> torch.autocast:
         dtype = DTYPES[self.precision]
@@ -53,6 +61,7 @@ def choose_device(name: str | None, precision: str) -> Device:
             f"{precision} is not possible on {device} (train.precision). Use auto, {' or '.join(possible)}"
         )
     chosen, why = (fast, reason) if precision == "auto" else (precision, "asked for")
+    true_float32(device)
     return Device(device, chosen, f"{description}, {chosen} ({why})")
 
 
@@ -60,6 +69,7 @@ def choose_as_trained(name: str | None, trained: str) -> Device:
     """The device, in the precision that the model was trained in; float32 where it has not got that one."""
     device, description = _device(name or "auto")
     chosen = trained if trained in _precisions(device)[2] else "float32"
+    true_float32(device)
     return Device(device, chosen, f"{description}, {chosen} (trained in {trained})")
 
 
@@ -120,6 +130,14 @@ def choose_deterministic_kernels(device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+    true_float32(device)
+
+
+def true_float32(device: torch.device) -> None:
+    """What is called float32 is float32: by torch's default convolutions on CUDA round to TF32, at 3e-4 of a vector."""
+    if device.type == "cuda":
+        for operation in FLOAT32_ON_CUDA:
+            operation.fp32_precision = "ieee"
 
 
 def training_in_memory(batch_size: int, device: Device) -> AbstractContextManager[None]:

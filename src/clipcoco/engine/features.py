@@ -29,7 +29,7 @@ Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B,3,H,W) -> (B,F)
 _SAVE_SECONDS = 20.0
 
 
-def feature_key(config: Config, weights: str, precision: str, source: Source, training: bool) -> FeatureKey:
+def feature_key(config: Config, weights: str, device: Device, source: Source, training: bool) -> FeatureKey:
     """`weights` is the SHA-256 of the backbone. Images of the validation split are seen once, as they are."""
     data, backbone = config.data, config.model.vision.backbone
     crops = data.cached_crops if training else 0
@@ -38,13 +38,14 @@ def feature_key(config: Config, weights: str, precision: str, source: Source, tr
         weights=weights,
         backbone=backbone,
         image_size=data.image_size,
-        precision=precision,
+        precision=device.precision,
         source=source.name,
         mirror=training and data.flip,
         crops=crops,
         crop_scale=crop_scale,
         views_sha256=_views_sha256(data.image_size, crop_scale),
         width=BACKBONES[backbone][0],
+        device=device.kind,
     )
 
 

@@ -4,11 +4,8 @@ Letters: B images or captions, L tokens, W width of the text tower, D dimensions
 Parameter names are those of open_clip's CustomTextCLIP around a timm ResNet, so that an export is a copy.
 """
 
-import contextlib
 import math
-import sys
 from collections import OrderedDict
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +13,10 @@ import torchvision
 from torch import Tensor, nn
 
 from clipcoco.config.schema import BACKBONES, ModelConfig, TextConfig, VisionConfig
+from clipcoco.config.text import shown
 from clipcoco.data.tokenizer import END, PAD
-from clipcoco.errors import CheckpointError, EnvironmentProblem
+from clipcoco.engine.weights import Weights, first_spoilt, fits, read_weights
+from clipcoco.errors import CheckpointError
 
 # Statistics of ImageNet's pixels (0..255), which torchvision's weights expect; kept from scratch too.
 MEAN = (123.675, 116.28, 103.53)
@@ -191,74 +190,37 @@ def build(config: ModelConfig, vocab_size: int) -> DualEncoder:
     return DualEncoder(config, vocab_size)
 
 
-def pretrained_backbone(config: VisionConfig) -> dict[str, Tensor] | None:
-    """The trunk's weights that the configuration asks for, without the classifier; None for `none`.
+def pretrained_backbone(config: VisionConfig, weights: Weights | None = None) -> dict[str, Tensor] | None:
+    """The trunk's part of `weights`, or of what the configuration asks for; None for `none`.
 
-    Raises EnvironmentProblem when published weights are neither in TORCH_HOME nor to be fetched, and
-    CheckpointError when a file holds no weights of this backbone.
+    Raises what `read_weights` does, and CheckpointError when they are those of another backbone.
     """
-    if config.weights == "none":
+    weights = weights or read_weights(config)
+    if weights is None:
         return None
-    if config.weights.startswith("imagenet-"):
-        state = _published_weights(config)
-    else:
-        state = _weights_from_file(Path(config.weights).expanduser())
     with torch.device("meta"):
         expected = torchvision.models.get_model(config.backbone, weights=None)
     head = _classifier(expected) + "."
-    state = {name: value for name, value in state.items() if not name.startswith(head)}
+    state = {name: value for name, value in weights.state.items() if not name.startswith(head)}
     # BatchNorm's counter has no effect here, and files older than it lack it, published ones too: torch fills it in.
     state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    shapes = {
-        name: value.shape
+    own = {
+        name: value
         for name, value in expected.state_dict().items()
         if not name.startswith(head) and not name.endswith("num_batches_tracked")
     }
-    wrong = [name for name in shapes if name not in state or state[name].shape != shapes[name]]
-    if wrong or len(state) != len(shapes):
-        first = (wrong or [name for name in state if name not in shapes])[0]
+    wrong = [name for name in own if not fits(state.get(name), own[name])]
+    if wrong or len(state) != len(own):
+        first = shown((wrong or [name for name in state if name not in own])[0])
         raise CheckpointError(
             f"{config.weights} holds no {config.backbone} weights, first difference: {first} "
             f"(model.vision.weights). Give a torchvision state dict of that backbone"
         )
+    if spoilt := first_spoilt(state):
+        raise CheckpointError(f"{config.weights} holds weights of no use: {spoilt} (model.vision.weights). Get it anew")
     return state
 
 
 def _classifier(trunk: nn.Module) -> str:
     """The name of torchvision's last part, which we have no use for."""
     return "fc" if hasattr(trunk, "fc") else "classifier"
-
-
-def _published_weights(config: VisionConfig) -> dict[str, Tensor]:
-    variant = "IMAGENET1K_" + config.weights.removeprefix("imagenet-").upper()
-    weights = torchvision.models.get_model_weights(config.backbone)[variant]
-    target = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # where --json belongs, torch.hub tells of its download
-            state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-        return state
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        # URLError is an OSError, a wrong hash a RuntimeError, a damaged file any of them.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EnvironmentProblem(
-            f"{config.weights} weights of {config.backbone} can't be had: {reason} "
-            f"(model.vision.weights). Put {weights.url} at {target} (TORCH_HOME moves that folder), its SHA-256 "
-            f"begins with {target.stem.rpartition('-')[2]}; or train from scratch: --set model.vision.weights=none"
-        ) from error
-
-
-def _weights_from_file(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"no weights at {path} (model.vision.weights). Give imagenet-v1, imagenet-v2, none or a file"
-        ) from None
-    except Exception as error:  # torch.load has no error of its own for a file that is none
-        raise CheckpointError(
-            f"{path} is no file of weights (model.vision.weights): {type(error).__name__}. "
-            f"Give a torchvision state dict, saved by torch.save"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds no state dict (model.vision.weights). Give a torchvision one")
-    return state

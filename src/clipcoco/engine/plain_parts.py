@@ -39,6 +39,7 @@ class _Data(_Part):
     train: Word = ""
     val: Word = ""
     weights: Word = ""
+    init: Word = ""
     train_images: Count = 0
     val_images: Count = 0
 

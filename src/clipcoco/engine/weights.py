@@ -1,11 +1,20 @@
-"""Tensors that came from a file: whether they are the ones that were meant."""
+"""Weights that came from a file: whether it is whole, and they are the ones that were meant."""
 
+import contextlib
+import hashlib
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import torchvision
 from torch import Tensor
 
+from clipcoco.config.schema import VisionConfig
 from clipcoco.config.text import shown
+from clipcoco.engine.archive import check_sums
+from clipcoco.errors import CheckpointError, EnvironmentProblem
 
 _NEVER_NEGATIVE = ("running_var", "exp_avg_sq", "step", "num_batches_tracked")
 
@@ -33,3 +42,85 @@ def first_spoilt(tensors: Mapping[str, Tensor]) -> str:
             if low < 0 and name.endswith(_NEVER_NEGATIVE):
                 return f"{shown(name)} is negative"
     return ""
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    state: dict[str, Tensor]
+    sha256: str  # of the file, in hexadecimal
+    checked: str  # by what its content is known to be whole, for a person
+
+
+def read_weights(config: VisionConfig) -> Weights | None:
+    """What the configuration asks for, verified; None for `none`.
+
+    Published weights must have the SHA-256 that they were published with, a file of one's own the sums inside it.
+    Raises EnvironmentProblem when published weights are neither in TORCH_HOME nor to be fetched, and
+    CheckpointError for a file that is damaged or of another kind.
+    """
+    if config.weights == "none":
+        return None
+    published = {Path(entry.url).name: entry for entry in torchvision.models.get_model_weights(config.backbone)}
+    if config.weights.startswith("imagenet-"):
+        path = _fetched(config)
+    else:
+        path = Path(config.weights).expanduser()
+        if not path.is_file():
+            raise CheckpointError(
+                f"no weights at {path} (model.vision.weights). Give imagenet-v1, imagenet-v2, none or a file"
+            )
+    try:
+        sha256 = file_sha256(path)
+        digits = path.stem.rpartition("-")[2]
+        if path.name in published and not sha256.startswith(digits):
+            raise CheckpointError(
+                f"{path} is not what was published under that name: its SHA-256 begins with {sha256[:8]}, not {digits} "
+                f"(model.vision.weights). Remove it, and it is fetched anew, or put the right file there"
+            )
+        checked = "as published" if path.name in published else "whole by its own sums"
+        if _is_zip(path):
+            check_sums(path, "file of weights")
+        elif path.name not in published:
+            checked = "a file of torch's old kind, without sums to check"
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch.load has no error of its own for a file that is none
+        raise CheckpointError(
+            f"{path} is no file of weights (model.vision.weights): {type(error).__name__}. "
+            f"Give a torchvision state dict, saved by torch.save"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise CheckpointError(f"{path} holds no state dict (model.vision.weights). Give a torchvision one")
+    return Weights(state, sha256, checked)
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _fetched(config: VisionConfig) -> Path:
+    """Where the published weights lie, fetched by torch when they are not there."""
+    variant = "IMAGENET1K_" + config.weights.removeprefix("imagenet-").upper()
+    weights = torchvision.models.get_model_weights(config.backbone)[variant]
+    target = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    if target.is_file():
+        return target
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # where --json belongs, torch.hub tells of its download
+            weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        # URLError is an OSError, a wrong hash a RuntimeError, a damaged file any of them.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EnvironmentProblem(
+            f"{config.weights} weights of {config.backbone} can't be had: {reason} "
+            f"(model.vision.weights). Put {weights.url} at {target} (TORCH_HOME moves that folder), its SHA-256 "
+            f"begins with {target.stem.rpartition('-')[2]}; or train from scratch: --set model.vision.weights=none"
+        ) from error
+    return target

@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from clipcoco.files import read_own
 from clipcoco.rows import Part, Recalls
 from clipcoco.rundir import RunDir
+from clipcoco.seal import unsealed
 
 SCHEMA = 1
 Count = Annotated[int, Field(ge=0, le=2**31)]
@@ -196,7 +197,7 @@ class Record(Part):
 def read_record(run: RunDir) -> tuple[Record | None, str]:
     """The record of a run, or None and why there is none, as half a sentence."""
     try:
-        content = json.loads(read_own(run.evaluation))
+        content = unsealed(json.loads(read_own(run.evaluation)))
         if isinstance(content, dict) and isinstance(content.get("schema"), int) and content["schema"] > SCHEMA:
             return None, "evaluation.json was written by a newer clipcoco"
         return Record.model_validate(content), ""

@@ -8,9 +8,8 @@ from clipcoco.config.schema import Config
 from clipcoco.config.text import written
 from clipcoco.errors import ConfigError
 from clipcoco.files import read_own
+from clipcoco.run_config import init_of
 from clipcoco.rundir import RunDir
-
-INIT = "# Started with --init "
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Setting:
 class Settings:
     text: str  # of config.yaml
     config: Config | None  # None: `problem` says why
-    problem: str
+    problem: str  # "" for none
     preset: str  # the nearest one, or "base"
     differing: tuple[Setting, ...]  # from the preset
     init: str  # where the weights came from, when not from the preset
@@ -37,7 +36,7 @@ def read_settings(run: RunDir) -> Settings:
         text = read_own(run.config).decode("utf-8", "replace")
     except OSError as error:
         return Settings("", None, f"config.yaml can't be read: {error.strerror}", "", (), "")
-    init = text.splitlines()[0].removeprefix(INIT) if text.startswith(INIT) else ""
+    init = init_of(text)
     try:
         loaded = load_config(file=run.config)
         preset = loaded.chain[-1]
@@ -52,7 +51,7 @@ def read_settings(run: RunDir) -> Settings:
         for name, value in flatten(loaded.config).items()
         if value != theirs[name]
     )
-    return Settings(text, loaded.config, "", preset, differing, init)
+    return Settings(text, loaded.config, ". ".join(loaded.notes), preset, differing, init)
 
 
 def _comment(lines: list[str], place: str) -> str:

@@ -1,0 +1,94 @@
+"""Which bytes the pictures of a table have: so that a later look can say which of them are others now.
+
+What was read is remembered in .clipcoco as long as a file keeps its size and its times, so that gigabytes are
+read once. A folder that can't be written to costs the reading, each time.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from clipcoco.cores import usable_cores
+from clipcoco.data.captions import CaptionTable
+from clipcoco.data.sources import ORIGINALS, Source
+from clipcoco.files import read_own, write_json
+from clipcoco.seal import seal, unsealed
+
+Digests = npt.NDArray[np.uint8]
+WIDTH = 16  # bytes of a SHA-256: no two pictures share them by chance
+_JUST_NOW = 2 * 10**9  # nanoseconds: within them a file may change once more and keep its times
+_Known = dict[str, list[int | str]]  # file -> size, time of its content, time of its entry, SHA-256
+
+
+def contents_of(table: CaptionTable, source: Source) -> Digests:
+    """(N, 16): the first bytes of the SHA-256 of each image; of copies, that of their originals, unread.
+
+    A file that can't be read has zeros.
+    """
+    if source.name == ORIGINALS:
+        digests = _read(table.folder, table.files)
+    else:
+        digests = [source.originals[file] or source.copies[file] for file in table.files]
+    joined = bytearray().join(_bytes(digest) for digest in digests)
+    return np.frombuffer(joined, np.uint8).reshape(len(digests), WIDTH)
+
+
+def _bytes(digest: str) -> bytes:
+    try:
+        return bytes.fromhex(digest)[:WIDTH].ljust(WIDTH, b"\0")
+    except (ValueError, TypeError):  # a manifest may be a stranger's
+        return bytes(WIDTH)
+
+
+def _read(root: Path, files: list[str]) -> list[str]:
+    cache = root / ".clipcoco" / "pictures.json"
+    known, now = _remembered(cache), time.time_ns()
+    stamps = {file: _stamp(root / file) for file in files}
+    stale = [file for file in files if known.get(file, [])[:3] != stamps[file]]
+    pool = ThreadPoolExecutor(usable_cores())
+    try:
+        for file, digest in zip(stale, pool.map(_sha256, (root / file for file in stale)), strict=True):
+            known[file] = [*stamps[file], digest]
+    finally:
+        pool.shutdown(cancel_futures=True)
+        lasting = {file: entry for file, entry in known.items() if all(int(at) < now - _JUST_NOW for at in entry[1:3])}
+        if stale and lasting:
+            with contextlib.suppress(OSError):  # a folder of somebody else
+                cache.parent.mkdir(exist_ok=True)
+                write_json(cache, seal({"pictures": lasting}))
+    return [str(known[file][3]) for file in files]
+
+
+def _stamp(path: Path) -> list[int]:
+    """The time of the entry moves, too, when another file of equal size and time takes the name."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return [0, 0, 0]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _remembered(cache: Path) -> _Known:
+    try:
+        known = unsealed(json.loads(read_own(cache, most=2**30)))["pictures"]
+        return {
+            file: [int(entry[0]), int(entry[1]), int(entry[2]), bytes.fromhex(entry[3]).hex()]
+            for file, entry in known.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return {}  # not there, damaged, or a stranger's

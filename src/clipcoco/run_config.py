@@ -1,0 +1,37 @@
+"""config.yaml of a run: its settings with their sources, what it began with, and at the end its own sum."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+
+from clipcoco.config.load import LoadedConfig, dump, flatten, load_config
+from clipcoco.config.schema import Config
+from clipcoco.errors import ConfigError
+from clipcoco.files import write_atomically
+from clipcoco.rundir import RunDir
+from clipcoco.seal import seal_text
+
+INIT = "# Started with --init "
+# What a run may begin with: a file of backbone weights, or all weights of another run.
+BEGAN = {"weights": "model.vision.weights", "init": "--init"}
+
+
+def write_settings(run: RunDir, loaded: LoadedConfig, began: Mapping[str, str], init: str) -> None:
+    """`began` has the SHA-256 of a key of BEGAN; `init` is what --init named, "" for nothing."""
+    sums = [f"SHA-256 of {BEGAN[what]}: {digest}" for what, digest in began.items()]
+    write_atomically(run.config, seal_text((f"{INIT}{init}\n" if init else "") + dump(loaded, sums)))
+
+
+def rewrite_settings(run: RunDir, config: Config, changes: Sequence[str], began: Mapping[str, str]) -> None:
+    """After `changes` that led to `config`: with the sources of the file that is there, where it agrees."""
+    source = dict.fromkeys(flatten(config), "the checkpoint")
+    loaded, init = LoadedConfig(config, source, {}, run.name, ("base",), ("the checkpoint",)), ""
+    with contextlib.suppress(ConfigError, OSError):
+        init = init_of(run.config.read_text("utf-8", errors="replace"))
+        before = load_config(file=run.config, overrides=changes)
+        loaded = before if before.config == config else loaded
+    write_settings(run, loaded, began, init)
+
+
+def init_of(text: str) -> str:
+    """What --init named when the run began, by its config.yaml; "" for nothing."""
+    return next((line.removeprefix(INIT) for line in text.splitlines()[:2] if line.startswith(INIT)), "")
