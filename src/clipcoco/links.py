@@ -75,7 +75,8 @@ def may_lead(root: Path) -> list[str]:
 def allow(root: Path, folders: Iterable[Path]) -> None:
     """Let links below `root` lead into `folders`, from now on. Raises EnvironmentProblem."""
     key, *before = may_lead(root)
-    together = sorted({*before, *map(os.path.realpath, folders)})
+    real = [os.path.realpath(folder) for folder in folders]
+    together = sorted({*before, *(folder for folder in real if not Path(folder).is_relative_to(key))})
     if together == before:
         return
     path = _path()

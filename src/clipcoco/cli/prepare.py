@@ -151,7 +151,7 @@ def _fetch(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: b
     from clipcoco.prepare.coco import prepare
     from clipcoco.prepare.plan import make_plan
 
-    if wish.source and not dry_run:
+    if wish.source:
         allow_source(wish.source, wish.root)
     began, plan = time.monotonic(), make_plan(wish)
     nothing = plan.copies == 0 and all(part.way == "there" for part in plan.parts)

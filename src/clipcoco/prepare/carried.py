@@ -42,5 +42,7 @@ def allow_source(source: Path, root: Path) -> None:
 
     Where that can't be kept it is asked for by name, once a link turns out to be no hard one.
     """
+    folders = [source, *(source / name for name in (*SPLITS, "annotations"))]
     with suppress(EnvironmentProblem):
-        allow(root, [source, *(source / name for name in (*SPLITS, "annotations"))])
+        allow(root, folders)
+        allow(source, folders)

@@ -11,7 +11,7 @@ from clipcoco.data.annotations import annotation_file
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest, same_settings
 from clipcoco.data.presence import missing_files
-from clipcoco.links import check_root
+from clipcoco.links import check_link, check_root, may_lead
 from clipcoco.prepare.download import RemoteFile
 from clipcoco.prepare.resize import copy_bytes, settings
 from clipcoco.prepare.single_images import RemoteImage
@@ -127,8 +127,12 @@ def has_captions(folder: Path) -> bool:
 
 
 def in_source(source: Path, files: Sequence[str]) -> list[str]:
-    """Those of `files` that lie unpacked in the source."""
-    return [file for file in files if (source / file).is_file()]
+    """Those of `files` that lie unpacked in the source. Raises DataError for one that is a link out of it."""
+    inside, there = may_lead(source), [file for file in files if (source / file).is_file()]
+    for file in there:
+        if (source / file).is_symlink():
+            check_link(source, file, inside)
+    return there
 
 
 def still_missing(wish: Wish, table: CaptionTable) -> list[str]:
