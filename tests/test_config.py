@@ -66,8 +66,8 @@ def set_mistakes(*overrides: str) -> tuple[str, ...]:
         ("", "the configuration is empty (my.yaml)."),
         ("# nothing\n\n", "the configuration is empty (my.yaml)."),
         ("---\n", "the configuration is empty (my.yaml)."),
-        ("- a\n- b\n", "the configuration must be sections with settings, not [a, b] (my.yaml)."),
-        ("tiny\n", "the configuration must be sections with settings, not tiny (my.yaml)."),
+        ("- a\n- b\n", "the configuration must be sections with settings, not a list (my.yaml)."),
+        ("tiny\n", "the configuration must be sections with settings, not one value (my.yaml)."),
         (
             "train:\n  learning_rat: 1\n",
             "train.learning_rat is not a setting (my.yaml:2). Did you mean train.lr?",

@@ -209,7 +209,8 @@ def _read_layer(path: Path, where: str, mistakes: list[str]) -> tuple[Layer, obj
     if tree is None:
         raise ConfigError(f"the configuration is empty ({where}).")
     if not isinstance(tree, dict):
-        raise ConfigError(f"the configuration must be sections with settings, not {shown(tree)} ({where}).")
+        kind = "a list" if isinstance(tree, list) else "one value"  # not shown: a stranger's file may extend any other
+        raise ConfigError(f"the configuration must be sections with settings, not {kind} ({where}).")
     place = document.place(document.lines.get(("extends",), 1))
     extends = tree.pop("extends", _BASE)
     layer = plain.layer_of(tree, where, lambda key: document.place(document.lines[key]), mistakes)
