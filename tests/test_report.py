@@ -402,7 +402,7 @@ def test_whatever_a_stranger_wrote_is_text(clipcoco, scenes, tmp_path):
     run = RunDir((tmp_path / "runs" / "run").rename(tmp_path / "runs" / "<b>run"))
     run.write_status(state="failed", reason=EVIL)
     with open(run.metrics, "a") as metrics:
-        metrics.write(json.dumps({"step": 6, "epoch": 1, "message": EVIL, "event": "warning"}) + "\n")
+        metrics.write(json.dumps({"step": 6, "epoch": 1, "message": f"{EVIL}\u202e\x1b", "event": "warning"}) + "\n")
     record = json.loads(run.evaluation.read_text())
     old = record["retrievals"]["images"][0]["file"]
     new = f"val2017/{EVIL.replace('/', '')}.jpg"
@@ -410,6 +410,7 @@ def test_whatever_a_stranger_wrote_is_text(clipcoco, scenes, tmp_path):
     run.evaluation.write_text(json.dumps(record))
     page = checked(write_report(run))
     assert page.text.count(EVIL) >= 12 + 12 + 2
+    assert not set("\u202e\x1b") & set(page.text)  # what would turn the rest of a line around
     assert "<b>run" in page.text
     assert 'a "b" <i>' in page.text
     assert any(attributes["title"] == new for attributes in page.all("img"))

@@ -1,9 +1,12 @@
 """The parts of `search`: the exact product, the index while it grows, the page, the names of pages."""
 
+import io
 import json
 import os
 import re
+import subprocess
 import sys
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -176,7 +179,14 @@ class TestIndex:
         for name, wrong in (("embeddings", content["embeddings"][:1]), ("digests", content["digests"][:-1])):
             np.savez(file, **{**content, name: wrong})
             assert not open_index(file, "m", told.append).entries
-        assert len(told) == 2
+        np.savez_compressed(file, **content)  # which a small file could unpack to any size
+        assert not open_index(file, "m", told.append).entries
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f2", "fortran_order": False, "shape": (10**9, 10**9)})
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("about.npy", header.getvalue())
+        assert not open_index(file, "m", told.append).entries
+        assert len(told) == 4
 
 
 @pytest.mark.parametrize(
@@ -266,6 +276,18 @@ def test_the_page_of_a_picture_shows_it(tmp_path):
     path = write_page(tmp_path, answer(query, []), "about")
     assert path.name == "like-my-dog.html"
     assert len(Page(path).all("img")) == 1
+
+
+def test_paths_are_as_they_are_for_a_program_and_escaped_for_a_person(tmp_path):
+    print_them = (
+        "from pathlib import Path; from clipcoco.cli.search import _paths_to_stdout as show; show([Path('a\\x1bb')])"
+    )
+    piped = subprocess.run([sys.executable, "-c", print_them], stdout=subprocess.PIPE, check=True).stdout
+    assert piped == b"a\x1bb\n"
+    master, slave = os.openpty()
+    subprocess.run([sys.executable, "-c", print_them], stdout=slave, check=True)
+    assert os.read(master, 100) == rb"a\x1bb" + b"\r\n"
+    os.close(master), os.close(slave)
 
 
 class TestModelFolders:

@@ -108,6 +108,8 @@ def open_index(file: Path, model: str, tell: Tell) -> Index:
     """What `file` holds for this model; an empty index when it holds nothing, or nothing that can be used."""
     try:
         with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            if any(part.compress_type for part in arrays.zip.infolist()):
+                raise ValueError("compressed: few bytes could become any number of them")
             about = json.loads(arrays["about"].tobytes())
             if (about["format"], about["model"]) != (FORMAT, model):
                 return Index(file, model)
