@@ -108,6 +108,7 @@ def test_an_evaluation_that_fails_costs_no_step(scenes, tmp_path, calm, sick_eva
     run, events = RunDir(tmp_path / "run"), []
     assert checkpoint.load(run.checkpoints / "last.pt")["state"]["step"] == 4
     assert run.status()["state"] == "failed"
+    assert "Step 4" not in run.status()["reason"]
     if told in (EnvironmentProblem, DataError):
         assert str(failed.value).endswith(f"Step 4 is saved, go on there with clipcoco resume {run.words}")
     if told is EnvironmentProblem:
@@ -304,6 +305,7 @@ def test_embeddings_that_can_not_be_ranked_name_the_best_where_there_is_one(
     with pytest.raises(NumericError) as told:
         start(scenes, tmp_path)
     assert ("--init" in str(told.value)) == (epoch == 2)
+    assert ("with a lower train.lr" in str(told.value)) == (epoch == 1)
 
 
 # ---- another precision

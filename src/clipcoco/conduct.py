@@ -63,14 +63,14 @@ def conduct(
                     _restore(training, content)
                 return train(replace(training, save=Saver(run, parts, training, metrics, report, stop)), report, stop)
         except BaseException as error:
-            _name_what_is_saved(run, state, error)
+            saved = run.status()
             _note_failure(run, state, error)
+            _name_what_is_saved(run, saved, state, error)
             raise
 
 
-def _name_what_is_saved(run: RunDir, state: TrainState, error: BaseException) -> None:
+def _name_what_is_saved(run: RunDir, saved: dict[str, Any], state: TrainState, error: BaseException) -> None:
     """The error of a run that has saved ends in how to go on."""
-    saved = run.status()
     if "checkpoint" not in saved or not isinstance(error, DataError | EnvironmentProblem | NumericError):
         return
     onward = f"go on there with clipcoco resume {run.words}"
@@ -78,6 +78,7 @@ def _name_what_is_saved(run: RunDir, state: TrainState, error: BaseException) ->
         # Skipped steps left the last weights whole; an evaluation that fails says that they are not.
         whole = f"{run.words}/last" if state.skipped_in_a_row else run.words if saved.get("best") else None
         if whole is None:
+            error.args = (f"{error}. Begin anew with a lower train.lr",)
             return
         onward = f"begin anew from its weights: clipcoco train --preset NAME --init {whole}"
     error.args = (f"{error}. Step {saved['step']:,} is saved, {onward}",)
