@@ -510,3 +510,16 @@ def test_recall_refuses_what_it_is_not_defined_for():
         recall_at_k(eye * 1e300, eye, [0, 1, 2])  # infinite in float32
     with pytest.raises(ValueError, match="ks"):
         recall_at_k(eye, eye, [0, 1, 2], ks=(0, 1))
+
+
+def test_a_script_without_a_guard_trains_once_whatever_the_workers(folder, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, clipcoco\n"
+        "before = vars(sys.modules['__main__']).copy()\n"
+        "config = clipcoco.load_config(file='toy.yaml', overrides=['data.workers=2', 'train.epochs=1'])\n"
+        "print(clipcoco.train(config, runs_dir='unguarded').state, __file__ == before['__file__'], __spec__)\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "finished True None\n"), done.stderr
+    assert len(list((folder / "unguarded").iterdir())) == 1

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import traceback
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -390,3 +391,54 @@ def test_a_dry_run_measures_both_kinds_of_steps(clipcoco, data, weights, tmp_pat
     one = clipcoco("train", *words, "train.frozen_epochs=all", cwd=tmp_path)
     assert one.json["time"].count("s a step") == 1
     assert not (data / ".clipcoco").exists()
+
+
+def as_reader(work) -> None:
+    """Do it in a process that may only read: as nobody, where we are root."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if os.getuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_whoever_may_only_read_uses_what_is_finished_and_keeps_the_rest_elsewhere(data, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no path leads through folders of ours
+    monkeypatch.setenv("TORCH_HOME", "torch")
+    Path("torch").mkdir(mode=0o777)
+    Path("torch").chmod(0o777)
+    finished, more = (parts_of(Path("data"), weights, f"data.image_size={size}") for size in (32, 40))
+    cached(*finished)
+    sound, told = files(data), []
+    folders = [path for path in (data, *data.rglob("*")) if path.is_dir()]
+    for folder in (*folders, tmp_path):
+        folder.chmod(0o555)
+
+    def read() -> None:
+        assert cached(*finished, report=told.append).train.readable.all()
+        assert not told
+
+    def compute() -> None:
+        cached(*more, report=told.append)
+        assert any("data/.clipcoco can't be written: the features are kept in torch" in str(event) for event in told)
+        told.clear()
+        cached(*more, report=told.append)
+        assert not told
+
+    try:
+        as_reader(read)
+        as_reader(compute)
+    finally:
+        for folder in (tmp_path, *folders):
+            folder.chmod(0o755)
+    assert files(data) == sound
+    assert len(list(Path("torch").rglob("*.f16"))) == 2

@@ -1,5 +1,9 @@
+import errno
 import multiprocessing
+import os
+import resource
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -9,8 +13,8 @@ from clipcoco.config.load import load_config
 from clipcoco.data.captions import read_captions
 from clipcoco.data.loader import TrainingLoader, epoch_order, evaluation_images
 from clipcoco.data.tokenizer import END, PAD, Tokenizer
-from clipcoco.data.workers import choose_workers
-from clipcoco.errors import DataError
+from clipcoco.data.workers import choose_workers, guarded, image_loader
+from clipcoco.errors import DataError, EnvironmentProblem
 from conftest import TOY
 
 
@@ -126,3 +130,87 @@ def test_workers_are_chosen_with_a_reason():
     assert choose_workers(3, "cpu", 32, 8) == (3, "asked for")
     assert choose_workers("auto", "cpu", 32, 8)[0] == 0
     assert 1 <= choose_workers("auto", "cuda", 32, 8)[0] <= 8
+
+
+@pytest.fixture
+def started():
+    """The processes that the test has started; at its end all must be gone."""
+    before = set(multiprocessing.active_children())
+    yield lambda: set(multiprocessing.active_children()) - before
+    for child in set(multiprocessing.active_children()) - before:
+        child.join(60)
+        assert not child.is_alive()
+
+
+class _Unsendable(str):
+    def __reduce__(self) -> str:
+        raise TypeError("can't be sent")
+
+
+class _Sick(torch.utils.data.Dataset):
+    """What is asked for happens in the worker."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, position: int) -> object:
+        if self.what == "no room":
+            raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
+        if self.what == "no files":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return _Unsendable()
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("no room", r"a data worker failed: RuntimeError: unable to write .*\(28\) \(data.workers\)"),
+        ("no files", r"a data worker failed: OSError: .*Too many open files \(data.workers\)"),
+        ("no message", "a data worker died"),
+    ],
+)
+def test_what_a_worker_dies_of_is_one_line(started, what, says):
+    with pytest.raises(EnvironmentProblem, match=says):
+        list(guarded(image_loader(_Sick(what), 1, pin_memory=False), lambda: None))
+
+
+def test_a_worker_that_hangs_is_told_of_and_never_waited_for(scenes, started, monkeypatch):
+    def hang(batches) -> None:
+        next(batches)
+        for child in started():
+            os.kill(child.pid, signal.SIGSTOP)
+
+    busy = loader(scenes, workers=1, batch=4)
+    batches = busy.epoch(0)
+    hang(batches)
+    with monkeypatch.context() as context:
+        context.setattr("clipcoco.data.workers._PATIENCE_SECONDS", 0.1)
+        with pytest.raises(EnvironmentProblem, match="have given nothing"):
+            list(batches)
+    stopped: list[str] = []
+    busy.stop = lambda: stopped
+    batches = busy.epoch(0)
+    hang(batches)
+    stopped.append("SIGTERM")
+    assert len(list(batches)) < busy.steps_per_epoch - 1  # it ends, and the workers with it
+
+
+def test_workers_without_room_are_refused_or_fewer(monkeypatch):
+    free = 64 * 2**20  # a container's /dev/shm
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(free, 0, free))
+    monkeypatch.setattr("clipcoco.data.workers.usable_cores", lambda: 9)
+    if os.path.isdir("/dev/shm"):
+        assert choose_workers("auto", "cuda", 224, 128) == (1, "/dev/shm has 64.0 MiB free")
+        assert choose_workers(1, "cuda", 224, 128) == (1, "asked for")
+        with pytest.raises(EnvironmentProblem, match=r"no room for 2 data workers: /dev/shm has 64.0 MiB .*or set 1"):
+            choose_workers(2, "cpu", 224, 128)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 40, hard))
+        with pytest.raises(EnvironmentProblem, match=r"no room for 4 data workers: .* files may be open"):
+            choose_workers(4, "cpu", 32, 8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,9 +1,10 @@
+import errno
 from pathlib import Path
 
 import pytest
 
 from clipcoco.errors import CheckpointError, ConfigError
-from clipcoco.rundir import RunDir, create, find
+from clipcoco.rundir import RunDir, create, find, is_ours
 
 
 def make(runs: Path, name: str, started: float) -> RunDir:
@@ -35,3 +36,33 @@ def test_words_find_the_run_that_they_mean(tmp_path):
             find(tmp_path, words)
     with pytest.raises(CheckpointError, match="could be any of 2 runs"):
         find(tmp_path, "small-202601")
+
+
+@pytest.mark.parametrize(
+    "left", [(), ("checkpoints/.last.pt.1.tmp", ".status.json.1.tmp"), ("status.json", "config.yaml")]
+)
+def test_what_a_kill_or_a_power_cut_left_of_a_start_is_ours(tmp_path, left):
+    run = RunDir(tmp_path / "run")
+    assert not is_ours(run)  # nothing is there
+    run.checkpoints.mkdir(parents=True)
+    for name in left:
+        (run.path / name).touch()
+    assert is_ours(run)
+
+
+@pytest.mark.parametrize("name", ["precious.txt", "checkpoints/model.bin", ".git"])
+def test_a_folder_that_holds_anything_else_is_not_ours(tmp_path, name):
+    run = RunDir(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    (run.path / name).touch()
+    assert not is_ours(run)
+
+
+def test_a_run_that_can_not_be_begun_leaves_no_folder(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("clipcoco.rundir.write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        create(tmp_path, "demo", "run")
+    assert not list(tmp_path.iterdir())

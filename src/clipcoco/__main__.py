@@ -1,10 +1,14 @@
 """`python -m clipcoco`, `torchrun -m clipcoco` and the `clipcoco` command."""
 
 import os
+import signal
 import sys
 
 
 def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # of what was ignored, as by nohup, we hear nothing
+            signal.signal(number, lambda *_: sys.exit(143))  # during the imports; then the command line decides
     _open_streams()
     try:
         from clipcoco.errors import broken_package

@@ -28,7 +28,7 @@ class ExitCode(IntEnum):
     NUMERIC = 6
     STOPPED = 75  # stopped by a signal, saved, resumable
     INTERRUPTED = 130  # Ctrl-C with nothing to save
-    TERMINATED = 143  # SIGTERM with nothing to save
+    TERMINATED = 143  # SIGTERM, SIGUSR1 or SIGHUP with nothing to save
 
 
 class ClipcocoError(Exception):

@@ -1,5 +1,6 @@
 """A run is begun or gone on with: what is checked first, and what a resume may change."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Stop
 from clipcoco.engine.trained_on import recorded
 from clipcoco.engine.weights import read_weights
-from clipcoco.errors import CheckpointError, ConfigError
+from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError
 from clipcoco.events import Report, RunEnded
 from clipcoco.files import remove_leftovers
 from clipcoco.model_file import open_model
@@ -67,10 +68,16 @@ def start(
     loaded, parts, model = checked(loaded, name, runs_dir, device_name, init, report(None))
     parts = parts.looked_at()
     run = create(runs_dir, loaded.name, name)
-    with stopping() as stop, run.lock():
-        write_settings(run, loaded, parts.began, str(init) if init else "")
+    with stopping() as stop, run.lock() as unlocked:
         state = TrainState(precision=parts.device.precision, frozen_epochs=parts.derived.frozen_epochs)
-        return run, conduct(run, parts, model, state, None, report(run), stop)
+        parts = replace(parts, warnings=(*parts.warnings, *filter(None, [unlocked])))
+        try:
+            write_settings(run, loaded, parts.began, str(init) if init else "")
+            return run, conduct(run, parts, model, state, None, report(run), stop)
+        except ClipcocoError:
+            if not state.step and not any(run.checkpoints.iterdir()):  # nothing came of it
+                shutil.rmtree(run.path)
+            raise
 
 
 def checked(

@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -116,8 +117,23 @@ def create(runs_dir: Path, preset: str, name: str | None) -> RunDir:
             f"the run directory {path} can't be made: {error.strerror}. Give another --runs-dir"
         ) from error
     run = RunDir(path)
-    run.write_status(started=time.time())
+    try:
+        run.write_status(started=time.time())
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
     return run
+
+
+def is_ours(run: RunDir) -> bool:
+    """Whether it is a run, be it one that was killed, or lost power, before it could say so."""
+    if run.status():
+        return True
+    if not run.path.is_dir() or run.path.is_symlink():
+        return False
+    ours = {path.name for path in (run.config, run.metrics, run.log, run.tensorboard, run.checkpoints)}
+    found = [*run.path.iterdir(), *run.checkpoints.glob("*")]
+    return all(path.name in {*ours, "status.json", ".lock"} or path.suffix == ".tmp" for path in found)
 
 
 def check_name(runs_dir: Path, name: str) -> None:

@@ -1,6 +1,7 @@
 """A run that was stopped anywhere, by real signals, ends in the bits of the run that was not."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from conftest import LIGHT
-from fork_server import ForkServer
+from fork_server import ForkServer, Process
 from waiting import until
 
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads signal masks from /proc")
@@ -217,15 +218,27 @@ def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(clipcoco, data, tmp_pa
 
 
 @NEEDS_PROC
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_before_there_is_anything_to_save_a_signal_ends_the_command(clipcoco, data, tmp_path, number):
     process = clipcoco.start(*arguments(data, 0), cwd=tmp_path)
     until(lambda: signal.SIGTERM in signals(process.pid, "SigCgt"), process)  # the command has begun
     process.signal(number)
     done = process.wait()
     began = (tmp_path / "runs").exists()  # it was quicker than the signal
-    assert done.code == (75 if began else {signal.SIGINT: 130, signal.SIGTERM: 143}[number]), done.stderr
+    assert done.code == (75 if began else 130 if number == signal.SIGINT else 143), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@NEEDS_PROC
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_is_heard_from_the_first_moment(tmp_path, number):
+    words = [sys.executable, "-m", "clipcoco", "train", "--preset", "demo"]
+    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while number not in signals(process.pid, "SigCgt"):
+        assert process.poll() is None
+    process.send_signal(number)
+    assert (process.communicate(timeout=60)[1], process.returncode) == ("", 143)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_reader_that_is_gone_does_not_stop_the_saving(data, tmp_path):
@@ -298,6 +311,40 @@ def test_a_killed_run_leaves_no_workers_behind(clipcoco, data, tmp_path):
     until(lambda: not session_members(process.pid))
 
 
+def at_work(process: Process) -> list[int]:
+    """The data workers: children of the fork server."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,sess="], capture_output=True, text=True).stdout
+    found = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    ours = {pid: parent for pid, parent, session in found if session == process.pid}
+    return [pid for pid, parent in ours.items() if parent in ours and parent != process.pid]
+
+
+@pytest.mark.parametrize("batch", [2, 48])  # in the middle of an epoch; all images of an epoch are fetched ahead
+def test_a_worker_that_dies_ends_the_run_saved_and_in_one_line(clipcoco, data, tmp_path, batch):
+    run = tmp_path / "runs" / "run"
+    words = (*arguments(data, 2), "train.epochs=200", f"train.batch_size={batch}", "checkpoint.every_steps=1000")
+    process = clipcoco.start(*words, cwd=tmp_path)
+    until(lambda: len(rows(run)) >= 3, process)
+    os.kill(at_work(process)[-1], signal.SIGKILL)
+    done = process.wait()
+    assert done.code == 5, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert [error[:26] for error in errors] == ["error: a data worker died,"]
+    assert "Traceback" not in done.stderr
+    last = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    assert last["state"]["step"] == json.loads((run / "status.json").read_text())["step"] == rows(run)[-1]["step"]
+
+
+def test_workers_that_hang_keep_no_signal_from_being_heeded(clipcoco, data, tmp_path):
+    process = clipcoco.start(*arguments(data, 2), "train.epochs=50", cwd=tmp_path)
+    until(lambda: len(rows(tmp_path / "runs" / "run")) >= 3, process)
+    for worker in at_work(process):
+        os.kill(worker, signal.SIGSTOP)
+    process.signal(signal.SIGTERM)
+    assert process.wait(60).code == 75
+    assert not session_members(process.pid)
+
+
 @NEEDS_PROC
 def test_a_signal_to_the_group_can_not_reach_the_workers(clipcoco, data, tmp_path):
     process = clipcoco.start(*arguments(data, 2), "train.epochs=50", cwd=tmp_path)
@@ -329,8 +376,7 @@ def session_members(session: int) -> list[int]:
 
 def test_a_job_that_died_before_its_first_save_can_start_again(clipcoco, data, tmp_path):
     run = tmp_path / "runs" / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "status.json").write_text('{"started": 0}')
+    (run / "checkpoints").mkdir(parents=True)  # and its status was never written
     done = clipcoco(*arguments(data, 0), "--or-resume", "train.epochs=1", cwd=tmp_path)
     assert done.code == 0, done.stderr
     assert [row["step"] for row in rows(run) if row["event"] == "step"] == [1, 2, 3, 4, 5, 6]

@@ -12,6 +12,7 @@ import typer
 from clipcoco import __version__
 from clipcoco.cli import env, evaluate, export, inspect, prepare, report, runs, search, train
 from clipcoco.cli.options import debugging
+from clipcoco.cli.signals import NAMES, handled
 from clipcoco.console import error_line
 from clipcoco.errors import ClipcocoError, ConfigError, EnvironmentProblem, ExitCode, broken_package, is_out_of_memory
 
@@ -63,7 +64,7 @@ def _check_folder() -> None:
 
 
 class _Terminated(BaseException):
-    """SIGTERM while there is nothing to save."""
+    """SIGTERM, SIGUSR1 or SIGHUP while there is nothing to save."""
 
 
 def _terminate(*_: object) -> None:
@@ -72,9 +73,9 @@ def _terminate(*_: object) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; gives the exit code. An error is one line, a traceback only with --debug."""
-    before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = app(args=list(arguments), standalone_mode=False)
+        with handled(NAMES.keys() - {signal.SIGINT}, _terminate):
+            code = app(args=list(arguments), standalone_mode=False)
         return code if isinstance(code, int) else ExitCode.OK
     except _Terminated:
         return ExitCode.TERMINATED
@@ -86,8 +87,6 @@ def run(arguments: Sequence[str]) -> int:
         return stop.code if isinstance(stop.code, int) else ExitCode.BUG
     except Exception as error:
         return _tell(error)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _tell(error: Exception) -> int:

@@ -165,7 +165,7 @@ def _fetch(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: b
     with working(terminal) as report:
         prepared = prepare(wish, plan, report)
     train, val = prepared.tables["train2017"], prepared.tables["val2017"]
-    for note in (*train.notes, *val.notes):
+    for note in filter(None, (prepared.note, *train.notes, *val.notes)):
         show(terminal.err, f"note: {note}")
     if both := overlap(train, val):
         show(terminal.err, f"warning: {both:,} images are in both splits: recall on them says little")
@@ -264,7 +264,7 @@ def _own(
     captions, images, root = captions.expanduser(), images.expanduser(), root.expanduser()
     size = load_config(preset=preset or "small", overrides=changes).config.data.prepared_size
     share = 0.1 if val_fraction is None else val_fraction
-    with working(terminal) as report, lock(root):
+    with working(terminal) as report, lock(root) as unlocked:
         adopted = adopt(captions, images, root, val_fraction=share, report=report)
         made = 0
         if size:
@@ -272,7 +272,7 @@ def _own(
                 table = read_captions(root, split)
                 check_files(table)
                 made += make_copies(root, table.files, size, report).made
-    for note in adopted.notes:
+    for note in filter(None, (unlocked, *adopted.notes)):
         show(terminal.err, f"note: {note}")
     if json_:
         print_json({"schema": 1, **asdict(adopted), "root": str(root), "copies_made": made})

@@ -1,7 +1,7 @@
 """A signal asks a run to stop: the step under way ends, all is saved. Only the command line installs handlers."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -35,11 +35,17 @@ class StopSignals:
 def stop_signals(tell: Callable[[str], None]) -> Iterator[StopSignals]:
     """Inside, signals are noted and told instead of obeyed; afterwards all handlers are as they were."""
     stop = StopSignals(tell)
-    # nohup ignores SIGHUP, and means it
-    numbers = [n for n in NAMES if not (n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN)]
-    before = {number: signal.signal(number, stop.handle) for number in numbers}
-    try:
+    with handled(NAMES, stop.handle):
         yield stop
+
+
+@contextmanager
+def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Inside, `handler` answers these signals; afterwards all is as it was. nohup ignores SIGHUP, and means it."""
+    heard = [n for n in numbers if not (n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN)]
+    before = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)

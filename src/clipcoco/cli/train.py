@@ -121,7 +121,7 @@ def _exists(runs_dir: Path, name: str | None) -> bool:
     run.check()
     if any(run.checkpoints.glob("*.pt")):
         return True
-    if not run.status():  # nothing there, or a folder that is no run of ours and must not be touched
+    if not rundir.is_ours(run):  # nothing there, or a folder that must not be touched
         return False
     with run.lock():
         if run.status().get("checkpoint"):
@@ -187,7 +187,9 @@ def _resume(
     from clipcoco.engine.state import TrainState
     from clipcoco.report.page import is_measured
 
-    with run.lock():
+    with run.lock() as note:
+        if note:
+            show(terminal.err, f"warning: {note}")
         newest, content, damaged = checkpoint.newest(run.checkpoints)
         if path is not None:
             gone_on, content = content["state"]["step"], checked(checkpoint.load(path), path)

@@ -84,22 +84,22 @@ def guarded(loader: DataLoader[Any], stop: Callable[[], object]) -> Iterator[Any
         yield from loader
         return
     device = torch.cuda.current_device() if loader.pin_memory else None
-    others, end, iterator, whole = set(multiprocessing.active_children()), object(), None, False
+    others, end, iterator = set(multiprocessing.active_children()), object(), None
+    at_rest = False  # nothing is under way, and the workers may live on
     pool = ThreadPoolExecutor(1)
     try:
         if not _came(opened := pool.submit(_open, loader, device), stop):
             return
         iterator = _got(opened)
         while _came(coming := pool.submit(next, iterator, end), stop):
-            if (batch := _got(coming)) is end:
-                whole = True
+            batch = _got(coming)
+            at_rest = not iterator._tasks_outstanding
+            if batch is end:
                 return
             yield batch
-    except GeneratorExit:  # who counts batches takes the last and never asks for the end: kept workers go on
-        whole = loader._iterator is not None
-        raise
+            at_rest = False
     finally:
-        if not whole:
+        if not at_rest:
             kept: Any = iterator if loader._iterator is None else loader._iterator
             _kill(set(multiprocessing.active_children()) - others if kept is None else kept._workers)
             loader._iterator = None  # to be started anew

@@ -54,6 +54,7 @@ class Prepared:
     copies: int  # made by this call
     bytes_before: int  # of the originals of these
     bytes_after: int
+    note: str  # where the file system has no locks
 
 
 def originals_manifest(root: Path) -> Path:
@@ -78,7 +79,7 @@ def prepare(
 
 
 def _prepare(wish: Wish, plan: Plan, report: ReportTask, coco: Coco, patience: Patience) -> Prepared:
-    with lock(wish.root), Manifest(originals_manifest(wish.root), {"images": "originals"}) as originals:
+    with lock(wish.root) as note, Manifest(originals_manifest(wish.root), {"images": "originals"}) as originals:
         _sweep(wish.root)
         check_room(plan, wish)
         _get_captions(wish, coco, report, patience)
@@ -94,7 +95,7 @@ def _prepare(wish: Wish, plan: Plan, report: ReportTask, coco: Coco, patience: P
                 copied, before, after = copied + made.made, before + made.bytes_before, after + made.bytes_after
             if not wish.only_prepared:
                 _note_originals(wish, table, originals, report)
-        return Prepared(tables, copied, before, after)
+        return Prepared(tables, copied, before, after, note)
 
 
 def check_room(plan: Plan, wish: Wish) -> None:

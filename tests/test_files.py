@@ -1,0 +1,89 @@
+"""Files that survive a power cut, on file systems that can do less than a local disk."""
+
+import errno
+import os
+import stat
+
+import pytest
+
+from clipcoco import files
+from clipcoco.engine import checkpoint
+from clipcoco.errors import EnvironmentProblem
+from clipcoco.rundir import create
+
+
+def refuse(code: int, folders_only: bool = True):
+    """An os.fsync of a file system that answers `code`."""
+    real = os.fsync
+
+    def fsync(file: int) -> None:
+        if not folders_only or stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(code, os.strerror(code))
+        real(file)
+
+    return fsync
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
+def test_a_folder_that_can_not_be_synced_is_no_reason_to_fail(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(os, "fsync", refuse(code))
+    run = create(tmp_path, "demo", "run")
+    checkpoint.save(run.checkpoints, {"model": {}}, best=True, epoch=1, keep=1)
+    assert {path.name for path in run.checkpoints.iterdir()} == {"last.pt", "best.pt", "epoch_001.pt"}
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [(errno.EIO, "See to the disk"), (errno.ENOSPC, "Free space"), (errno.EDQUOT, "Free space")],
+)
+def test_a_disk_that_fails_is_told_with_what_helps(tmp_path, monkeypatch, code, advice):
+    monkeypatch.setattr(os, "fsync", refuse(code, folders_only=False))
+    with pytest.raises(EnvironmentProblem, match=rf"{os.strerror(code)}\. {advice}, then go on"):
+        checkpoint.save(tmp_path, {"model": {}}, best=True, epoch=1, keep=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_there_are_no_hard_links_a_copy_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    real, synced = os.fsync, set()
+
+    def no_link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    def fsync(file: int) -> None:
+        real(file)
+        synced.add(os.fstat(file).st_ino)
+
+    monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(os, "symlink", no_link)
+    monkeypatch.setattr(os, "fsync", fsync)
+    checkpoint.save(tmp_path, {"model": {}}, best=True, epoch=3, keep=1)
+    assert files.link(tmp_path / "best.pt", tmp_path / "linked") is False
+    found = {path.name: path.stat().st_ino in synced for path in tmp_path.iterdir()}
+    assert found == {"last.pt": True, "best.pt": True, "epoch_003.pt": True, "linked": True}
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    files.write_atomically(tmp_path / "status", "old")
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as context:
+            context.setattr(os, name, refuse(errno.EIO, folders_only=False) if name == "fsync" else fail)
+            with pytest.raises(OSError, match="error"):
+                files.write_atomically(tmp_path / "status", "new")
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def fail(*_: object) -> None:
+    raise OSError(errno.EIO, "an error")
+
+
+def test_two_processes_of_one_number_never_write_the_same_file(tmp_path):
+    assert len({files.temporary_name(tmp_path / "x") for _ in range(100)}) == 100
+
+
+def test_what_a_kill_left_of_one_file_is_cleared_and_no_other(tmp_path):
+    ours, others = files.temporary_name(tmp_path / "a[1].json"), files.temporary_name(tmp_path / "a1.json")
+    for path in (ours, others):
+        path.touch()
+    files.remove_leftovers(tmp_path / "a[1].json")
+    assert list(tmp_path.iterdir()) == [others]
+    files.sync_volume(tmp_path)
