@@ -32,14 +32,12 @@ def test_a_folder_that_can_not_be_synced_is_no_reason_to_fail(tmp_path, monkeypa
     assert {path.name for path in run.checkpoints.iterdir()} == {"last.pt", "best.pt", "epoch_001.pt"}
 
 
-@pytest.mark.parametrize(
-    ("code", "advice"),
-    [(errno.EIO, "See to the disk"), (errno.ENOSPC, "Free space"), (errno.EDQUOT, "Free space")],
-)
-def test_a_disk_that_fails_is_told_with_what_helps(tmp_path, monkeypatch, code, advice):
+@pytest.mark.parametrize(("code", "room"), [(errno.EIO, False), (errno.ENOSPC, True), (errno.EDQUOT, True)])
+def test_a_disk_that_fails_is_told_with_what_helps(tmp_path, monkeypatch, code, room):
     monkeypatch.setattr(os, "fsync", refuse(code, folders_only=False))
-    with pytest.raises(EnvironmentProblem, match=rf"{os.strerror(code)}\. {advice}, then go on"):
+    with pytest.raises(EnvironmentProblem, match=os.strerror(code)) as told:
         checkpoint.save(tmp_path, {"model": {}}, best=True, epoch=1, keep=1)
+    assert ("Free space" in str(told.value)) == room
     assert not list(tmp_path.iterdir())
 
 
