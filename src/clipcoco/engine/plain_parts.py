@@ -74,12 +74,12 @@ def _unusable(path: Path, why: str) -> str:
 
 def _bound(content: dict[str, Any]) -> None:
     """Few lists that hold each other many times are few bytes and endless to walk."""
-    waiting: list[tuple[object, int]] = [(content, 0)]
+    waiting: list[tuple[Any, int]] = [(content, 0)]
     nodes = 0
     while waiting:
         value, depth = waiting.pop()
-        if isinstance(value, dict | list | tuple | set):
-            nodes += len(value)
-            if nodes > _MAX_NODES or depth > _MAX_DEPTH:
-                raise CheckpointError("lists within lists without end")
-            waiting.extend((inner, depth + 1) for inner in (value.values() if isinstance(value, dict) else value))
+        nodes += len(value)
+        if nodes > _MAX_NODES or depth > _MAX_DEPTH:
+            raise CheckpointError("lists within lists without end")
+        inner = value.values() if isinstance(value, dict) else value
+        waiting += [(one, depth + 1) for one in inner if isinstance(one, dict | list | tuple | set)]
