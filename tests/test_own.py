@@ -41,7 +41,7 @@ PAIRS = [(name, number, caption(i, number)) for i, name in enumerate(NAMES) for 
 
 def draw(path: Path, size: tuple[int, int] = (12, 8), kind: str = "JPEG") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (len(path.name) * 7 % 256, sum(path.name.encode()) % 256, 90)).save(path, kind)
+    Image.new("RGB", size, tuple(hashlib.sha256(path.name.encode()).digest()[:3])).save(path, kind)
 
 
 @pytest.fixture
@@ -182,8 +182,8 @@ def test_the_column_of_splits_decides(tmp_path: Path, images: Path) -> None:
     captions, root = write(tmp_path, hugging_face_flickr30k(), "flickr_annotations_30k.csv"), tmp_path / "root"
     adopted = take(captions, images, root)
     train, val = tables(root)
-    assert [file.split("/")[1] for file in train.files] == NAMES[0::3]
-    assert [file.split("/")[1] for file in val.files] == NAMES[1::3]
+    assert sorted(file.split("/")[1] for file in train.files) == NAMES[0::3]
+    assert sorted(file.split("/")[1] for file in val.files) == NAMES[1::3]
     assert by_file(root) == {name: texts for i, (name, texts) in enumerate(EXPECTED.items()) if i % 3 < 2}
     assert adopted.val_images == 7
     assert any("6 test images are left out" in note for note in adopted.notes)
@@ -194,7 +194,7 @@ def test_without_val_the_test_split_validates(tmp_path: Path, images: Path) -> N
     root = tmp_path / "root"
     adopted = take(write(tmp_path, text), images, root)
     assert (adopted.train_images, adopted.val_images) == (14, 6)
-    assert [file.split("/")[1] for file in tables(root)[1].files] == NAMES[2::3]
+    assert sorted(file.split("/")[1] for file in tables(root)[1].files) == NAMES[2::3]
     assert any("14 train and 6 test images" in note for note in adopted.notes)
 
 
@@ -226,19 +226,23 @@ def test_captions_are_cleaned(tmp_path: Path, images: Path) -> None:
         (NAMES[2], " \x00 "),
     ]
     root = tmp_path / "root"
-    adopted = take(write(tmp_path, table(rows)), images, root)
+    adopted = take(write(tmp_path, table(rows)), images, root, allow_missing=True)
     assert by_file(root) == {NAMES[0]: ["a dog on a rug"], NAMES[1]: ["é"]}
     assert any("1 of 3 rows" in note for note in adopted.notes)
 
 
-def test_a_lost_quotation_mark_costs_the_rows_that_it_swallows(tmp_path: Path, images: Path) -> None:
+def test_a_lost_quotation_mark_swallows_no_rows(tmp_path: Path, images: Path) -> None:
     lines = [f"{name},text of {name}" for name in NAMES]
     lines[3] = f'{NAMES[3]},"lost'
     lines[6] = f'{NAMES[6]},"quoted"'
+    lines[9] = f'{NAMES[9]},"lost, too'
+    lines[10] = f'{NAMES[10]},ends so"'
     root = tmp_path / "root"
     adopted = take(write(tmp_path, "\n".join(["image,caption", *lines])), images, root)
-    assert set(by_file(root)) == set(NAMES) - set(NAMES[3:7])
-    assert any("4 of 20 rows" in note and "line 5" in note for note in adopted.notes)
+    found = by_file(root)
+    assert set(found) == set(NAMES)
+    assert [found[NAMES[k]] for k in (3, 6, 9, 10)] == [['"lost'], ["quoted"], ['"lost, too'], ['ends so"']]
+    assert any("1 of 20 rows have more cells than the header, first line 11" in note for note in adopted.notes)
 
 
 @pytest.mark.parametrize(
@@ -249,15 +253,28 @@ def test_a_lost_quotation_mark_costs_the_rows_that_it_swallows(tmp_path: Path, i
         (b"image,words\na.jpg,b\n", "caption|captions|text|comment|raw"),
         (b"a.jpg a dog\n", "image|file_name|filename|image_name|path"),
         (b"a.jpg,a dog\n", "no columns"),
-        (b'{"images": [], "annotations": []}', "'images, annotations'"),
-        (b'{\n "image": "a.jpg",\n "caption": "b"\n}\n', "rows lack an image"),
-        (b"[" * 100_000, "no columns"),
-        (b'{"image": ' + b"[" * 100_000, "rows lack"),
+        (b'{"images": [], "annotations": []}', "no captions in"),
+        (b'{\n "image": "a.jpg",\n "caption": "b"\n}\n', "1 of 1 images are missing"),
+        (b'{"info": 1, "people": {"a": 2}}', "JSON of this form, an object with 'info', 'people'"),
+        (b'[["a.jpg", "b"]]', "JSON of this form, an array"),
+        (b'[{"picture": "a.jpg", "caption": "b"}]', "an array, first {'picture'"),
+        (b'[{"image": "a.jpg", "caption": "b"},\n{"image"', "not whole JSON"),
+        (b"[" * 100_000, "nesting"),
+        (b'{"image": ' + b"[" * 100_000, "nesting"),
+        (b'{"image": ' + b"9" * 5000 + b"}", "absurd numbers"),
         (b"image,caption\n", "no captions in"),
         (b"image,caption\na.jpg,caf\xe9\n", "line 2"),
-        ("image,caption\n".encode("utf-16"), "not UTF-8"),
+        ("image,caption\n".encode("utf-16"), "no captions in"),
+        ("image,caption\n".encode("utf-16")[:-1], "not whole UTF-16"),
+        (b"PK\x03\x04\x14\x00\x06\x00\xff", "a zip archive, as workbooks (.xlsx"),
+        (b"PAR1\x15\x04\xff", "a Parquet file"),
+        (b"\x1f\x8b\x08\x00", "a gzip file"),
+        (b"\xff\xd8\xff\xe0", "a picture"),
+        (b"\x93NUMPY\x01\x00", "a NumPy array"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"image" + b"x" * 200_000 + b",caption\n", "no columns"),
         (b"image,caption\n" + b"a.jpg\n" * 10, "rows lack an image or a caption"),
-        (b"image,caption\na.jpg,\"" + b"x" * 200_000, "rows lack an image or a caption"),
+        (b"image,caption\na.jpg,\"" + b"x" * 200_000, "1 of 1 images are missing"),
         ("\x1b[31m\x00,\x85\n".encode(), "no columns"),
         (bytes(range(128)) * 100, ""),
         (b"image,caption\n../a.jpg,b\n", "lie outside"),
@@ -276,6 +293,154 @@ def test_missing_inputs_are_one_line(tmp_path: Path, images: Path) -> None:
     assert "no folder of pictures" in refusal(captions, captions, tmp_path / "root")
     with pytest.raises(ConfigError, match="val_fraction"):
         take(captions, images, tmp_path / "root", val_fraction=1.0)
+
+
+def json_forms() -> dict[str, Any]:
+    """The JSON in which captions are published, whole files."""
+    coco = {
+        "images": [{"id": float(i), "file_name": name} for i, name in enumerate(NAMES)],  # as pandas writes ids
+        "annotations": [{"image_id": i, "caption": text} for i, name in enumerate(NAMES) for text in EXPECTED[name]],
+    }
+    sentences = {name: [{"raw": text, "tokens": ["a"]} for text in texts] for name, texts in EXPECTED.items()}
+    karpathy = [{"filename": n, "filepath": "val2014", "sentences": s, "split": "train"} for n, s in sentences.items()]
+    return {
+        "array": [{"image": name, "caption": texts} for name, texts in EXPECTED.items()],
+        "coco": coco,
+        "karpathy": {"images": karpathy, "dataset": "mine"},
+        "hugging face": [{"image": {"path": name, "bytes": None}, "text": texts} for name, texts in EXPECTED.items()],
+        "names": EXPECTED,
+        "columns": {"image": list(EXPECTED), "caption": list(EXPECTED.values())},
+        "pandas": {"image": dict(enumerate(EXPECTED)), "caption": dict(enumerate(EXPECTED.values()))},
+        "nested": {
+            "info": {"year": 2017},
+            "data": [{"image": name, "text": texts} for name, texts in EXPECTED.items()],
+        },
+    }
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("form", json_forms())
+def test_json_is_read_in_its_published_forms(tmp_path: Path, images: Path, form: str, indent: int | None) -> None:
+    take(write(tmp_path, json.dumps(json_forms()[form], indent=indent)), images, tmp_path / "root")
+    assert by_file(tmp_path / "root") == EXPECTED
+
+
+def test_karpathys_files_name_folders_too_and_splits(tmp_path: Path, images: Path) -> None:
+    images.rename(tmp_path / "val2014")
+    entries = [
+        {"filename": name, "filepath": "val2014", "split": "val" if name == NAMES[3] else "restval", "sentences": texts}
+        for name, texts in EXPECTED.items()
+    ]
+    take(write(tmp_path, json.dumps({"images": entries})), tmp_path, tmp_path / "root")
+    assert by_file(tmp_path / "root") == EXPECTED
+    assert [file.split("/")[1] for file in tables(tmp_path / "root")[1].files] == [NAMES[3]]
+
+
+CELLS = {  # the rows of a table below its header "image,caption" -> the caption that a spreadsheet shows
+    "doubled marks": (',"a ""big"" dog"', 'a "big" dog'),
+    "a separator": (',"a dog, running"', "a dog, running"),
+    "a line end": (',"a dog\nruns"', "a dog runs"),
+    "a mark opened in the middle": (',a "big" dog', 'a "big" dog'),
+    "a part in marks": (',"a big" dog', "a big dog"),
+    "tab, doubled marks": ('\t"a ""big"" dog"', 'a "big" dog'),
+    "tab, a line end": ('\t"a dog\nruns"', "a dog runs"),
+    "tab, a separator": ('\t"a\tdog"', "a dog"),
+    "bar, a separator": ('| "a | dog"', "a | dog"),
+    "semicolon": (';"a dog; runs"', "a dog; runs"),
+    "html": (",a dog &amp; a cat&#39;s<br/>tail &c; AT&T", "a dog & a cat's tail &c; AT&T"),
+    "invisible": (",a\u00ad do\u200bg", "a dog"),
+    "empty cells": (",a dog,,", "a dog"),
+}
+
+
+@pytest.mark.parametrize("case", CELLS)
+def test_a_cell_is_what_a_spreadsheet_shows(tmp_path: Path, images: Path, case: str) -> None:
+    cell, expected = CELLS[case]
+    text = f"image{cell[0]}caption\n" + "".join(f"{name}{cell}\n" for name in NAMES)
+    take(write(tmp_path, text), images, tmp_path / "root")
+    assert by_file(tmp_path / "root") == {name: [expected] for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("above", "separator", "told"),
+    [
+        ("", ",", False),
+        ("\n\n# made by hand\n", ",", False),
+        ("sep=;\n", ";", False),
+        ('"sep=\t"\n', "\t", False),
+        ("sep=^\n", "^", False),
+        ("#", ",", False),
+        ("My pictures;;\n", ";", True),
+    ],
+)
+def test_the_header_is_found_below_what_stands_above_it(
+    tmp_path: Path, images: Path, above: str, separator: str, told: bool
+) -> None:
+    rows = "".join(f"{name}{separator}text of {name}\n" for name in NAMES)
+    adopted = take(write(tmp_path, f"{above}Image Name{separator}Caption\n{rows}"), images, tmp_path / "root")
+    assert set(by_file(tmp_path / "root")) == set(NAMES)
+    assert any("above the header" in note and "'My pictures" in note for note in adopted.notes) == told
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_text_of_a_spreadsheet_is_read_in_unicode(tmp_path: Path, images: Path, encoding: str) -> None:
+    path = tmp_path / "captions.txt"
+    path.write_bytes(table([("image", "caption"), *((name, "été 北京") for name in NAMES)], "\t").encode(encoding))
+    take(path, images, tmp_path / "root")
+    assert by_file(tmp_path / "root") == {name: ["été 北京"] for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("header", "used"),
+    [
+        ("image,caption,caption2,caption_3", [0, 1, 2]),
+        ("image,caption,captions,text", [0, 1, 2]),
+        ("image,title,description,comment", [0, 1, 2]),
+        ("image,caption,caption,caption.1", [0, 1, 2]),
+        ("image,caption,language,caption_number", [0]),
+    ],
+)
+def test_all_columns_of_captions_count_and_the_others_are_told(
+    tmp_path: Path, images: Path, header: str, used: list[int]
+) -> None:
+    text = header + "\n" + "".join(f"{name},a {name},b {name},c {name}\n" for name in NAMES)
+    adopted = take(write(tmp_path, text), images, tmp_path / "root")
+    assert by_file(tmp_path / "root") == {name: [f"{'abc'[k]} {name}" for k in used] for name in NAMES}
+    columns = header.split(",")[1:]
+    told = " ".join(adopted.notes)
+    assert f"{len(used)} columns: {', '.join(columns[k] for k in used)}" in told or len(used) == 1
+    assert all(f"'{name}'" in told for k, name in enumerate(columns) if k not in used)
+
+
+@pytest.mark.parametrize("value", ["7", "https://example.org/7.jpg", "", "../x.jpg"])
+def test_the_column_that_names_the_pictures_is_the_one_whose_values_are_found(
+    tmp_path: Path, images: Path, value: str
+) -> None:
+    text = "image,caption,file_name\n" + "".join(f"{value},text of {name},{name}\n" for name in NAMES)
+    adopted = take(write(tmp_path, text), images, tmp_path / "root")
+    assert set(by_file(tmp_path / "root")) == set(NAMES)
+    assert not value or any("the column file_name names the pictures" in note for note in adopted.notes)
+
+
+def test_a_list_in_a_cell_is_several_captions(tmp_path: Path, images: Path) -> None:
+    listed = {"['a', \"it's b\"]": ["a", "it's b"], '["a", "b"]': ["a", "b"], "['a' 'b']": ["['a' 'b']"]}
+    rows = [(name, [*listed][k % 3]) for k, name in enumerate(NAMES)]
+    take(write(tmp_path, table([("image", "caption"), *rows])), images, tmp_path / "root")
+    assert by_file(tmp_path / "root") == {name: listed[cell] for name, cell in rows}
+
+
+def test_repeated_captions_are_kept_once_and_shared_ones_counted(tmp_path: Path, images: Path) -> None:
+    rows = [(name, text) for name in NAMES for text in ("a dog", f"only {name}", "a dog")]
+    adopted = take(write(tmp_path, table([("image", "caption"), *rows])), images, tmp_path / "root")
+    assert by_file(tmp_path / "root") == {name: ["a dog", f"only {name}"] for name in NAMES}
+    told = " ".join(adopted.notes)
+    assert "20 of 60 captions repeat another of the same picture" in told
+    assert "20 of 40 captions stand word for word with several pictures" in told
+    assert "2 of 4 captions for validation stand in training too" in told
+
+
+def test_texts_beside_the_pictures_are_said_not_to_be_read(tmp_path: Path, images: Path) -> None:
+    assert "NAME.txt, are not read" in refusal(images, images, tmp_path / "root")
 
 
 # --- pictures --------------------------------------------------------------------------------------------
@@ -300,7 +465,8 @@ def test_nothing_outside_of_the_folder_is_opened_or_linked(tmp_path: Path, image
     opened: list[str] = []
     watching = True
     sys.addaudithook(lambda event, args: opened.append(str(args[0])) if watching and event == "open" else None)
-    adopted = take(write(tmp_path, simple([*NAMES, *bad, "inside.jpg"])), images, tmp_path / "root")
+    captions = write(tmp_path, simple([*NAMES, *bad, "inside.jpg"]))
+    adopted = take(captions, images, tmp_path / "root", allow_missing=True)
     watching = False
     assert not any("secret" in path or "leak" in path or "passwd" in path for path in opened)
     assert any(f"{len(bad)} of 29 images lie outside" in note and "secret.jpg'" in note for note in adopted.notes)
@@ -322,7 +488,7 @@ def test_odd_names_are_counted_as_missing(tmp_path: Path, images: Path) -> None:
         NAMES[0] + "/x.jpg",
     ]
     lines = "".join(json.dumps({"image": name, "caption": "text"}) + "\n" for name in [*NAMES, *odd])
-    adopted = take(write(tmp_path, lines), images, tmp_path / "root")
+    adopted = take(write(tmp_path, lines), images, tmp_path / "root", allow_missing=True)
     (note,) = (note for note in adopted.notes if "left out" in note)
     assert note.startswith(f"{len(odd)} of {len(NAMES) + len(odd)} images are missing in {images}, first ")
     assert note.isprintable()
@@ -330,17 +496,25 @@ def test_odd_names_are_counted_as_missing(tmp_path: Path, images: Path) -> None:
     tables(tmp_path / "root")
 
 
-def test_missing_pictures_are_dropped_until_they_are_most(tmp_path: Path, images: Path) -> None:
+def test_more_than_one_row_in_twenty_is_left_out_only_when_that_is_asked_for(tmp_path: Path, images: Path) -> None:
     captions, root = write(tmp_path, simple(NAMES)), tmp_path / "root"
-    for name in NAMES[:10]:
-        (images / name).unlink()
+    (images / NAMES[0]).unlink()
     adopted = take(captions, images, root)
-    assert any("10 of 20 images are missing" in note and NAMES[0] in note for note in adopted.notes)
-    assert set(by_file(root)) == set(NAMES[10:])
-    (images / NAMES[10]).unlink()
-    message = refusal(captions, images, tmp_path / "other")
-    assert "11 of 20 images are missing" in message
-    assert all(name in message for name in NAMES[:3])
+    assert any("1 of 20 images are missing" in note and NAMES[0] in note for note in adopted.notes)
+    assert set(by_file(root)) == set(NAMES[1:])
+    (images / NAMES[1]).write_bytes(b"GIF89a")  # different reasons add up
+    message = refusal(captions, images, root)
+    assert "1 of 20 images are missing" in message
+    assert "1 of 20 files" in message
+    assert message.endswith("the same command with --allow-missing")
+    for name in NAMES[2:15]:
+        (images / name).unlink()
+    adopted = take(captions, images, root, allow_missing=True)
+    assert any("14 of 20 images are missing" in note for note in adopted.notes)
+    assert set(by_file(root)) == set(NAMES[15:])
+    nothing = refusal(captions, tmp_path / "root" / "annotations", root.with_name("other"), allow_missing=True)
+    assert "20 of 20 images are missing" in nothing
+    assert "allow-missing" not in nothing
 
 
 def test_what_is_no_jpeg_or_png_is_dropped_and_named(tmp_path: Path, images: Path) -> None:
@@ -355,8 +529,8 @@ def test_what_is_no_jpeg_or_png_is_dropped_and_named(tmp_path: Path, images: Pat
     os.mkfifo(images / NAMES[6])
     draw(images / NAMES[7], size=(31, 17), kind="PNG")  # a PNG that is called .jpg, as COCO has one
     root = tmp_path / "root"
-    adopted = take(write(tmp_path, simple(NAMES)), images, root)
-    assert any("6 of 19 files" in note and NAMES[0] in note for note in adopted.notes)
+    adopted = take(write(tmp_path, simple(NAMES)), images, root, allow_missing=True)
+    assert any("6 of 20 files" in note and NAMES[0] in note for note in adopted.notes)
     assert any("1 of 20 images are missing" in note for note in adopted.notes)
     assert set(by_file(root)) == set(NAMES[7:])
     rows = [json.loads(path.read_text())["images"] for path in (root / "annotations").iterdir()]
@@ -379,24 +553,28 @@ def test_names_that_annotations_cannot_hold_give_way_to_ids(tmp_path: Path) -> N
     for name, kind in kinds.items():
         draw(images / name, kind=kind)
     take(write(tmp_path, simple(list(kinds))), images, root)
-    paths = sorted(kinds)
-    expected = {}
-    for number, path in enumerate(paths, start=1):
-        kept = path.split("/")[-1] if "lain" in path else f"{number:012d}{'.png' if kinds[path] == 'PNG' else '.jpg'}"
-        expected[kept] = [f"text of {path}"]
-    assert by_file(root) == expected
     images_rows = [row for path in (root / "annotations").iterdir() for row in json.loads(path.read_text())["images"]]
-    assert {row["id"]: row["original"] for row in images_rows} == dict(enumerate(paths, start=1))
+    numbers = {row["original"]: row["id"] for row in images_rows}
+    expected = {}
+    for path in kinds:
+        suffix = ".png" if kinds[path] == "PNG" else ".jpg"
+        expected[path.split("/")[-1] if "lain" in path else f"{numbers[path]:012d}{suffix}"] = [f"text of {path}"]
+    assert len(set(numbers.values())) == len(kinds)
+    assert by_file(root) == expected
 
 
 def test_a_file_that_is_called_like_anothers_id(tmp_path: Path) -> None:
-    images, names = tmp_path / "images", ["000000000002.jpg", "with space.jpg", "x.jpg"]
-    draw(images / names[0])
-    draw(images / names[1])
-    draw(images / names[2])
-    root = tmp_path / "root"
+    images, root = tmp_path / "images", tmp_path / "root"
+    names = ["with space.jpg", "x.jpg"]
+    for name in names:
+        draw(images / name)
     take(write(tmp_path, simple(names)), images, root)
-    assert by_file(root) == {f"{i:012d}.jpg": [f"text of {name}"] for i, name in enumerate(sorted(names), start=1)}
+    (taken,) = set(by_file(root)) - {"x.jpg"}
+    draw(images / taken)
+    take(write(tmp_path, simple([*names, taken])), images, root)
+    found = by_file(root)
+    assert found[taken] == ["text of with space.jpg"]
+    assert sorted(found.values()) == sorted([f"text of {name}"] for name in [*names, taken])
 
 
 def test_names_are_found_without_suffix_or_in_another_case_if_it_is_plain_which(tmp_path: Path, images: Path) -> None:
@@ -406,12 +584,35 @@ def test_names_are_found_without_suffix_or_in_another_case_if_it_is_plain_which(
     draw(images / "one.png", kind="PNG")
     draw(images / "Cafe\u0301.jpg")
     asked = [NAMES[0].removesuffix(".jpg"), NAMES[1].upper(), "twice.jpg", "one", "caf\u00e9.jpg", *NAMES[2:]]
-    adopted = take(write(tmp_path, simple(asked)), images, tmp_path / "root")
+    adopted = take(write(tmp_path, simple(asked)), images, tmp_path / "root", allow_missing=True)
     assert any("2 of 23 images are missing" in note and "'twice.jpg', 'one'" in note for note in adopted.notes)
+    assert any("3 images are found by nearly the same name" in note for note in adopted.notes)
     found = by_file(tmp_path / "root")
     assert found[NAMES[0]] == [f"text of {asked[0]}"]
     assert found[NAMES[1]] == [f"text of {asked[1]}"]
     assert ["text of caf\u00e9.jpg"] in found.values()
+
+
+@pytest.mark.parametrize(
+    ("asked", "there"),
+    [
+        ("sub/p.jpg", "sub/P.JPG"),
+        ("sub/p", "sub/p.jpg"),
+        ("Sub/p.jpg", "sub/p.jpeg"),
+        ("sub/p.jpeg", "sub/p.jpg"),
+        ("caf\u00e9/p.jpg", "cafe\u0301/p.jpg"),
+        ("sub\\p.jpg", "sub/p.jpg"),
+        ("p.jpg", "Images/p.jpg"),
+        ("Images/p.jpg", "p.jpg"),
+        ("./sub/p.JPG", "x/sub/p.jpg"),
+    ],
+)
+def test_a_name_is_found_below_the_folder_as_in_it(tmp_path: Path, images: Path, asked: str, there: str) -> None:
+    draw(images / there)
+    draw(images / "@eaDir" / there)  # thumbnails of a NAS
+    adopted = take(write(tmp_path, simple([*NAMES, asked])), images, tmp_path / "root")
+    assert [f"text of {asked}"] in by_file(tmp_path / "root").values()
+    assert any("1 images are found by nearly the same name" in note for note in adopted.notes)
 
 
 # --- the split, and calling again ------------------------------------------------------------------------
@@ -419,7 +620,7 @@ def test_names_are_found_without_suffix_or_in_another_case_if_it_is_plain_which(
 
 def test_the_split_depends_on_names_and_seed_only(tmp_path: Path, images: Path) -> None:
     lines = [f"{name},text {number} of {name}" for name in NAMES for number in range(2)]
-    vals = []
+    vals, numbers = [], []
     for trial, seed in enumerate((0, 0, 0, 1)):
         random.Random(trial).shuffle(lines)
         root = tmp_path / f"root{trial}"
@@ -429,12 +630,94 @@ def test_the_split_depends_on_names_and_seed_only(tmp_path: Path, images: Path) 
         assert (adopted.val_images, adopted.val_captions) == (5, 10)
         train, val = tables(root)
         ids = dict(zip([*train.files, *val.files], [*train.image_ids, *val.image_ids], strict=True))
-        assert sorted(ids.values()) == list(range(1, 21))
-        assert [file.split("/")[1] for file in sorted(ids, key=lambda file: ids[file])] == NAMES
-        vals.append(val.files)
+        numbers.append({file.split("/")[1]: number for file, number in ids.items()})
+        vals.append(set(val.files))
     assert vals[0] == vals[1] == vals[2] != vals[3]
+    assert all(one == numbers[0] for one in numbers)
     expected = sorted(NAMES, key=lambda name: hashlib.sha256(f"0:{name}".encode()).digest())[:5]
-    assert vals[0] == [f"val2017/{name}" for name in sorted(expected)]
+    assert vals[0] == {f"val2017/{name}" for name in expected}
+
+
+def sides(root: Path) -> tuple[dict[str, int], set[str]]:
+    """Ids by original name, and what is for validation."""
+    rows = {
+        split: json.loads((root / "annotations" / f"captions_{split}.json").read_text())["images"]
+        for split in ("train2017", "val2017")
+    }
+    ids = {row["original"]: row["id"] for split in rows.values() for row in split}
+    return ids, {row["original"] for row in rows["val2017"]}
+
+
+def test_old_pictures_keep_their_ids_and_sides_when_others_come_and_go(tmp_path: Path, images: Path) -> None:
+    captions, root = write(tmp_path, simple(NAMES[:10])), tmp_path / "root"
+    take(captions, images, root, val_fraction=0.2)
+    old_ids, old_val = sides(root)
+    write(tmp_path, simple(NAMES))
+    adopted = take(captions, images, root, val_fraction=0.2)
+    ids, val = sides(root)
+    assert {name: ids[name] for name in NAMES[:10]} == old_ids
+    assert val & set(NAMES[:10]) == old_val
+    assert len(val) == 4
+    assert not any("move" in note for note in adopted.notes)
+    write(tmp_path, simple(NAMES[5:]))  # some go, and come back
+    take(captions, images, root, val_fraction=0.2)
+    assert sides(root)[1] <= val
+    write(tmp_path, simple(NAMES))
+    take(captions, images, root, val_fraction=0.2)
+    assert sides(root) == (ids, val)
+    adopted = take(captions, images, root, val_fraction=0.5)
+    assert len(sides(root)[1]) == 10
+    assert val < sides(root)[1]
+    assert any("6 images move from training to validation" in note for note in adopted.notes)
+    take(captions, images, root, val_fraction=0.1)
+    assert sides(root)[1] < val
+
+
+def test_data_of_an_older_version_keep_their_ids_and_sides(tmp_path: Path, images: Path) -> None:
+    captions, root = write(tmp_path, simple(NAMES[:10])), tmp_path / "root"
+    take(captions, images, root, val_fraction=0.2)
+    for file in (root / "annotations").iterdir():  # as it numbered them, and it wrote no more into own.json
+        content = json.loads(file.read_text())
+        for row in content["images"]:
+            row["id"] = NAMES.index(row["original"]) + 1
+        file.write_text(json.dumps(content))
+    state = json.loads((root / ".clipcoco" / "own.json").read_text())
+    (root / ".clipcoco" / "own.json").write_text(json.dumps({"captions": state["captions"], "images": state["images"]}))
+    _, old_val = sides(root)
+    write(tmp_path, simple(NAMES))
+    take(captions, images, root, val_fraction=0.2)
+    ids, val = sides(root)
+    assert [ids[name] for name in NAMES[:10]] == list(range(1, 11))
+    assert val & set(NAMES[:10]) == old_val
+
+
+@pytest.mark.parametrize("known", [[1], {"a": 1}, {name: [5, "val"] for name in NAMES}, {NAMES[0]: [-1, "x"]}])
+def test_a_record_that_was_edited_is_not_believed(tmp_path: Path, images: Path, known: object) -> None:
+    captions, root = write(tmp_path, simple(NAMES)), tmp_path / "root"
+    take(captions, images, root)
+    calm = sides(root)
+    state = json.loads((root / ".clipcoco" / "own.json").read_text())
+    (root / ".clipcoco" / "own.json").write_text(json.dumps(state | {"pictures": known, "fingerprint": "", "draw": 3}))
+    take(captions, images, root)
+    assert sides(root) == calm
+
+
+def test_the_same_bytes_under_several_names_stay_on_one_side(tmp_path: Path, images: Path) -> None:
+    twins = [f"sub/{name}" for name in NAMES[:15]]
+    (images / "sub").mkdir()
+    for name in NAMES[:15]:
+        (images / "sub" / name).write_bytes((images / name).read_bytes())
+    adopted = take(write(tmp_path, simple([*NAMES, *twins])), images, tmp_path / "root", val_fraction=0.3)
+    _, val = sides(tmp_path / "root")
+    assert len(val) in (10, 11)
+    assert all((name in val) == (f"sub/{name}" in val) for name in NAMES[:15])
+    assert any("15 pictures are byte for byte the same" in note and "one side" in note for note in adopted.notes)
+    rows = [
+        ("image", "caption", "split"),
+        *((n, f"text of {n}", "val" if "/" in n else "train") for n in NAMES + twins),
+    ]
+    adopted = take(write(tmp_path, table(rows), "given.csv"), images, tmp_path / "given")
+    assert any("15 pictures for validation are in training too, byte for byte" in note for note in adopted.notes)
 
 
 def test_two_pictures_are_the_least(tmp_path: Path, images: Path) -> None:

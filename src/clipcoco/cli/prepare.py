@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipcoco.cli.options import Debug, Json, Preset, Set, print_json
+from clipcoco.cli.own import prepare_own
 from clipcoco.cli.verify import show_verified, working
 from clipcoco.config.load import LoadedConfig, load_config, preset_names
+from clipcoco.config.text import written
 from clipcoco.console import Terminal, open_terminal, say_bytes, say_seconds, show, summary_rows
 from clipcoco.errors import ConfigError, ExitCode
 
@@ -42,7 +44,7 @@ def prepare_data(
     ] = False,
     captions: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Your own captions: CSV, TSV or JSON lines.", show_default=False),
+        typer.Option(metavar="FILE", help="Your own captions: CSV, TSV or JSON.", show_default=False),
     ] = None,
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Your own pictures, for --captions.", show_default=False)
@@ -51,6 +53,9 @@ def prepare_data(
         Path | None,
         typer.Option(metavar="DIR", help="Let links below --root lead into this folder.", show_default=False),
     ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out even more than 5 % of the rows of --captions.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare; fetches nothing.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     changes: Set = None,
@@ -68,7 +73,7 @@ def prepare_data(
         return _allow(terminal, root, allow_links)
     if captions is not None or images is not None:
         _refuse((dry_run, verify, only_prepared, everything, source, mirror, train_fraction is not None))
-        return _own(terminal, captions, images, root, val_fraction, preset, changes or [], json_)
+        return prepare_own(terminal, captions, images, root, val_fraction, allow_missing, preset, changes or [], json_)
     if not (preset or everything or verify) and train_fraction is None and val_fraction is None:
         raise ConfigError(
             f"which images? Give --preset NAME ({', '.join(preset_names())}), --train-fraction F or --all (20 GB)"
@@ -140,7 +145,7 @@ def _again(loaded: LoadedConfig, preset: str | None, wish: "Wish") -> str:
         if (value := getattr(loaded.config.data, key)) != getattr(given, key):
             words.append(f"data.{key}={str(value).removesuffix('.0')}")
     if str(wish.root) != given.root:
-        words.append(f"data.root={wish.root}")
+        words.append(f"data.root={written(str(wish.root))}")
     return shlex.join(words)
 
 
@@ -239,49 +244,5 @@ def _draw(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: bo
         f"{'Nothing to do' if drawn else 'Ready'}: {len(train.files):,} train and {len(val.files):,} val images, "
         f"{len(train.captions) + len(val.captions):,} captions in {wish.root}.",
         f"Next: {again}",
-    )
-    return ExitCode.OK
-
-
-def _own(
-    terminal: Terminal,
-    captions: Path | None,
-    images: Path | None,
-    root: Path | None,
-    val_fraction: float | None,
-    preset: str | None,
-    changes: list[str],
-    json_: bool,
-) -> int:
-    from clipcoco.data.captions import read_captions
-    from clipcoco.data.presence import check_files
-    from clipcoco.prepare.lock import lock
-    from clipcoco.prepare.own import adopt
-    from clipcoco.prepare.resize import make_copies
-
-    if captions is None or images is None or root is None:
-        raise ConfigError("your own pictures need all three: --captions FILE --images DIR --root DIR (where to)")
-    captions, images, root = captions.expanduser(), images.expanduser(), root.expanduser()
-    size = load_config(preset=preset or "small", overrides=changes).config.data.prepared_size
-    share = 0.1 if val_fraction is None else val_fraction
-    with working(terminal) as report, lock(root) as unlocked:
-        adopted = adopt(captions, images, root, val_fraction=share, report=report)
-        made = 0
-        if size:
-            for split in ("train2017", "val2017"):
-                table = read_captions(root, split)
-                check_files(table)
-                made += make_copies(root, table.files, size, report).made
-    for note in filter(None, (unlocked, *adopted.notes)):
-        show(terminal.err, f"note: {note}")
-    if json_:
-        print_json({"schema": 1, **asdict(adopted), "root": str(root), "copies_made": made})
-        return ExitCode.OK
-    again = ["clipcoco", "train", "--preset", preset or "small", f"data.root={root}"]
-    show(
-        terminal.out,
-        f"Ready: {adopted.train_images:,} train and {adopted.val_images:,} val images, "
-        f"{adopted.train_captions + adopted.val_captions:,} captions in {root}.",
-        f"Next: {shlex.join([*again, 'data.train_fraction=1', 'data.val_fraction=1'])}",
     )
     return ExitCode.OK

@@ -3,18 +3,24 @@
 Letters: N images, M captions, D dimensions.
 """
 
-import zipfile
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from clipcoco.data.npz import read_npz
 from clipcoco.errors import DataError
 from clipcoco.files import take_name, write_temporary
+
+WHERE = "--from-embeddings"
+
+_NEEDED = ("image_embeddings", "text_embeddings", "image_ids", "caption_image_ids")
+_ROUNDING = 1e-6  # of the length of a unit vector in float32
 
 
 @dataclass(frozen=True)
@@ -43,70 +49,101 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
 def read_embeddings(path: Path) -> tuple[Embeddings, str]:
     """Any model's embeddings, and a note on what was done to them. Raises DataError for a file that is none.
 
-    Rows that are no unit vectors are made so: recall here ranks by cosine similarity.
+    Rows are brought to unit length: recall here ranks by cosine similarity. Ids may be whole numbers or texts.
     """
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ValueError("it is a single array")
-        with loaded as file:
-            arrays = {name: file[name] for name in ("image_embeddings", "text_embeddings", "image_ids")}
-            owners_ids = file["caption_image_ids"]
-            caption_ids = file["caption_ids"] if "caption_ids" in file else np.arange(len(owners_ids))
-    except FileNotFoundError:
-        raise DataError(f"no file at {path} (--from-embeddings)") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"{path} holds no embeddings (--from-embeddings). It needs image_embeddings (N,D), "
-            f"text_embeddings (M,D), image_ids (N) and caption_image_ids (M)"
-        ) from error
-    images, texts, image_ids = arrays.values()
-    _check_shapes(path, images, texts, image_ids, owners_ids, caption_ids)
-    place = {int(image): row for row, image in enumerate(image_ids)}
-    if len(place) < len(image_ids):
-        raise DataError(f"{path}: image_ids repeat (--from-embeddings). Give each image one row")
-    try:
-        owners = np.array([place[int(image)] for image in owners_ids], dtype=np.int64)
-    except KeyError as error:
-        raise DataError(
-            f"{path}: a caption belongs to image {error}, which is not in image_ids (--from-embeddings)"
-        ) from None
-    if len(np.unique(owners)) < len(image_ids):
-        raise DataError(f"{path}: some images have no caption (--from-embeddings). Leave them out")
+    arrays = read_npz(path, (*_NEEDED, "caption_ids"), WHERE)
+    _check_arrays(path, arrays)
+    images, texts, image_ids, caption_image_ids = (arrays[name] for name in _NEEDED)
+    ids = _plain_ids(image_ids, "image_ids", path)
+    place = {image: row for row, image in enumerate(ids)}
+    if len(place) < len(ids):
+        raise DataError(f"{path}: image_ids repeat ({WHERE}). Give each image one row")
+    wanted = _plain_ids(caption_image_ids, "caption_image_ids", path)
+    found = [place.get(image, -1) for image in wanted]
+    if strangers := [image for image, row in zip(wanted, found, strict=True) if row < 0]:
+        many = f"{len(strangers):,} of {len(texts):,} captions belong to an image that is not in image_ids, "
+        many += f"first image {strangers[0]!r:.60}"
+        kinds = f"image_ids are {image_ids.dtype}, caption_image_ids {caption_image_ids.dtype}"
+        raise DataError(f"{path}: {many} ({WHERE}; {kinds}). Leave them out")
+    owners = np.array(found, dtype=np.int64)
+    if bare := len(ids) - len(np.unique(owners)):
+        raise DataError(f"{path}: {bare:,} of {len(ids):,} images have no caption ({WHERE}). Leave them out")
     order = np.argsort(owners, kind="stable")
+    captions = arrays.get("caption_ids")
+    caption_ids = range(len(texts)) if captions is None else _plain_ids(captions, "caption_ids", path)
     image_rows, changed = _unit_rows(images)
     text_rows, also_changed = _unit_rows(texts[order])
-    note = "rows scaled to unit length" if changed or also_changed else "unit vectors"
-    embeddings = Embeddings(image_rows, text_rows, image_ids, caption_ids[order], torch.from_numpy(owners[order]))
-    return embeddings, note
-
-
-def _check_shapes(
-    path: Path,
-    images: np.ndarray,
-    texts: np.ndarray,
-    image_ids: np.ndarray,
-    owners: np.ndarray,
-    ids: np.ndarray,
-) -> None:
-    fits = (
-        images.ndim == texts.ndim == 2
-        and images.shape[1:] == texts.shape[1:]
-        and image_ids.shape == (len(images),)
-        and owners.shape == ids.shape == (len(texts),)
-        and len(images) > 0
-        and all(array.dtype.kind == "f" for array in (images, texts))
-        and all(array.dtype.kind in "iu" for array in (image_ids, owners, ids))
+    notes = ["rows scaled to unit length" if changed or also_changed else "unit vectors"]
+    if again := len(images) - len({hash(row.tobytes()) for row in image_rows.numpy()}):
+        notes.append(f"{again:,} image rows equal another one")
+    if zeros := sum(int((rows == 0).all(dim=1).sum()) for rows in (image_rows, text_rows)):
+        notes.append(f"{zeros:,} rows are zero")
+    embeddings = Embeddings(
+        image_rows, text_rows, _numbers(ids), _numbers(caption_ids)[order], torch.from_numpy(owners[order])
     )
-    if not fits:
+    return embeddings, ", ".join(notes)
+
+
+def _check_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Names, kinds, then shapes, each said of the array that is wrong."""
+    if missing := [name for name in _NEEDED if name not in arrays]:
+        there = ", ".join(repr(name)[:40] for name in list(arrays)[:10]) or "nothing"
         raise DataError(
-            f"{path}: the arrays do not fit together: image_embeddings {images.shape} {images.dtype}, text_embeddings "
-            f"{texts.shape} {texts.dtype}, image_ids {image_ids.shape}, caption_image_ids {owners.shape} "
-            f"(--from-embeddings). Floats (N,D) and (M,D), whole numbers (N) and (M) are expected"
+            f"{path} holds no embeddings: {', '.join(missing)} not among {there} ({WHERE}). It needs image_embeddings "
+            "(N,D), text_embeddings (M,D), image_ids (N) and caption_image_ids (M), under these names"
         )
+    for name in _NEEDED[:2]:
+        if arrays[name].dtype.kind != "f":
+            raise DataError(f"{path}: {name} are {arrays[name].dtype}, not floats ({WHERE}). Save them as float32")
+    images, texts, image_ids, owners = (arrays[name].shape for name in _NEEDED)
+    fits = len(images) == len(texts) == 2 and images[1:] == texts[1:] and min(images + texts) > 0
+    if (
+        not fits
+        or image_ids != images[:1]
+        or not owners == arrays.get("caption_ids", arrays[_NEEDED[3]]).shape == texts[:1]
+    ):
+        shapes = ", ".join(
+            f"{name} {array.shape}" for name, array in arrays.items() if name in (*_NEEDED, "caption_ids")
+        )
+        raise DataError(f"{path}: the arrays do not fit together: {shapes} ({WHERE}). (N,D), (M,D), (N) and (M) do")
 
 
-def _unit_rows(rows: np.ndarray) -> tuple[Tensor, bool]:
-    vectors = torch.from_numpy(rows.astype(np.float32))
-    off = (vectors.norm(dim=1) - 1).abs().max() > 1e-3
-    return (F.normalize(vectors, dim=1), True) if off else (vectors, False)
+def _plain_ids(ids: npt.NDArray[Any], name: str, path: Path) -> list[int] | list[str]:
+    """Whole numbers, of texts as well if all are: "000000000139" is 139."""
+    if ids.dtype.kind == "f":
+        if not (
+            np.isfinite(ids) & (ids == np.floor(ids)) & (np.abs(ids) < 2.0 ** (np.finfo(ids.dtype).nmant + 1))
+        ).all():
+            raise DataError(
+                f"{path}: {name} are {ids.dtype}, not all of them whole numbers ({WHERE}). Save them as int64"
+            )
+        return [int(value) for value in ids.tolist()]
+    if ids.dtype.kind == "S":
+        ids = np.char.decode(ids, "latin-1")
+    plain: list[Any] = ids.tolist()
+    if ids.dtype.kind == "U" and all(text.isascii() and text.isdigit() and len(text) < 19 for text in plain):
+        return [int(text) for text in plain]
+    return plain
+
+
+def _numbers(ids: Sequence[int] | Sequence[str]) -> npt.NDArray[np.int64]:
+    """The ids themselves, or the rows where they are texts or too large."""
+    if all(isinstance(value, int) and value < 2**63 for value in ids):
+        return np.array(ids, dtype=np.int64)
+    return np.arange(len(ids), dtype=np.int64)
+
+
+def _unit_rows(rows: npt.NDArray[Any]) -> tuple[Tensor, bool]:
+    """Float32 rows of length 1, and whether any was not: what rounding to float32 leaves stays as it is."""
+    unit = np.empty(rows.shape, dtype=np.float32)
+    changed = False
+    for start in range(0, len(rows), 4096):
+        with np.errstate(all="ignore"):  # what is not finite is counted and refused by recall
+            part = rows[start : start + 4096].astype(np.float64)
+            largest = np.abs(part).max(axis=1, keepdims=True)
+            largest[largest == 0] = 1
+            norms = largest * np.linalg.norm(part / largest, axis=1, keepdims=True)
+            off = (np.abs(norms - 1) > _ROUNDING) & (norms != 0)
+            unit[start : start + 4096] = np.where(off, part / largest / (norms / largest), part)
+        changed |= bool(off.any())
+    return torch.from_numpy(unit), changed

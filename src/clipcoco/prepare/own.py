@@ -6,7 +6,6 @@ folder of pictures is counted and left out, and only JPEG and PNG files are let 
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections import Counter
@@ -21,10 +20,12 @@ from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
 from clipcoco.events import ReportTask
 from clipcoco.files import link, read_own, sync_volume, write_json
 from clipcoco.links import allow, own_folder
-from clipcoco.prepare.own_captions import PARTS, by_image, read_rows
-from clipcoco.prepare.own_pictures import Sizes, find, measure
+from clipcoco.prepare.own_captions import PARTS, by_image, once, read_rows
+from clipcoco.prepare.own_pictures import Found, Sizes, find, measure, nearly_named, same_content
+from clipcoco.prepare.own_rows import IMAGE, Row
+from clipcoco.prepare.own_split import Draw, Known, Picture, divided, keep, numbered, remembered
 
-MAX_VAL_IMAGES = 5_000  # as many as COCO has
+MAX_LOST = 0.05  # of the rows: what is more is left out only by --allow-missing
 STATE = Path(".clipcoco", "own.json")
 
 _SPLITS = ("train2017", "val2017")
@@ -41,61 +42,127 @@ class Adopted:
     notes: tuple[str, ...]  # what was left out, how it was split and linked, a sentence each
 
 
-@dataclass(frozen=True)
-class _Picture:
-    id: int
-    path: str  # relative to the folder of pictures
-    link: str  # its name in train2017 or val2017
-    width: int
-    height: int
-    captions: list[str]
-
-
 def adopt(
-    captions: Path, images: Path, root: Path, *, val_fraction: float = 0.1, seed: int = 0, report: ReportTask
+    captions: Path,
+    images: Path,
+    root: Path,
+    *,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    allow_missing: bool = False,
+    report: ReportTask,
 ) -> Adopted:
     """Make `root` a data set of the pictures in the folder `images` that the file `captions` describes.
 
     Its own column of splits decides what is for validation; without one, a share `val_fraction` of the pictures
-    (at most 5,000), drawn by `seed`, whatever the order of the rows. Pictures get hard links, symbolic links on
-    another file system. The annotation files come last: an interrupted call is never taken for complete, and
-    the same call does nothing when it was complete and nothing has changed. Raises DataError, ConfigError for
-    `val_fraction`, EnvironmentProblem.
+    (at most 5,000), drawn by `seed`, whatever the order of the rows. Called again, with more pictures, it leaves
+    the ids and the sides of the old ones as they are. Pictures get hard links, symbolic links on another file
+    system. The annotation files come last: an interrupted call is never taken for complete, and the same call does
+    nothing when it was complete and nothing has changed. Raises DataError, also when more than 5 % of the rows
+    would be left out and not `allow_missing`, ConfigError for `val_fraction`, EnvironmentProblem.
     """
     if not 0 < val_fraction < 1:
         raise ConfigError(f"the share for validation is {val_fraction} (val_fraction). It lies between 0 and 1")
     try:
-        return _adopt(captions, images, root, val_fraction, seed, report)
+        return _adopt(captions, images, root, Draw(val_fraction, seed), allow_missing, report)
     except OSError as error:
         where = f"cannot adopt {images} into {root} ({error.strerror or error})"
         raise EnvironmentProblem(f"{where}. Check room and permissions, then run the same command") from error
 
 
-def _adopt(captions: Path, images: Path, root: Path, val_fraction: float, seed: int, report: ReportTask) -> Adopted:
+def _adopt(captions: Path, images: Path, root: Path, draw: Draw, allow_missing: bool, report: ReportTask) -> Adopted:
     if not images.is_dir():
         raise DataError(f"no folder of pictures at {images}. Name the folder that holds them")
     images = Path(os.path.realpath(images))
     call = {"captions": os.path.realpath(captions), "images": str(images)}
     before = _claimed(root, call)
-    rows = read_rows(captions)
-    texts, parts, notes = by_image(rows, captions)
-    found = find(texts, images, notes)
-    status = [(path, os.stat(images / path)) for path in sorted(set(found.values()))]
-    content = repr((val_fraction, seed, rows, [(path, file.st_size, file.st_mtime_ns) for path, file in status]))
+    notes: list[str] = []
+    rows = read_rows(captions, notes)
+    column, found = _find(rows, images, captions, notes)
+    texts, parts = by_image(rows, column, captions, notes)
+    status = [(path, os.stat(images / path)) for path in sorted(set(found.paths.values()))]
+    content = repr((draw, rows, [(path, file.st_size, file.st_mtime_ns) for path, file in status]))
     fingerprint = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
     if before.get("fingerprint") == fingerprint and (adopted := _complete(root, before)):
         if any(path.is_symlink() for split in _SPLITS for path in (root / split).iterdir()):
             allow(root, [images])
         return adopted
     sizes = measure([path for path, _ in status], images, report, notes)
+    _count_lost(rows, column, found, sizes, captions, images, allow_missing, notes)
     by_path: dict[str, list[str]] = {}
     part_of: dict[str, str] = {}
-    for name, path in found.items():  # several names may lead to one file: its captions stay on one side
-        by_path.setdefault(path, []).extend(texts[name])
-        part_of[path] = max(part_of.get(path, "train"), parts[name], key=PARTS.index)
-    pictures = _numbered(sizes, by_path)
-    train, val = _divided(pictures, part_of, val_fraction, seed, captions, notes)
-    return _write(root, call, fingerprint, images, (train, val), notes)
+    for name, path in found.paths.items():  # several names may lead to one file: its captions stay on one side
+        if path in sizes and name in texts:
+            by_path.setdefault(path, []).extend(texts[name])
+            part_of[path] = max(part_of.get(path, PARTS[0]), parts[name], key=PARTS.index)
+    once(by_path, notes)
+    known = remembered(root, _SPLITS, before)
+    pictures = _numbered(sizes, by_path, known)
+    alike = same_content(by_path, images)
+    train, val = divided(pictures, part_of, draw, known, alike, captions, notes)
+    state = call | keep(known, draw, (train, val))
+    return _write(root, state, fingerprint, images, (train, val), notes)
+
+
+def _find(rows: list[Row], images: Path, captions: Path, notes: list[str]) -> tuple[str, Found]:
+    """The column whose values are the names of pictures in the folder, and where they lie."""
+    nearly = nearly_named(images)
+    columns = [column for column in IMAGE if any(column in row.names for row in rows)]
+    if not columns:
+        raise DataError(f"no captions in {captions}. Each row needs a picture's name and a text")
+    named = {column: dict.fromkeys(row.names[column] for row in rows if column in row.names) for column in columns}
+    found = {column: find(names, images, nearly) for column, names in named.items()}
+    best = max(columns, key=lambda column: len(found[column].paths))
+    if len(columns) > 1:
+        counts = ", ".join(f"{column} {len(one.paths):,}" for column, one in found.items())
+        notes.append(f"the column {best} names the pictures (found in {images}: {counts})")
+    if nearly_same := found[best].nearly:
+        first = f"{nearly_same[0]!r:.80} as {found[best].paths.get(nearly_same[0], '')!r:.80}"
+        notes.append(f"{len(nearly_same):,} images are found by nearly the same name, first {first}")
+    return best, found[best]
+
+
+def _count_lost(
+    rows: list[Row],
+    column: str,
+    found: Found,
+    sizes: Sizes,
+    captions: Path,
+    images: Path,
+    allow_missing: bool,
+    notes: list[str],
+) -> None:
+    """Notes on what is left out. Raises DataError when that is a large share, so that nobody loses it unawares."""
+    useless = [row.place for row in rows if not (row.captions and row.names.get(column))]
+    unreadable = [path for path in dict.fromkeys(found.paths.values()) if path not in sizes]
+    relative = "Name the folder that the names in the captions file are relative to"
+    names = len(found.paths) + len(found.missing) + len(found.outside) + len(found.helpers)
+    reasons = [
+        (useless, len(rows), f"rows lack an image or a caption ({captions})", "Each row needs both"),
+        (_shown(found.outside), names, f"images lie outside of {images}", relative),
+        (
+            _shown(found.helpers),
+            names,
+            "images lie in folders that a system keeps for itself, as of thumbnails",
+            relative,
+        ),
+        (_shown(found.missing), names, f"images are missing in {images}", relative),
+        (_shown(unreadable), names, f"files in {images} are no JPEG or PNG picture", "Convert them to JPEG"),
+    ]
+    said = [
+        (len(bad), f"{len(bad):,} of {total:,} {what}, first {', '.join(bad[:3])}", hint)
+        for bad, total, what, hint in reasons
+        if bad
+    ]
+    kept = sum(bool(row.captions) and found.paths.get(row.names.get(column, "")) in sizes for row in rows)
+    if len(rows) - kept > MAX_LOST * len(rows) and not (allow_missing and kept):
+        hint = max(said)[2] + (", or leave them out: the same command with --allow-missing" if kept else "")
+        raise DataError(f"{'; '.join(what for _, what, _ in said)}. {hint}")
+    notes.extend(f"{what}: left out" for _, what, _ in said)
+
+
+def _shown(names: list[str]) -> list[str]:
+    return [f"{name!r:.80}" for name in names]
 
 
 def _claimed(root: Path, call: dict[str, str]) -> dict[str, Any]:
@@ -127,58 +194,35 @@ def _complete(root: Path, state: dict[str, Any]) -> Adopted | None:
     return replace(adopted, notes=(*adopted.notes, "nothing to do: nothing has changed"))
 
 
-def _numbered(sizes: Sizes, captions: dict[str, list[str]]) -> list[_Picture]:
-    """Ids from 1 in the order of paths. A name that annotation files may not hold, or that several files have
-    in different folders, gives way to the id."""
-    names = {path: PurePosixPath(path).name for path in sorted(sizes)}
+def _numbered(sizes: Sizes, captions: dict[str, list[str]], known: Known) -> list[Picture]:
+    """A name that annotation files may not hold, or that several files have in different folders, gives way to
+    the id."""
+    names = {path: PurePosixPath(path).name for path in sorted(captions)}
     often = Counter(name.lower() for name in names.values())
-    by_id = {path: f"{number:012d}{sizes[path][2]}" for number, path in enumerate(names, start=1)}
+    ids = numbered(names, known)
+    by_id = {path: f"{number:012d}{sizes[path][2]}" for path, number in ids.items()}
     links = {
         path: name if _PLAIN_NAME.fullmatch(name) and often[name.lower()] == 1 else by_id[path]
         for path, name in names.items()
     }
     if len({link.lower() for link in links.values()}) < len(links):  # some file is called like the id of another
         links = by_id
-    return [
-        _Picture(number, path, links[path], *sizes[path][:2], captions[path])
-        for number, path in enumerate(names, start=1)
-    ]
-
-
-def _divided(
-    pictures: list[_Picture], parts: dict[str, str], fraction: float, seed: int, captions: Path, notes: list[str]
-) -> tuple[list[_Picture], list[_Picture]]:
-    """What is for training and for validation, each in the order of ids."""
-    of = {part: [one for one in pictures if parts[one.path] == part] for part in PARTS}
-    if held := next((part for part in ("val", "test") if of[part]), ""):
-        train, val = of["train"], of[held]
-        notes.append(f"split as {captions.name} says: {len(train):,} train and {len(val):,} {held} images")
-        if held == "val" and of["test"]:
-            notes.append(f"{len(of['test']):,} test images are left out: neither trained nor validated on")
-    else:
-        count = min(MAX_VAL_IMAGES, max(1, math.floor(len(pictures) * fraction + 0.5)))
-        keys = {one.id: hashlib.sha256(f"{seed}:{one.path}".encode("utf-8", "surrogateescape")) for one in pictures}
-        chosen = set(sorted(keys, key=lambda number: keys[number].digest())[:count])
-        train = [one for one in pictures if one.id not in chosen]
-        val = [one for one in pictures if one.id in chosen]
-        notes.append(f"{len(val):,} of {len(pictures):,} images, drawn with seed {seed}, are for validation")
-    if not train or not val:
-        raise DataError(f"{len(train):,} train and {len(val):,} val images ({captions}). Both need at least one")
-    return train, val
+    pictures = [Picture(ids[path], path, links[path], *sizes[path][:2], captions[path]) for path in names]
+    return sorted(pictures, key=lambda one: one.id)
 
 
 def _write(
     root: Path,
-    call: dict[str, str],
+    state: dict[str, Any],
     fingerprint: str,
     images: Path,
-    splits: tuple[list[_Picture], list[_Picture]],
+    splits: tuple[list[Picture], list[Picture]],
     notes: list[str],
 ) -> Adopted:
-    state = root / STATE
-    state.parent.mkdir(parents=True, exist_ok=True)
-    write_json(state, call)
-    for folder, name in ((state.parent, state.name), (root / "annotations", "captions_")):
+    file = root / STATE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, state)
+    for folder, name in ((file.parent, file.name), (root / "annotations", "captions_")):
         for half in folder.glob(f".{name}*.tmp"):  # of a call that was killed
             half.unlink()
     for folder in (root / "annotations", *(root / split for split in _SPLITS)):
@@ -203,7 +247,7 @@ def _write(
     counts = [(len(pictures), sum(len(one.captions) for one in pictures)) for pictures in splits]
     adopted = Adopted(root, *counts[0], *counts[1], tuple(notes))
     told = {key: value for key, value in asdict(adopted).items() if key != "root"}
-    write_json(state, call | {"fingerprint": fingerprint, "adopted": told})
+    write_json(file, state | {"fingerprint": fingerprint, "adopted": told})
     return adopted
 
 
@@ -215,7 +259,7 @@ def _clear(folder: Path) -> None:
                 os.unlink(entry)
 
 
-def _annotations(pictures: list[_Picture], first: int) -> dict[str, Any]:
+def _annotations(pictures: list[Picture], first: int) -> dict[str, Any]:
     """COCO's annotation file, with caption ids from `first` on."""
     images = [
         {"id": one.id, "file_name": one.link, "width": one.width, "height": one.height, "original": one.path}

@@ -4,74 +4,122 @@ The names are untrusted data: no file outside of the folder of pictures is looke
 as JPEG or PNG files do are let near a parser.
 """
 
+import hashlib
 import os
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from clipcoco.data.helpers import is_helper
 from clipcoco.data.viewer import UnreadableImage, narrow, opened, size_shown
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.prepare.own_captions import left_out
 
 Sizes = dict[str, tuple[int, int, str]]  # by path: width, height, and the suffix of its format
 
 
-def find(names: Collection[str], images: Path, notes: list[str]) -> dict[str, str]:
-    """By name, the path of its file relative to `images`, a real path that no link may leave.
+@dataclass(frozen=True)
+class Found:
+    """By name, the path of its file relative to the folder of pictures, a real path that no link may leave."""
 
-    Raises DataError when more than half are not there.
-    """
-    found: dict[str, str] = {}
-    missing, outside, helpers = [], [], []
-    loosely = _loosely(images)
+    paths: dict[str, str]
+    missing: list[str]
+    outside: list[str]
+    helpers: list[str]  # those in folders that a system keeps for itself
+    nearly: list[str]  # those whose file is called a little otherwise
+
+
+def find(names: Collection[str], images: Path, nearly: Callable[[str], str]) -> Found:
+    """Where the pictures lie; `nearly` finds the path of one whose file is called a little otherwise."""
+    found = Found({}, [], [], [], [])
     for name in names:
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
-            outside.append(f"{name!r:.80}")
+            found.outside.append(name)
             continue
         if is_helper(PurePosixPath(name).parent.as_posix()):
-            helpers.append(f"{name!r:.80}")
+            found.helpers.append(name)
             continue
         try:
             path = Path(os.path.realpath(images / name))
-            if path.is_relative_to(images) and not os.path.isfile(path) and (other := loosely(name)):
+            if path.is_relative_to(images) and not os.path.isfile(path) and (other := nearly(name)):
                 path = Path(os.path.realpath(images / other))
+                found.nearly.append(name)
         except ValueError:  # a name that no file can have
-            missing.append(f"{name!r:.80}")
+            found.missing.append(name)
             continue
         if not path.is_relative_to(images):
-            outside.append(f"{name!r:.80}")
+            found.outside.append(name)
         elif os.path.isfile(path):  # never fails, however odd the name
-            found[name] = path.relative_to(images).as_posix()
+            found.paths[name] = path.relative_to(images).as_posix()
         else:
-            missing.append(f"{name!r:.80}")
-    hint = "Name the folder that the names in the captions file are relative to"
-    left_out(outside, len(names), f"images lie outside of {images}", hint, notes)
-    left_out(helpers, len(names), "images lie in folders that a system keeps for itself, as of thumbnails", hint, notes)
-    left_out(missing, len(names), f"images are missing in {images}", hint, notes)
+            found.missing.append(name)
     return found
 
 
-def _loosely(images: Path) -> Callable[[str], str]:
-    """Finds the one file directly in `images` whose name differs in case, Unicode form or by its suffix only."""
-    index: dict[str, list[str]] = {}
+def nearly_named(images: Path) -> Callable[[str], str]:
+    """Finds the one file below `images` whose name differs in case, Unicode form, by its suffix or "\\" only, or
+    which lies one folder deeper or less deep: `photos/a.jpg` of a folder `photos` that was named itself."""
+    here: dict[str, set[str]] = {}
+    deeper: dict[str, set[str]] = {}
 
     def key(name: str) -> str:
-        return unicodedata.normalize("NFC", name).casefold()
+        stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name).casefold())
+        return stem + {".jpeg": ".jpg", ".jpe": ".jpg"}.get(suffix, suffix)
+
+    def fill() -> None:
+        for folder, folders, files in os.walk(images):
+            folders[:] = [name for name in folders if not is_helper(name)]
+            for file in files:
+                path = PurePosixPath(folder, file).relative_to(images)
+                for spelling in (path, path.with_suffix("")):
+                    here.setdefault(key(str(spelling)), set()).add(str(path))
+                    if len(path.parts) > 1:
+                        deeper.setdefault(key("/".join(spelling.parts[1:])), set()).add(str(path))
 
     def find(name: str) -> str:
-        if not index:
-            for file in os.listdir(images):
-                for spelling in {key(file), key(PurePosixPath(file).stem)}:
-                    index.setdefault(spelling, []).append(file)
-        candidates = index.get(key(name), [])
-        return candidates[0] if len(candidates) == 1 else ""
+        if not here:
+            fill()
+        asked = key(str(PurePosixPath(name.replace("\\", "/"))))
+        for query in (asked, asked.removeprefix(key(images.name) + "/")):
+            for index in (here, deeper):
+                if candidates := index.get(query):
+                    return next(iter(candidates)) if len(candidates) == 1 else ""
+        return ""
 
     return find
 
 
+def same_content(paths: Iterable[str], images: Path) -> list[list[str]]:
+    """The pictures that are byte for byte the same, in groups of two and more, each sorted."""
+    groups = [sorted(paths)]
+    for look in (_size, _end, _digest):  # each looks only at what looked the same to the one before
+        looks: list[list[str]] = []
+        for group in groups:
+            alike: dict[object, list[str]] = {}
+            for path in group:
+                alike.setdefault(look(images / path), []).append(path)
+            looks += [some for some in alike.values() if len(some) > 1]
+        groups = looks
+    return groups
+
+
+def _size(path: Path) -> int:
+    return os.stat(path).st_size
+
+
+def _end(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(-min(4096, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return file.read()
+
+
+def _digest(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def measure(paths: list[str], images: Path, report: ReportTask, notes: list[str]) -> Sizes:
-    """Raises DataError when more than half of the files are no pictures that training could read."""
+    """Of those that training can read."""
     sizes: Sizes = {}
     for done, path in enumerate(paths):
         report(TaskProgress(f"read {images.name}", done, len(paths), "images"))
@@ -81,8 +129,6 @@ def measure(paths: list[str], images: Path, report: ReportTask, notes: list[str]
         except UnreadableImage:
             continue
     report(TaskProgress(f"read {images.name}", len(paths), len(paths), "images"))
-    bad = [f"{path!r:.80}" for path in paths if path not in sizes]
-    left_out(bad, len(paths), f"files in {images} are no JPEG or PNG picture", "Convert them to JPEG", notes)
     if note := narrow(images / path for path in sizes):
         notes.append(note)
     return sizes

@@ -1,0 +1,131 @@
+"""A row of a captions file, whatever its form: from cells with the names of their columns."""
+
+import ast
+import html
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from html.entities import html5
+
+from clipcoco.data.annotations import clean
+
+# Columns that may name the picture: the one whose values are found counts, of equals the first.
+IMAGE = (
+    *("image", "file_name", "filename", "image_name", "path", "filepath"),
+    *("image_path", "image_file", "img", "img_path", "file", "image_id"),
+)
+# Columns of captions: all count, those with a number as well (caption2, caption_1, pandas' caption.1).
+CAPTION = ("caption", "captions", "text", "comment", "raw", "title", "description", "sentence", "sentences")
+SPLIT = "split"
+ACCEPTED = f"Name them {'|'.join(IMAGE[:6])} and {'|'.join(CAPTION)}"
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+_NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION)})[ _.-]?\d+")
+_MARKUP = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]\w{1,31});|<br\s*/?>|</?p>", re.IGNORECASE)
+_INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")  # joiners, which Persian and emoji need, stay
+_CONCATENATED = re.compile(r"""(['"])\s+\1""")  # numpy writes its arrays of texts without commas
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, of use when it names a picture and has a caption."""
+
+    place: str  # in the file: "line 5"
+    names: Mapping[str, str] = field(default_factory=dict)  # by the column that may name the picture
+    captions: tuple[str, ...] = ()  # cleaned, none of them empty
+    split: str = ""  # in lower case; empty in files without that column
+    mended: int = 0  # captions that held HTML or invisible characters
+
+
+def column(name: str) -> str:
+    """The name of a column as it is compared: "Image Name" is image_name."""
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def holds_captions(name: str) -> bool:
+    return name in CAPTION or _NUMBERED.fullmatch(name) is not None
+
+
+def describes(columns: Iterable[str]) -> bool:
+    """Whether these are columns of pictures and captions."""
+    columns = list(columns)
+    return any(name in IMAGE for name in columns) and any(map(holds_captions, columns))
+
+
+def tell(columns: Iterable[str], notes: list[str]) -> None:
+    """Say what is read of several columns of captions, and which columns are not read."""
+    known = [name for name in columns if name and name != SPLIT and name not in IMAGE]
+    captions = [name for name in known if holds_captions(name)]
+    if len(captions) > 1:
+        notes.append(f"captions are read from {len(captions)} columns: {', '.join(captions):.200}")
+    if others := [name for name in known if name not in captions]:
+        names = ", ".join(repr(name)[:60] for name in others[:10])
+        notes.append(f"{len(others):,} column{'s are' if len(others) > 1 else ' is'} not read: {names}")
+
+
+def row(place: str, cells: Iterable[tuple[str, object]]) -> Row:
+    names: dict[str, str] = {}
+    captions: list[str] = []
+    split, mended = "", 0
+    for name, value in cells:
+        if name == SPLIT:
+            split = value.strip().lower() if isinstance(value, str) else ""
+        elif holds_captions(name):
+            found = texts(value)
+            plain = [_readable(text) for text in found]
+            mended += sum(map(str.__ne__, found, plain))
+            captions += [text for text in map(clean, plain) if text]
+        elif name in IMAGE and (picture := _picture(value)):
+            names[name] = picture
+    folder, file = names.get("filepath", ""), names.get("filename", "")
+    if file and folder and not folder.lower().endswith(SUFFIXES):  # as Karpathy's files say it
+        names["filepath"] = f"{folder}/{file}"
+    return Row(place, names, tuple(captions), split, mended)
+
+
+def texts(value: object) -> list[str]:
+    """Of a text, of a text that is a list in JSON or Python, of a list, or of Karpathy's {"raw": text}."""
+    if isinstance(value, str):
+        listed = _listed(value) if value.lstrip().startswith("[") else None
+        return [value] if listed is None else listed
+    if isinstance(value, dict):
+        return next((texts(value[name]) for name in ("raw", *CAPTION) if name in value), [])
+    if isinstance(value, list):
+        return [text for item in value if not isinstance(item, list) for text in texts(item)]
+    return []
+
+
+def _listed(text: str) -> list[str] | None:
+    for parse in (json.loads, ast.literal_eval):
+        if parse is ast.literal_eval and (len(text) > 10**5 or _CONCATENATED.search(text)):
+            return None
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list):
+            return [item for item in value if isinstance(item, str)]
+    return None
+
+
+def _picture(value: object) -> str:
+    """The name of a picture: a text, a number, or Hugging Face's {"path": text, "bytes": ...}."""
+    if isinstance(value, dict):
+        value = value.get("path")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:.0f}" if value == value // 1 else ""
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _readable(text: str) -> str:
+    """What a browser shows of a text that was taken from a page."""
+    if "&" in text or "<" in text:
+        text = _MARKUP.sub(lambda mark: _character(mark[0]), text)
+    return text if text.isascii() else _INVISIBLE.sub("", text)
+
+
+def _character(mark: str) -> str:
+    if mark.startswith("<"):
+        return " "
+    return html.unescape(mark) if mark[1] == "#" or mark[1:] in html5 else mark

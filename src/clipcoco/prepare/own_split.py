@@ -1,0 +1,168 @@
+"""Ids and sides of one's own pictures: what they were once given they keep when pictures are added.
+
+An id stands in checkpoints as what was trained on, and a picture that moved from training to validation would be
+measured on by a run that was trained on it.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipcoco.data.annotations import annotation_file
+from clipcoco.errors import DataError
+from clipcoco.prepare.own_captions import PARTS
+
+MAX_VAL_IMAGES = 5_000  # as many as COCO has
+
+_IDS = 10**12  # as many as the file names of COCO can hold
+
+
+@dataclass(frozen=True)
+class Draw:
+    val_fraction: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    id: int
+    path: str  # relative to the folder of pictures
+    link: str  # its name in train2017 or val2017
+    width: int
+    height: int
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an earlier call gave to the pictures, by path."""
+
+    ids: Mapping[str, int]
+    sides: Mapping[str, str]  # "train" or "val"
+    draw: Draw | None  # None: not known
+
+
+def remembered(root: Path, splits: Iterable[str], state: Mapping[str, Any]) -> Known:
+    """From own.json; from the annotation files where an older version wrote none there."""
+    pictures = state.get("pictures")
+    if not isinstance(pictures, dict):
+        pictures = {}
+        for side, split in zip(PARTS, splits, strict=False):
+            try:
+                images = json.loads(annotation_file(root, split).read_text())["images"]
+                pictures |= {row["original"]: [row["id"], side] for row in images}
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+    sound = {
+        path: (entry[0], entry[1])
+        for path, entry in pictures.items()
+        if isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is int and 0 < entry[0] < _IDS
+    }
+    if len({number for number, _ in sound.values()}) < len(sound):  # edited by hand
+        sound = {}
+    drawn = state.get("draw")
+    return Known(
+        {path: number for path, (number, _) in sound.items()},
+        {path: side for path, (_, side) in sound.items() if side in PARTS[:2]},
+        Draw(drawn[0], drawn[1]) if isinstance(drawn, list) and len(drawn) == 2 else None,
+    )
+
+
+def keep(known: Known, draw: Draw, splits: tuple[list[Picture], list[Picture]]) -> dict[str, Any]:
+    """What `remembered` finds in own.json the next time; pictures that are gone may come back."""
+    before = {path: [number, known.sides.get(path, "")] for path, number in known.ids.items()}
+    now = {one.path: [one.id, side] for side, pictures in zip(PARTS, splits, strict=False) for one in pictures}
+    return {"draw": [draw.val_fraction, draw.seed], "pictures": before | now}
+
+
+def numbered(paths: Iterable[str], known: Known) -> dict[str, int]:
+    """Ids by path: a known one, else a hash of the path, the next free number where it is taken."""
+    taken = set(known.ids.values())
+    ids = {}
+    for path in sorted(paths):
+        number = known.ids.get(path, 0)
+        if not number:
+            number = int.from_bytes(_hash(path)[:8], "big") % (_IDS - 1) + 1
+            while number in taken:
+                number = number % (_IDS - 1) + 1
+            taken.add(number)
+        ids[path] = number
+    return ids
+
+
+def divided(
+    pictures: list[Picture],
+    parts: Mapping[str, str],
+    draw: Draw,
+    known: Known,
+    alike: list[list[str]],
+    captions: Path,
+    notes: list[str],
+) -> tuple[list[Picture], list[Picture]]:
+    """What is for training and for validation, each in the order of ids; `alike` are groups of the same bytes."""
+    of = {part: [one for one in pictures if parts[one.path] == part] for part in PARTS}
+    held = next((part for part in ("val", "test") if of[part]), "")
+    if held:
+        train, val = of["train"], of[held]
+        notes.append(f"split as {captions.name} says: {len(train):,} train and {len(val):,} {held} images")
+        if held == "val" and of["test"]:
+            notes.append(f"{len(of['test']):,} test images are left out: neither trained nor validated on")
+    else:
+        chosen = _drawn([one.path for one in pictures], draw, known, alike)
+        train = [one for one in pictures if one.path not in chosen]
+        val = [one for one in pictures if one.path in chosen]
+        notes.append(f"{len(val):,} of {len(pictures):,} images, drawn with seed {draw.seed}, are for validation")
+    if not train or not val:
+        same = ", all of the same bytes" if alike and len(alike[0]) == len(pictures) else ""
+        raise DataError(f"{len(train):,} train and {len(val):,} val images{same} ({captions}). Both need at least one")
+    _tell_of_twins(train, val, alike, bool(held), notes)
+    if moved := sum(known.sides.get(one.path) == "train" for one in val):
+        notes.append(f"{moved:,} images move from training to validation: runs of before were trained on them")
+    return train, val
+
+
+def _drawn(paths: list[str], draw: Draw, known: Known, alike: list[list[str]]) -> set[str]:
+    """What is for validation: what was, and of the new as much as the share wants. Twins share a side."""
+    together = {path: group for group in alike for path in group}
+    groups = [together.get(path, [path]) for path in sorted(paths) if together.get(path, [path])[0] == path]
+    sides = known.sides if known.draw is None or known.draw.seed == draw.seed else {}
+
+    def place(group: list[str]) -> tuple[int, bytes]:
+        side = {sides.get(path) for path in group}
+        return 2 if "train" in side else 0 if "val" in side else 1, _hash(f"{draw.seed}:{group[0]}")
+
+    order = sorted(groups, key=place)
+    count = min(MAX_VAL_IMAGES, max(1, math.floor(len(paths) * draw.val_fraction + 0.5)))
+    if sides and (known.draw is None or known.draw.val_fraction == draw.val_fraction):  # no old picture moves
+        old, new = (sum(len(group) for group in groups if place(group)[0] == rank) for rank in (0, 1))
+        count = max(old, min(count, old + new))
+    chosen: set[str] = set()
+    for group in order:
+        if len(chosen) + len(group) <= count:
+            chosen.update(group)
+    return chosen or set(sorted(groups, key=len)[0])
+
+
+def _tell_of_twins(
+    train: list[Picture], val: list[Picture], alike: list[list[str]], given: bool, notes: list[str]
+) -> None:
+    if alike:
+        names = " and ".join(f"{path!r:.80}" for path in alike[0][:2])
+        twins = f"{sum(map(len, alike)) - len(alike):,} pictures are byte for byte the same as another, first {names}"
+        notes.append(twins if given else f"{twins}: they stay on one side of the split")
+    trained, validated = ({one.path for one in side} for side in (train, val))
+    if both := [path for group in alike if trained.intersection(group) for path in group if path in validated]:
+        first = f"{both[0]!r:.80}"
+        notes.append(f"{len(both):,} pictures for validation are in training too, byte for byte, first {first}")
+    seen = {caption for one in train for caption in one.captions}
+    texts = [caption for one in val for caption in one.captions]
+    if same := sum(caption in seen for caption in texts):
+        notes.append(f"{same:,} of {len(texts):,} captions for validation stand in training too, word for word")
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()

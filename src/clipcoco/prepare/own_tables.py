@@ -1,0 +1,119 @@
+"""Tables of captions -> rows. What a spreadsheet shows in a cell is what counts.
+
+- A table with a header line, separated by commas, semicolons, tabs or bars (Flickr8k and Flickr30k on Kaggle,
+  the Flickr30k table on Hugging Face).
+- Flickr's token form without a header: "NAME.jpg#0", a tab, the caption.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from clipcoco.errors import DataError
+from clipcoco.prepare.own_rows import ACCEPTED, SUFFIXES, Row, column, describes, holds_captions, row, tell
+
+_SEPARATORS = ",;\t|"
+_QUOTING = ",;"  # with these a spreadsheet reads a quotation mark that opens a cell in any case
+_TOKEN = re.compile(r"([^\t]+?)(?:#\d+)?\t(.*)")
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+_HEADER_WITHIN = 20  # lines
+_PICTURE = re.compile(r"\.(?:jpe?g|png)\b", re.IGNORECASE)
+
+
+def table_rows(text: str, path: Path, notes: list[str]) -> list[Row]:
+    """All kinds of line ends are "\\n" in `text`. Raises DataError when it is in none of the forms above."""
+    start, separator, first = 0, "", ""
+    for number, line in enumerate(islice(_lines(text), _HEADER_WITHIN), start=1):
+        start += len(line) + 1
+        if given := _SEPARATOR_LINE.fullmatch(line):
+            separator = given[1]
+            continue
+        for delimiter in separator or _SEPARATORS:
+            header = _header(line, delimiter)
+            if describes(header):
+                if first:
+                    notes.append(f"what stands above the header in line {number} is not read, first {first!r:.60}")
+                return _table_rows(text, start, number + 1, delimiter, header, notes)
+        bare = line.strip()
+        if not first and (token := _TOKEN.fullmatch(line)) and token[1].lower().endswith(SUFFIXES):
+            return list(_token_rows(text))
+        first = first or ("" if bare.startswith("#") else bare)
+    columns = max((_header(first, delimiter) for delimiter in separator or _SEPARATORS), key=len)
+    found = ", ".join(columns)[:100]
+    raise DataError(f"no columns of images and captions, but {found!r} ({path}). {ACCEPTED}")
+
+
+def _lines(text: str) -> Iterator[str]:
+    start = 0
+    while start <= len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        yield text[start:end]
+        start = end + 1
+
+
+def _header(line: str, delimiter: str) -> list[str]:
+    _, cells = next(_records(line, 0, 1, delimiter), (1, []))
+    if cells and cells[0].startswith("#"):
+        cells[0] = cells[0][1:]
+    return [column(cell) for cell in cells]
+
+
+def _table_rows(text: str, start: int, line: int, delimiter: str, header: list[str], notes: list[str]) -> list[Row]:
+    captions = [position for position, name in enumerate(header) if holds_captions(name)]
+    last = len(header) - 1
+    tell(header, notes)
+    rows, continued = [], []
+    for number, cells in _records(text, start, line, delimiter):
+        while len(cells) > len(header) and not cells[-1].strip():
+            cells.pop()
+        if not any(cells):
+            continue
+        if len(cells) > len(header):
+            if captions != [last]:  # which cell belongs where can't be told
+                rows.append(Row(f"line {number:,}"))
+                continue
+            continued.append(f"line {number:,}")  # the caption holds separators and is not quoted
+            cells[last:] = [delimiter.join(cells[last:])]
+        rows.append(row(f"line {number:,}", zip(header, cells, strict=False)))
+    if continued:
+        many = f"{len(continued):,} of {len(rows):,} rows have more cells than the header, first {continued[0]}"
+        notes.append(f"{many}: all that follows the image is their caption")
+    return rows
+
+
+def _records(text: str, at: int, line: int, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and cells from position `at` on, which is in `line`.
+
+    A cell in quotation marks may hold separators, line ends and, doubled, quotation marks. One that is opened and
+    never closed is a character of its cell: else it would swallow the rows up to the next.
+    """
+    sign = re.escape(delimiter)
+    quoted = re.compile(rf' *"((?:[^"]|"")*+)" *(?=[{sign}\n]|\Z)')
+    begun = re.compile(rf'"((?:[^"\n]|"")*+)"([^{sign}\n]*+)')
+    plain = re.compile(rf"[^{sign}\n]*+")
+    while at < len(text):
+        start, cells = at, []
+        while True:
+            if (cell := quoted.match(text, at)) and not ("\n" in cell[1] and _PICTURE.search(cell[1])):
+                cells.append(cell[1].replace('""', '"'))
+            elif delimiter in _QUOTING and (cell := begun.match(text, at)):
+                cells.append(cell[1].replace('""', '"') + cell[2])
+            else:
+                cell = plain.match(text, at)
+                assert cell is not None, "it matches nothing, too"
+                cells.append(cell[0])
+            at = cell.end() + 1
+            if text[at - 1 : at] != delimiter:
+                break
+        yield line, cells
+        line += text.count("\n", start, at)
+
+
+def _token_rows(text: str) -> Iterator[Row]:
+    for number, line in enumerate(_lines(text), start=1):
+        if token := _TOKEN.fullmatch(line):
+            yield row(f"line {number:,}", [("image", token[1]), ("caption", token[2])])
+        elif line.strip():
+            yield Row(f"line {number:,}")
