@@ -42,13 +42,8 @@ def prepare_data(
     only_prepared: Annotated[
         bool, typer.Option("--only-prepared", help="Keep the smaller copies alone, about 4 GB for all of COCO.")
     ] = False,
-    captions: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Your own captions: CSV, TSV or JSON.", show_default=False),
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Your own pictures, for --captions.", show_default=False)
-    ] = None,
+    captions: Annotated[Path | None, typer.Option(metavar="FILE", help="Your own captions: CSV, TSV or JSON.")] = None,
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="Your own pictures, for --captions.")] = None,
     allow_links: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Let links below --root lead into this folder.", show_default=False),
