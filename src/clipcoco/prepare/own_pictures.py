@@ -68,9 +68,10 @@ def nearly_named(images: Path) -> Callable[[str], str]:
 
     def fill() -> None:
         for folder, folders, files in os.walk(images):
-            folders[:] = [name for name in folders if not is_helper(name)]
+            below = PurePosixPath(folder).relative_to(images)
+            folders[:] = [name for name in folders if name[0] != "." and not is_helper(str(below / name))]
             for file in files:
-                path = PurePosixPath(folder, file).relative_to(images)
+                path = below / file
                 for spelling in (path, path.with_suffix("")):
                     here.setdefault(key(str(spelling)), set()).add(str(path))
                     if len(path.parts) > 1:
