@@ -193,10 +193,10 @@ def test_one_malformed_row_is_dropped_and_counted_many_are_refused(
     [
         ("images", "id", math.nan, "id of images[5] is nan"),
         ("annotations", "id", True, "id of annotations[5] is True"),
-        ("annotations", "image_id", 8.0, "image_id of annotations[5] is 8.0"),
+        ("annotations", "image_id", 8.5, "image_id of annotations[5] is 8.5"),
+        ("images", "id", 1e17, "id of images[5] is 1e+17"),
         ("images", "id", 2**63, "id of images[5] is 9223372036854775808"),
         ("images", "id", "copy", "images[5] repeats id"),
-        ("annotations", "id", "copy", "annotations[5] repeats id"),
     ],
 )
 def test_false_ids_are_refused(tmp_path: Path, key: str, field: str, value: Any, needle: str) -> None:
@@ -206,12 +206,46 @@ def test_false_ids_are_refused(tmp_path: Path, key: str, field: str, value: Any,
     assert needle in refusal(tmp_path)
 
 
-def test_ids_written_as_texts_are_integers(tmp_path: Path) -> None:
+def test_ids_of_captions_that_are_missing_or_begin_anew_are_given_anew(tmp_path: Path) -> None:
+    content = coco()
+    write(tmp_path, content)
+    plain = read_captions(tmp_path, "val2017")
+    for anew in (False, True):
+        seen: dict[int, int] = {}
+        for row in content["annotations"]:
+            seen[row["image_id"]] = seen.get(row["image_id"], -1) + 1
+            row["id"] = seen[row["image_id"]] if anew else None
+        write(tmp_path, content)
+        table = read_captions(tmp_path, "val2017")
+        assert len(set(table.caption_ids.tolist())) == IMAGES * CAPTIONS
+        assert sorted(zip(table.owners, table.captions, strict=True)) == sorted(
+            zip(plain.owners, plain.captions, strict=True)
+        )
+        assert any("numbered in the order of the file" in note for note in table.notes)
+    content["annotations"].append(content["annotations"][7])  # twice in the file
+    write(tmp_path, content)
+    assert "repeats id" in refusal(tmp_path)
+
+
+def test_a_file_under_two_ids_and_captions_that_repeat_are_counted(tmp_path: Path) -> None:
+    content = coco()
+    content["images"][3]["file_name"] = content["images"][8]["file_name"]
+    for row in content["annotations"]:
+        row["caption"] = f"caption of {row['image_id']}"
+    write(tmp_path, content)
+    same, repeated = read_captions(tmp_path, "val2017").notes
+    assert "1 of 120 images have the same file as another id, first 0000" in same
+    assert "480 of 600 captions repeat another of their image" in repeated
+
+
+def test_ids_written_as_texts_or_floats_are_integers(tmp_path: Path) -> None:
     content = coco()
     write(tmp_path, content)
     plain = read_captions(tmp_path, "val2017").fingerprint()
     for row in content["images"] + content["annotations"][::2]:
         row.update({name: str(row[name]) for name in row if name.endswith("id")})
+    for row in content["annotations"][1::2]:
+        row.update({name: float(row[name]) for name in row if name.endswith("id")})
     write(tmp_path, content)
     assert read_captions(tmp_path, "val2017").fingerprint() == plain
 
@@ -363,3 +397,19 @@ def test_overlap_counts_images_of_both_splits(tmp_path: Path) -> None:
         row["image_id"] = moved[row["image_id"]]
     write(tmp_path, content, "train2017")
     assert overlap(read_captions(tmp_path, "train2017"), val) == 7
+
+
+def test_overlap_counts_files_of_one_name_and_the_same_bytes(tmp_path: Path) -> None:
+    for split, base in (("train2017", 0), ("val2017", 1000)):
+        names = [f"{n}.jpg" for n in range(5)]
+        images = [{"id": base + n, "file_name": name} for n, name in enumerate(names)]
+        write(
+            tmp_path,
+            {"images": images, "annotations": [{"image_id": base + n, "caption": "x"} for n in range(5)]},
+            split,
+        )
+        (tmp_path / split).mkdir()
+        for n, name in enumerate(names[:4]):
+            (tmp_path / split / name).write_bytes(b"same" if n < 2 else split.encode() if n < 3 else b"x" * (5 + base))
+    train, val = (read_captions(tmp_path, split) for split in ("train2017", "val2017"))
+    assert overlap(train, val) == 2

@@ -174,3 +174,13 @@ def test_training_is_the_same_whatever_the_threads_and_the_hash_seed() -> None:
         )
         found.add(done.stdout)
     assert len(found) == 1
+
+
+def test_what_is_cut_is_counted_and_what_is_equal_then(tokenizer: Tokenizer) -> None:
+    same = "a man sits on the table"
+    texts = ["a dog", same, f"{same} under a bus", f"{same} under a bus", f"{same} under a cat", f"{same} on a bus"]
+    for context in (4, 9, 10, 40):
+        ids, cut, equal = tokenizer.encode_counted(texts, context)
+        assert (ids == tokenizer.encode(texts, context)).all()
+        assert cut == int((tokenizer.encode(texts, 40)[:, context:] != PAD).any(axis=1).sum())
+        assert equal == {4: 4, 9: 2, 10: 2, 40: 0}[context]

@@ -1,26 +1,26 @@
 """What a run is made of, read and checked in the order of the exit codes before anything is written."""
 
-import os
 import shlex
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from clipcoco import __version__
 from clipcoco.config.derive import Derived, count_parameters, derive, resolve_frozen_epochs
 from clipcoco.config.schema import BACKBONES, Config
-from clipcoco.data.captions import CaptionTable, overlap, read_captions
+from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.data.doubts import doubts, encoded
 from clipcoco.data.features import Features
 from clipcoco.data.loader import EVALUATION_BATCH, TrainingLoader
 from clipcoco.data.presence import check_files
 from clipcoco.data.readable import refuse_unreadable
 from clipcoco.data.sources import ORIGINALS, Source, choose_source
 from clipcoco.data.tokenizer import Tokenizer
-from clipcoco.data.viewer import narrow
 from clipcoco.data.workers import choose_workers
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import Device, choose_as_trained, choose_device, encoding_in_memory
@@ -35,8 +35,6 @@ from clipcoco.engine.trained_on import Pictures, pictures_of, with_earlier
 from clipcoco.errors import EnvironmentProblem
 from clipcoco.events import Report
 
-_LOOKED_AT = 64  # pictures, for what the first of them tell of all
-
 
 @dataclass(frozen=True)
 class Assembled:
@@ -48,6 +46,7 @@ class Assembled:
     val_table: CaptionTable
     source: Source
     tokenizer: Tokenizer
+    tokens: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]  # of the captions of train and val
     derived: Derived
     workers: int
     warnings: tuple[str, ...]
@@ -137,11 +136,8 @@ def assemble(
     views = 1 + (config.data.cached_crops if derived.frozen_epochs else 0)
     largest = max(config.train.batch_size, EVALUATION_BATCH * views)
     workers, why = choose_workers(config.data.workers, device.device.type, config.data.image_size, largest)
-    warnings = [*train_table.notes, *val_table.notes]
-    if note := narrow(_first_originals(root, train_table.files)):
-        warnings.append(note)
-    if both := overlap(train_table, val_table):
-        warnings.append(f"{both:,} images are in both splits: recall on them says little")
+    tokens, cut = encoded(tokenizer, (train_table, val_table), config.model.text.context_length)
+    warnings = (*doubts(train_table, val_table, root), *cut)
     header = (
         ("", f"clipcoco {__version__} · torch {torch.__version__} · {device.description}"),
         ("data", _say_data(config, train_table, val_table, source, workers, why)),
@@ -150,17 +146,8 @@ def assemble(
         *([("features", _say_features(config, derived))] if derived.frozen_epochs else []),
     )
     return Assembled(
-        config, device, train_table, val_table, source, tokenizer, derived, workers, tuple(warnings), header
+        config, device, train_table, val_table, source, tokenizer, tokens, derived, workers, warnings, header
     )
-
-
-def _first_originals(root: Path, files: list[str]) -> Iterator[Path]:
-    """Also where copies are read, of which alone it was seen that no link leaves the root."""
-    inside = Path(os.path.realpath(root))
-    for file in files[:_LOOKED_AT]:
-        path = Path(os.path.realpath(root / file))
-        if path.is_relative_to(inside) and path.is_file():
-            yield path
 
 
 def backbone_features(parts: Assembled, model: DualEncoder, report: Report, stop: Stop) -> Cached | None:
@@ -192,10 +179,7 @@ def build_training(
     """Model on its device, optimiser, loader and evaluation; saving comes with the run directory."""
     config, derived, device = parts.config, parts.derived, parts.device
     device.place(model)
-    train_tokens, val_tokens = (
-        parts.tokenizer.encode(table.captions, config.model.text.context_length)
-        for table in (parts.train_table, parts.val_table)
-    )
+    train_tokens, val_tokens = parts.tokens
     val = Split(config.data, parts.val_table, val_tokens, parts.workers)
 
     def evaluate() -> tuple[float, RecallTable] | None:

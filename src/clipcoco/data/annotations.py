@@ -6,6 +6,7 @@ The file is untrusted data: every row is checked before it is used, and no file 
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,16 @@ def checked_rows(root: Path, split: str, get_them: str) -> tuple[Rows, Rows, lis
         raise DataError(f"{path} has no captions; expected captions_*.json, not instances or image_info")
     notes: list[str] = []
     images = _sound_rows(path, "images", images, notes)
+    _number(path, annotations, notes)
     annotations = _sound_rows(path, "annotations", annotations, notes)
     for row in images:
         if not _FILE_NAME.fullmatch(row["file_name"]):
             name = f"{row['file_name'][:80]!r} of image {row['id']}"
             raise DataError(f"file_name {name} is not a plain .jpg or .png name ({path}). Rename it")
+    often = Counter(row["file_name"] for row in images)
+    if again := [name for name, count in often.items() if count > 1]:
+        many = f"{len(images) - len(often):,} of {len(images):,} images have the same file as another id"
+        notes.append(f"{path.name}: {many}, first {again[0]}: recall counts each as a picture of its own")
     info = content.get("info")
     return (
         *_joined(path, images, annotations, notes),
@@ -109,6 +115,21 @@ def checked_rows(root: Path, split: str, get_them: str) -> tuple[Rows, Rows, lis
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", type(None): "missing or null"}
     return names.get(type(value), "a plain value")
+
+
+def _number(path: Path, rows: list[Any], notes: list[str]) -> None:
+    """Give ids to captions that have none, or whose ids begin anew with each image: nothing else needs them."""
+    rows = [row for row in rows if isinstance(row, dict)]
+    ids = [(row.get("image_id"), row.get("id")) for row in rows]
+    try:
+        distinct, pairs = len({number for _, number in ids}), len(set(ids))
+    except TypeError:  # a list or an object: its row is malformed
+        return
+    lacking = sum(number is None for _, number in ids)
+    if rows and (lacking == len(rows) or (not lacking and distinct < pairs == len(rows))):
+        notes.append(f"{path.name}: caption ids are missing or repeat: numbered in the order of the file")
+        for number, row in enumerate(rows, start=1):
+            row["id"] = number
 
 
 def _sound_rows(path: Path, key: str, rows: list[Any], notes: list[str]) -> Rows:
@@ -128,12 +149,13 @@ def _sound_rows(path: Path, key: str, rows: list[Any], notes: list[str]) -> Rows
 
 
 def _problem(row: Any, key: str, place: str, path: Path) -> str | None:
-    """What makes this row useless. Integers written as texts become integers, in place."""
+    """What makes this row useless. Integers written as texts or as 1.0 become integers, in place."""
     if not isinstance(row, dict):
         return f"is {_kind(row)}"
     for field in _ID_FIELDS[key]:
-        value = row.get(field)
-        if isinstance(value, str) and _INTEGER.fullmatch(value):
+        value: Any = row.get(field)
+        whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53  # as pandas writes ids
+        if whole or (isinstance(value, str) and _INTEGER.fullmatch(value)):
             value = row[field] = int(value)
         if isinstance(value, bool | float) or (isinstance(value, int) and value.bit_length() > 63):
             raise DataError(f"{field} of {place} is {value!r:.40} ({path}). Ids must be whole numbers")

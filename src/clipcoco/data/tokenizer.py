@@ -121,6 +121,18 @@ class Tokenizer:
             row[: len(pieces)] = pieces
         return ids
 
+    def encode_counted(self, texts: Sequence[str], context_length: int) -> tuple[npt.NDArray[np.int32], int, int]:
+        """The same, how many texts were cut, and how many of these are then equal to another text's ids."""
+        ids = self.encode(texts, context_length + 1)
+        cut = ids[:, -1] != PAD
+        ids = np.ascontiguousarray(ids[:, :-1])
+        ids[cut, -1] = END
+        by_ids: dict[bytes, set[str]] = {}
+        for row in np.flatnonzero(cut).tolist():
+            by_ids.setdefault(ids[row].tobytes(), set()).add(texts[row])
+        equal = sum(len(alike) for alike in by_ids.values() if len(alike) > 1)
+        return ids, int(cut.sum()), equal
+
     def decode(self, ids: Iterable[int]) -> str:
         """The pre-tokens of a row of ids, in lower case, with one space between them."""
         pieces = [self._pieces[int(index)] for index in ids if index not in (PAD, START, END)]

@@ -1,0 +1,46 @@
+"""What is odd about the data of a run, and what is lost of its captions: told before anything is trained."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from clipcoco.data.captions import CaptionTable, overlap
+from clipcoco.data.tokenizer import Tokenizer
+from clipcoco.data.viewer import narrow
+
+_LOOKED_AT = 64  # pictures, for what the first of them tell of all
+
+
+def _first_originals(root: Path, files: list[str]) -> Iterator[Path]:
+    """Also where copies are read, of which alone it was seen that no link leaves the root."""
+    inside = Path(os.path.realpath(root))
+    for file in files[:_LOOKED_AT]:
+        path = Path(os.path.realpath(root / file))
+        if path.is_relative_to(inside) and path.is_file():
+            yield path
+
+
+def doubts(train: CaptionTable, val: CaptionTable, root: Path) -> list[str]:
+    """What is odd about the data, a sentence each."""
+    found = [*train.notes, *val.notes]
+    if note := narrow(_first_originals(root, train.files)):
+        found.append(note)
+    if both := overlap(train, val):
+        found.append(f"{both:,} images are in both splits: recall on them says little")
+    return found
+
+
+def encoded(
+    tokenizer: Tokenizer, tables: Iterable[CaptionTable], context: int
+) -> tuple[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]], list[str]]:
+    """The tokens of both splits' captions, and what is lost of them."""
+    (train, *lost), (val, *also) = (tokenizer.encode_counted(table.captions, context) for table in tables)
+    cut, equal = (one + other for one, other in zip(lost, also, strict=True))
+    if not cut:
+        return (train, val), []
+    said = f"{cut:,} of {len(train) + len(val):,} captions are longer than {context} tokens and are cut"
+    same = f", {equal:,} of them are then equal to another" if equal else ""
+    return (train, val), [f"{said} (model.text.context_length){same}"]
