@@ -29,6 +29,7 @@ from clipcoco.config.load import (
 )
 from clipcoco.config.messages import suggestion
 from clipcoco.config.schema import SETTINGS, Config
+from clipcoco.config.text import written
 from clipcoco.errors import ConfigError, DataError
 
 
@@ -446,6 +447,10 @@ AWKWARD = [
     "ü 漢 🐕",
     "- x",
     "%a",
+    "2024",
+    "[x]",
+    "=a",
+    "a\ufeffb",
     " ",
 ]
 
@@ -456,6 +461,7 @@ def test_dump_comes_back_equal(root: str, diff: bool) -> None:
     plain = to_plain(load_config("small", overrides=["train.lr=1e-7", "seed=5", "train.warmup_steps=3"]).config)
     plain["data"]["root"] = root
     wanted = config_from_plain(plain, "here")
+    assert load_config("small", overrides=[f"data.root={written(root)}"]).config.data.root == root  # as printed to type
     loaded = load_config("small")
     text = dump(replace(loaded, config=wanted), ["a line"], diff=diff)
     again = accepted(text)

@@ -350,6 +350,7 @@ CELLS = {  # the rows of a table below its header "image,caption" -> the caption
     "html": (",a dog &amp; a cat&#39;s<br/>tail &c; AT&T", "a dog & a cat's tail &c; AT&T"),
     "invisible": (",a\u00ad do\u200bg", "a dog"),
     "empty cells": (",a dog,,", "a dog"),
+    "a picture's name on a second line": (',"a dog\nas in p.jpg"', "a dog as in p.jpg"),
 }
 
 
@@ -359,6 +360,13 @@ def test_a_cell_is_what_a_spreadsheet_shows(tmp_path: Path, images: Path, case: 
     text = f"image{cell[0]}caption\n" + "".join(f"{name}{cell}\n" for name in NAMES)
     take(write(tmp_path, text), images, tmp_path / "root")
     assert by_file(tmp_path / "root") == {name: [expected] for name in NAMES}
+
+
+def test_separators_of_a_caption_without_quotes_are_its_own_wherever_it_stands(tmp_path: Path, images: Path) -> None:
+    text = "caption,image\n" + "".join(f"a dog, running,{name}\n" for name in NAMES)
+    adopted = take(write(tmp_path, text), images, tmp_path / "root")
+    assert by_file(tmp_path / "root") == {name: ["a dog, running"] for name in NAMES}
+    assert any("20 of 20 rows have more cells than the header" in note for note in adopted.notes)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ _WORDS = {"": None, "~": None} | {
 }
 _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_NOT_IN_YAML = re.compile("[\x7f-\x9f\ufeff\ufffe\uffff]")  # as they stand; JSON lets them through
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
@@ -87,8 +86,7 @@ def written(value: object) -> str:
             "false",
             "null",
         )
-        quoted = json.dumps(value, ensure_ascii=False)
-        return value if plain else _NOT_IN_YAML.sub(lambda sign: f"\\u{ord(sign[0]):04x}", quoted)
+        return value if plain else json.dumps(value, ensure_ascii=False)
     return repr(value)
 
 

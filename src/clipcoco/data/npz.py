@@ -1,5 +1,6 @@
 """Arrays of a stranger's .npz file, checked before they are read: nothing large is allocated, nothing unpickled."""
 
+import errno
 import math
 import os
 import zipfile
@@ -32,7 +33,7 @@ def read_npz(path: Path, names: Collection[str], where: str) -> dict[str, npt.ND
     except (DataError, MemoryError):
         raise
     except OSError as error:
-        if error.errno is None:  # one of zipfile's
+        if error.errno in (None, errno.EINVAL):  # zipfile's own, and a seek to where its directory leads
             raise DataError(f"{path} is damaged ({where}): {_line(error)}") from None
         raise EnvironmentProblem(f"cannot read {path} ({where}): {error.strerror}") from None
     except Exception as error:  # zipfile and numpy raise a dozen kinds for malformed files

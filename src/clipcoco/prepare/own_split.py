@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipcoco.data.annotations import annotation_file
+from clipcoco.data.annotations import MAX_FILE_SIZE, annotation_file
 from clipcoco.errors import DataError
+from clipcoco.files import read_own
 from clipcoco.prepare.own_captions import PARTS
 
 MAX_VAL_IMAGES = 5_000  # as many as COCO has
@@ -53,7 +54,7 @@ def remembered(root: Path, splits: Iterable[str], state: Mapping[str, Any]) -> K
         pictures = {}
         for side, split in zip(PARTS, splits, strict=False):
             try:
-                images = json.loads(annotation_file(root, split).read_text())["images"]
+                images = json.loads(read_own(annotation_file(root, split), MAX_FILE_SIZE))["images"]
                 pictures |= {row["original"]: [row["id"], side] for row in images}
             except (OSError, ValueError, KeyError, TypeError):
                 continue

@@ -18,7 +18,7 @@ _QUOTING = ",;"  # with these a spreadsheet reads a quotation mark that opens a 
 _TOKEN = re.compile(r"([^\t]+?)(?:#\d+)?\t(.*)")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _HEADER_WITHIN = 20  # lines
-_PICTURE = re.compile(r"\.(?:jpe?g|png)\b", re.IGNORECASE)
+_PICTURE = r"\.(?:jpe?g|png)"
 
 
 def table_rows(text: str, path: Path, notes: list[str]) -> list[Row]:
@@ -39,8 +39,8 @@ def table_rows(text: str, path: Path, notes: list[str]) -> list[Row]:
         if not first and (token := _TOKEN.fullmatch(line)) and token[1].lower().endswith(SUFFIXES):
             return list(_token_rows(text))
         first = first or ("" if bare.startswith("#") else bare)
-    columns = max((_header(first, delimiter) for delimiter in separator or _SEPARATORS), key=len)
-    found = ", ".join(columns)[:100]
+    columns = max((first.split(delimiter) for delimiter in separator or _SEPARATORS), key=len)
+    found = ", ".join(name.strip() for name in columns)[:100]
     raise DataError(f"no columns of images and captions, but {found!r} ({path}). {ACCEPTED}")
 
 
@@ -62,7 +62,6 @@ def _header(line: str, delimiter: str) -> list[str]:
 
 def _table_rows(text: str, start: int, line: int, delimiter: str, header: list[str], notes: list[str]) -> list[Row]:
     captions = [position for position, name in enumerate(header) if holds_captions(name)]
-    last = len(header) - 1
     tell(header, notes)
     rows, continued = [], []
     for number, cells in _records(text, start, line, delimiter):
@@ -70,16 +69,17 @@ def _table_rows(text: str, start: int, line: int, delimiter: str, header: list[s
             cells.pop()
         if not any(cells):
             continue
-        if len(cells) > len(header):
-            if captions != [last]:  # which cell belongs where can't be told
+        if more := max(0, len(cells) - len(header)):
+            if len(captions) > 1:  # which cell belongs where can't be told
                 rows.append(Row(f"line {number:,}"))
                 continue
             continued.append(f"line {number:,}")  # the caption holds separators and is not quoted
-            cells[last:] = [delimiter.join(cells[last:])]
+            at = slice(captions[0], captions[0] + more + 1)
+            cells[at] = [delimiter.join(cells[at])]
         rows.append(row(f"line {number:,}", zip(header, cells, strict=False)))
     if continued:
         many = f"{len(continued):,} of {len(rows):,} rows have more cells than the header, first {continued[0]}"
-        notes.append(f"{many}: all that follows the image is their caption")
+        notes.append(f"{many}: what is too many continues their caption")
     return rows
 
 
@@ -93,10 +93,11 @@ def _records(text: str, at: int, line: int, delimiter: str) -> Iterator[tuple[in
     quoted = re.compile(rf' *"((?:[^"]|"")*+)" *(?=[{sign}\n]|\Z)')
     begun = re.compile(rf'"((?:[^"\n]|"")*+)"([^{sign}\n]*+)')
     plain = re.compile(rf"[^{sign}\n]*+")
+    rows = re.compile(rf'{_PICTURE}(?:#\d+)?"?{sign}|{sign}[^{sign}\n]*{_PICTURE}"?\n', re.IGNORECASE)  # swallowed
     while at < len(text):
         start, cells = at, []
         while True:
-            if (cell := quoted.match(text, at)) and not ("\n" in cell[1] and _PICTURE.search(cell[1])):
+            if (cell := quoted.match(text, at)) and not ("\n" in cell[1] and rows.search(cell[1])):
                 cells.append(cell[1].replace('""', '"'))
             elif delimiter in _QUOTING and (cell := begun.match(text, at)):
                 cells.append(cell[1].replace('""', '"') + cell[2])
