@@ -146,9 +146,11 @@ def _become(request: dict) -> None:
         file = os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
-    exec(request["prelude"], {})
+    prelude = request.get("prelude", "")
+    exec(prelude, {})
     sys.argv = ["clipcoco", *request["arguments"]]
-    code = run(request["arguments"]) if request["arguments"] else 0
+    alone = prelude and not request["arguments"]
+    code = 0 if alone else run(request["arguments"])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

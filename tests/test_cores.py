@@ -38,6 +38,6 @@ def test_a_job_counts_the_cores_that_it_may_use(monkeypatch, quota, usable):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
     monkeypatch.setattr(cores, "cpu_quota", lambda: quota)
     assert cores.usable_cores() == usable
-    workers, why = choose_workers("auto", "cuda")
+    workers, why = choose_workers("auto", "cuda", size=32, batch=8)
     assert workers == min(8, max(1, usable - 1))
     assert why == f"{usable} core{'s' * (usable > 1)}"

@@ -23,6 +23,7 @@ from clipcoco.engine import analysis
 from clipcoco.engine.embeddings import Embeddings
 from clipcoco.report.page import is_measured, write_report
 from clipcoco.rundir import RunDir
+from clipcoco.seal import unsealed
 from conftest import TOY
 
 EVIL = "</style><script>alert(1)</script> & \"quoted\" '{{ 7 * 7 }}'"
@@ -206,7 +207,7 @@ def test_the_same_records_give_the_same_bytes_without_the_data(clipcoco, run):
 
 
 def test_a_record_of_other_weights_is_measured_anew_when_the_data_are_there(clipcoco, folder, run):
-    record = json.loads(run.evaluation.read_text())
+    record = unsealed(json.loads(run.evaluation.read_text()))
     record["provenance"]["weights_sha256"] = "0" * 64
     record["result"]["step"] = 1
     run.evaluation.write_text(json.dumps(record))
@@ -228,7 +229,7 @@ def test_a_record_of_other_weights_is_measured_anew_when_the_data_are_there(clip
 
 @pytest.mark.parametrize(("dropped", "times"), [(0, 1), (500, 2)])
 def test_a_gallery_of_a_thousand_is_shown_once(run, dropped, times):
-    record = json.loads(run.evaluation.read_text())
+    record = unsealed(json.loads(run.evaluation.read_text()))
     protocols = record["result"]["protocols"]
     protocols["1k"] = {**protocols["own"], "folds": 1, "dropped": dropped}
     run.evaluation.write_text(json.dumps(record))
@@ -403,7 +404,7 @@ def test_whatever_a_stranger_wrote_is_text(clipcoco, scenes, tmp_path):
     run.write_status(state="failed", reason=EVIL)
     with open(run.metrics, "a") as metrics:
         metrics.write(json.dumps({"step": 6, "epoch": 1, "message": f"{EVIL}\u202e\x1b", "event": "warning"}) + "\n")
-    record = json.loads(run.evaluation.read_text())
+    record = unsealed(json.loads(run.evaluation.read_text()))
     old = record["retrievals"]["images"][0]["file"]
     new = f"val2017/{EVIL.replace('/', '')}.jpg"
     record = json.loads(json.dumps(record).replace(json.dumps(old), json.dumps(new)))
@@ -417,7 +418,7 @@ def test_whatever_a_stranger_wrote_is_text(clipcoco, scenes, tmp_path):
 
 
 def test_a_thumbnail_that_is_none_is_refused(run):
-    record = json.loads(run.evaluation.read_text())
+    record = unsealed(json.loads(run.evaluation.read_text()))
     file = next(iter(record["thumbnails"]))
     record["thumbnails"][file] = 'AAAA" onerror="alert(1)'
     run.evaluation.write_text(json.dumps(record))
@@ -425,7 +426,7 @@ def test_a_thumbnail_that_is_none_is_refused(run):
 
 
 def test_an_image_without_a_thumbnail_is_named(run):
-    record = json.loads(run.evaluation.read_text())
+    record = unsealed(json.loads(run.evaluation.read_text()))
     file = record["retrievals"]["images"][0]["file"]
     del record["thumbnails"][file]
     run.evaluation.write_text(json.dumps(record))
@@ -470,7 +471,7 @@ def test_a_phone_scrolls_down_only(run, tmp_path, name):
     if name == "long words":
         long = "x" * 300
         run.write_status(state="failed", reason=long)
-        record = json.loads(run.evaluation.read_text())
+        record = unsealed(json.loads(run.evaluation.read_text()))
         for query in record["retrievals"]["texts"]:
             query["caption"] = long
         for query in record["retrievals"]["images"]:

@@ -194,12 +194,17 @@ def resume(
     parts = replace(parts, header=(*parts.header, ("exact", exact)))
     make_deterministic(config.seed, parts.device.device)
     with stopping() as stop:
-        checkpoint.remove_leftovers(run.checkpoints)
-        for path in (run.path / "status.json", run.metrics, run.config):
-            remove_leftovers(path)
+        _remove_leftovers(run)
         if changes:
             rewrite_settings(run, config, changes, parts.began)
         return run, conduct(run, parts, saved.model, state, content, report(run), stop)
+
+
+def _remove_leftovers(run: RunDir) -> None:
+    """Of what a kill interrupted."""
+    checkpoint.remove_leftovers(run.checkpoints)
+    for path in (run.path / "status.json", run.metrics, run.config):
+        remove_leftovers(path)
 
 
 def _frozen_epochs(state: TrainState, before: TrainConfig, after: TrainConfig) -> int | None:

@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from clipcoco.config.load import dump, load_config
 from clipcoco.config.schema import BACKBONES
 from clipcoco.rundir import RunDir
+from clipcoco.seal import unsealed
 from conftest import LIGHT
 
 RECALLS = {"r1": 10.0, "r5": 20.0, "r10": 30.0, "median_rank": 40.0}
@@ -190,7 +191,7 @@ def test_what_is_damaged_half_made_or_hostile_is_shown_as_such(clipcoco, tmp_pat
 
 def measured(trained: Path, run: RunDir, **result) -> None:
     """Give `run` the evaluation of the real run, with another `result`: dotted names to values."""
-    record = json.loads((trained / "runs/real/evaluation.json").read_text())
+    record = unsealed(json.loads((trained / "runs/real/evaluation.json").read_text()))
     record["result"]["step"] = 100
     for name, value in result.items():
         *path, leaf = name.split("__")

@@ -21,7 +21,9 @@ ENCODING = "kept for next time"
 def work(clipcoco, scenes, tmp_path_factory) -> Path:
     """A folder with one run, `first`."""
     folder = tmp_path_factory.mktemp("search")
-    clipcoco("train", "--preset", "demo", "--name", "first", *TOY, f"data.root={scenes}", cwd=folder)
+    clipcoco(
+        "train", "--preset", "demo", "--name", "first", *TOY, f"data.root={scenes}", "checkpoint.keep=2", cwd=folder
+    )
     clipcoco("eval", "first", "--embeddings", "e.npz", "--json", cwd=folder)
     return folder
 
@@ -163,7 +165,7 @@ class TestIndex:
         search = ["search", "a red square", "--run", "first/last", "--images", pictures]
         assert encoded(clipcoco(*search, cwd=tmp_path)) == 12
         checkpoints = tmp_path / "runs/first/checkpoints"
-        os.replace(checkpoints / "previous.pt", checkpoints / "last.pt")
+        os.replace(checkpoints / "epoch_002.pt", checkpoints / "last.pt")
         assert encoded(clipcoco(*search, cwd=tmp_path)) == 12
 
     def test_a_damaged_one_is_made_anew_with_a_note(self, clipcoco, work, pictures):

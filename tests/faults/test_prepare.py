@@ -311,10 +311,10 @@ def test_ctrl_c_says_that_nothing_is_lost(mini, tmp_path):
 def killed_until_done(mini: Mini, words: list[object], cwd: Path, moments: list[float]) -> int:
     kills = 0
     for moment in moments:
-        holder = cwd / "data" / ".clipcoco" / "holder"
-        holder.unlink(missing_ok=True)
+        lock = cwd / "data" / ".clipcoco" / "lock"
+        lock.unlink(missing_ok=True)
         process = mini.start(*words, cwd=cwd)
-        until(holder.exists, process)  # its first trace on the disk: starting Python takes longer than the work
+        until(lock.exists, process)  # its first trace on the disk: starting Python takes longer than the work
         time.sleep(moment)
         process.signal(signal.SIGKILL)
         kills += process.wait().code != 0

@@ -175,7 +175,7 @@ def test_nothing_below_a_data_folder_leads_out_of_it(work, outside, capsys, scen
     (work / "captions.csv").write_text("image,caption\n000000000001.jpg,a\n000000000002.jpg,b\n")
     for number, name in enumerate(OF_A_ROOT):
         own = {"captions": str(work / "captions.csv"), "images": str(data / "train2017")}
-        (data / ".clipcoco").mkdir()
+        (data / ".clipcoco").mkdir(exist_ok=True)
         (data / ".clipcoco" / "own.json").write_text(json.dumps(own))  # as if this very call had made it
         plant(data / name, kind, outside)
         for command in ON_A_ROOT if number == 0 else [ON_A_ROOT[number % len(ON_A_ROOT)]]:

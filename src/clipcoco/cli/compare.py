@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
@@ -19,7 +18,6 @@ from clipcoco.cli.standing import Standing, read_standing
 from clipcoco.config.load import flatten, load_config
 from clipcoco.config.text import shown
 from clipcoco.console import Terminal, printable, say_half, show
-from clipcoco.engine.interval import difference_intervals
 from clipcoco.errors import ConfigError, ExitCode
 from clipcoco.report.record import Hits, Protocol, read_record
 from clipcoco.rows import EvaluationRow
@@ -142,6 +140,10 @@ def _same_images(a: _Recalls, b: _Recalls) -> bool:
 
 def _paired(a: Hits | None, b: Hits | None) -> dict[tuple[str, str], tuple[float, float]]:
     """The intervals of B - A."""
+    import numpy as np  # the list of runs does without
+
+    from clipcoco.engine.interval import difference_intervals
+
     if a is None or b is None:
         return {}
     found = difference_intervals(*(np.array(hits.counts, dtype=np.int64) for hits in (a, b)))
