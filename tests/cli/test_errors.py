@@ -34,13 +34,16 @@ def train(*changes: object) -> list[str]:
 
 
 USAGE = [
-    (["trian"], 2, ["trian"]),
-    (["train", "--prest", "demo"], 2, ["--prest"]),
+    (["train", "--preset", "demo", "epochs", "3"], 2, ["as in train.epochs=VALUE"]),
     (["train"], 2, ["--preset NAME (demo, tiny, small, medium, full)"]),
-    (["train", "demo"], 2, ["Did you mean --preset demo?"]),
     (["train", "--preset", "smal"], 2, ["no preset 'smal'", "Did you mean small?"]),
-    (["train", "--preset", "demo", "--config", "x.yaml"], 2, ["Not both"]),
+    (["train", "smal"], 2, ["no preset 'smal'", "Did you mean small?"]),
+    (["train", "--preset", "demo", "--config", "x.yaml"], 2, ["both given"]),
     (["train", "--config", "none.yaml"], 2, ["none.yaml"]),
+    (["train", "--config", "configs/clip_coco_tiny.yaml"], 2, ["For the preset: --preset tiny"]),
+    (["train", "configs/clip_coco_full.yaml"], 2, ["For the preset: --preset full"]),
+    (["inspect-config", "clip_coco_small.yml"], 2, ["clipcoco inspect-config small"]),
+    (["train", "--preset", "demo", "model.vision.backbone=resnet-50"], 2, ["Did you mean resnet50?"]),
     (["train", "--preset", "demo", "train.learning_rate=1"], 2, ["Did you mean train.lr?"]),
     (["train", "--preset", "demo", "train.epochs=0"], 2, ["train.epochs must be at least 1, not 0 (--set)"]),
     (["train", "--preset", "demo", "--set", "train.lr"], 2, ["train.lr"]),

@@ -11,6 +11,7 @@ import typer
 
 from clipcoco import __version__
 from clipcoco.cli import env, evaluate, export, inspect, prepare, report, runs, search, train
+from clipcoco.cli.habits import say_usage
 from clipcoco.cli.options import debugging
 from clipcoco.cli.signals import NAMES, handled
 from clipcoco.console import error_line
@@ -37,7 +38,7 @@ app.command("export", rich_help_panel="Use")(export.export)
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Show the version and leave.")] = False,
 ) -> None:
     """Train a CLIP-style image-text model on COCO captions, and measure its retrieval honestly.
 
@@ -63,6 +64,9 @@ def _check_folder() -> None:
         ) from error
 
 
+_FIRST = {"help": "--help", "version": "--version"}  # commands elsewhere
+
+
 class _Terminated(BaseException):
     """SIGTERM, SIGUSR1 or SIGHUP while there is nothing to save."""
 
@@ -73,9 +77,12 @@ def _terminate(*_: object) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; gives the exit code. An error is one line, a traceback only with --debug."""
+    words = [_FIRST.get(word, word) if i == 0 else word for i, word in enumerate(arguments)]
+    if words[:1] == ["--help"] and len(words) > 1:  # `clipcoco help train`
+        words = [*words[1:], "--help"]
     try:
         with handled(NAMES.keys() - {signal.SIGINT}, _terminate):
-            code = app(args=list(arguments), standalone_mode=False)
+            code = app(args=words, standalone_mode=False)
         return code if isinstance(code, int) else ExitCode.OK
     except _Terminated:
         return ExitCode.TERMINATED
@@ -86,13 +93,13 @@ def run(arguments: Sequence[str]) -> int:
             return ExitCode.OK
         return stop.code if isinstance(stop.code, int) else ExitCode.BUG
     except Exception as error:
-        return _tell(error)
+        return _tell(error, words)
 
 
-def _tell(error: Exception) -> int:
+def _tell(error: Exception, words: Sequence[str]) -> int:
     """One line for each mistake; gives the exit code."""
     if hasattr(error, "format_message"):  # typer's own, for usage: it vendors click, so no class to name
-        error_line(_one_sentence(error.format_message()))
+        error_line(say_usage(error, words))
         return ExitCode.CONFIG
     if debugging():
         with suppress(OSError):
@@ -112,7 +119,3 @@ def _tell(error: Exception) -> int:
     what = str(error).strip().splitlines()[0] if str(error).strip() else ""
     error_line(f"this is a bug in clipcoco: {type(error).__name__}: {what}. --debug shows where")
     return ExitCode.BUG
-
-
-def _one_sentence(message: str) -> str:
-    return " ".join(message.split()) + ("" if message.rstrip().endswith((".", "?")) else ".") + " See clipcoco --help"

@@ -1,5 +1,6 @@
 """`clipcoco inspect-config`."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ import typer
 
 from clipcoco.cli.options import Debug, Json, Set, complete_config, print_json, split_words
 from clipcoco.config.derive import OFFICIAL, Derived, derive
-from clipcoco.config.load import LoadedConfig, dump, load_config, preset_names, presets_folder, to_plain
+from clipcoco.config.load import LoadedConfig, dump, load_config, preset_in, preset_names, presets_folder, to_plain
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
 from clipcoco.data.annotations import count_entries
 from clipcoco.errors import ConfigError, ExitCode
@@ -41,7 +42,9 @@ def inspect_config(
         if changes or bare:
             raise ConfigError("--set needs a preset or a file to change. Give its name")
         return _list_presets(json_)
-    is_file = word not in preset_names() and (word.endswith((".yaml", ".yml")) or Path(word).exists())
+    is_file = word not in preset_names() and (word.endswith((".yaml", ".yml")) or os.path.exists(word))
+    if is_file and not os.path.exists(word) and (meant := preset_in(Path(word).stem)):
+        raise ConfigError(f"no configuration file at {word}. For the preset: clipcoco inspect-config {meant}")
     overrides = [*(changes or []), *bare]
     loaded = load_config(file=Path(word), overrides=overrides) if is_file else load_config(word, overrides=overrides)
     derived = _derive(loaded)

@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from clipcoco.config.load import LoadedConfig, load_config, preset_names
+from clipcoco.config.messages import suggestion
+from clipcoco.config.schema import SETTINGS
 from clipcoco.errors import ConfigError
 
 _debug = False
@@ -68,7 +70,12 @@ Set = Annotated[
 ]
 Bare = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="The same as --set.", show_default=False),
+    typer.Argument(
+        metavar="[PRESET or FILE] KEY=VALUE",
+        help="A preset or a file without its option; settings as with --set.",
+        autocompletion=complete_config,
+        show_default=False,
+    ),
 ]
 Run = Annotated[
     list[str] | None,
@@ -97,14 +104,21 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors
 
 def load_from(preset: str | None, file: Path | None, changes: list[str] | None, bare: list[str] | None) -> LoadedConfig:
     """The configuration that --preset or --config and --set name together."""
-    for word in bare or []:
-        if "=" not in word:
-            hint = f"Did you mean --preset {word}?" if word in preset_names() else "Settings are KEY=VALUE"
-            raise ConfigError(f"'{word}' is not a setting (command line). {hint}")
+    words = [word for word in bare or [] if "=" not in word]
+    if words and (preset or file or words[1:] or words[0] in SETTINGS):
+        word = words[0] if preset or file else words[-1]
+        example = suggestion(word) or "train.epochs"
+        raise ConfigError(f"'{word}' is not a setting (command line). Settings are KEY=VALUE, as in {example}=VALUE")
+    if words and (words[0].endswith((".yaml", ".yml")) or os.path.isfile(words[0])):
+        file = Path(words[0])
+    elif words:
+        preset = words[0]
     if (preset is None) == (file is None):
-        which = "Not both" if preset else "Which settings?"
-        raise ConfigError(f"{which}: give --preset NAME ({', '.join(preset_names())}) or --config FILE")
-    return load_config(preset=preset, file=file, overrides=[*(changes or []), *(bare or [])])
+        which = "--preset and --config are both given" if preset else "no settings are named"
+        raise ConfigError(f"{which} (command line). Give --preset NAME ({', '.join(preset_names())}) or --config FILE")
+    return load_config(
+        preset=preset, file=file, overrides=[*(changes or []), *(word for word in bare or [] if "=" in word)]
+    )
 
 
 def print_json(value: object) -> None:
@@ -120,5 +134,5 @@ def split_words(words: list[str] | None) -> tuple[str | None, list[str]]:
     """RUN and bare settings out of the words on the command line."""
     runs = [word for word in words or [] if "=" not in word]
     if len(runs) > 1:
-        raise ConfigError(f"'{runs[1]}' is one run too many (command line). Give one")
+        raise ConfigError(f"'{runs[1]}' is one name too many (command line). Give one, and settings as KEY=VALUE")
     return (runs[0] if runs else None), [word for word in words or [] if "=" in word]

@@ -5,6 +5,7 @@ All mistakes are told at once. YAML is read as 1.2's core schema and strictly: n
 tags, one document, UTF-8, small and shallow.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "flatten",
     "load_config",
     "override",
+    "preset_in",
     "preset_names",
     "presets_folder",
     "to_plain",
@@ -192,16 +194,20 @@ def _preset_path(name: str) -> Path:
     raise ConfigError(f"no preset '{one_line(name)}'{_meant(name)} ({', '.join(_PRESETS)})")
 
 
+def preset_in(name: str) -> str | None:
+    """The preset that `name` speaks of, as clip_coco_tiny does."""
+    return next((preset for preset in _PRESETS if preset in name.lower()), None)
+
+
 def _meant(name: str) -> str:
-    inside = (preset for preset in _PRESETS if preset in name.lower())
-    meant = next(inside, None) or closest(name.lower(), _PRESETS, 0.6)
+    meant = preset_in(name) or closest(name.lower(), _PRESETS, 0.6)
     return f". Did you mean {meant}?" if meant else ""
 
 
 def _read_layer(path: Path, where: str, mistakes: list[str]) -> tuple[Layer, object, str]:
     """The settings of one file, what it extends, and where it says so."""
-    if path.stem in _PRESETS and not path.exists():
-        raise ConfigError(f"no configuration file at {where}. For the preset: --preset {path.stem}")
+    if not os.path.exists(path) and (meant := preset_in(path.stem)):
+        raise ConfigError(f"no configuration file at {where}. For the preset: --preset {meant}")
     note, weights = sealed_by_a_run(text := read_text(path, where), where)
     document = _Document(text, where)
     tree = document.read()

@@ -80,12 +80,17 @@ def suggestion(name: str) -> str | None:
 
 def unknown(name: str, kind: str, where: str) -> str:
     meant = suggestion(name) if len(name) <= 100 else None
-    hint = f" Did you mean {meant}?" if meant else ""
+    hint = f" Did you mean {meant}?" if meant else " All of them: clipcoco inspect-config demo" * (where == "--set")
     return f"{shown(name)} is not a {kind} ({where}).{hint}"
 
 
 def _limits(schema: Mapping[str, Any], keys: Iterable[str] = _LIMITS) -> str:
     return " and ".join(f"{_LIMITS[key][0]} {schema[key]:,}" for key in keys if key in schema)
+
+
+def expected(name: str) -> str:
+    """What the setting `name` can be: "one of auto, float32", "a whole number of at least 1"."""
+    return _expected(_schema(name))
 
 
 def _expected(schema: Mapping[str, Any]) -> str:
@@ -126,6 +131,11 @@ def _wrong_value(name: str, value: object, types: set[str]) -> str:
     return f"{name} must be {_limits(schema, broken) or _expected(schema)}, not {shown(value)}"
 
 
+def _meant(name: str, value: object) -> str:
+    near = closest(value, _schema(name).get("enum", ()), 0.7) if isinstance(value, str) and len(value) < 100 else None
+    return f" Did you mean {near}?" if near else ""
+
+
 def explain(error: ValidationError, values: Mapping[str, object], source: Mapping[str, str]) -> list[str]:
     """One line a setting, however many branches of a union or items of a list pydantic complains about.
 
@@ -146,5 +156,5 @@ def explain(error: ValidationError, values: Mapping[str, object], source: Mappin
             lines.append(f"{section}.{message} ({', '.join(places)}).")
     for name, kinds in types.items():
         what = f"{name} is missing" if kinds == {"missing"} else _wrong_value(name, values[name], kinds)
-        lines.append(f"{what} ({source[name]}).")
+        lines.append(f"{what} ({source[name]}).{_meant(name, values.get(name))}")
     return lines

@@ -1,0 +1,149 @@
+"""What hands used to other programs type, and what it is called here: a hint for a wrong option or command."""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from clipcoco.config.load import load_config, preset_names
+from clipcoco.config.messages import closest, expected, suggestion
+from clipcoco.config.schema import SECTIONS
+from clipcoco.errors import ConfigError
+
+_COMMANDS = {
+    "eval": "evaluate evaluation test val validate measure benchmark score",
+    "train --preset NAME": "fit run start finetune fine-tune pretrain learn",
+    "resume": "continue restart go-on",
+    "prepare-data --preset NAME": "prepare download fetch get-data data dataset",
+    "inspect-config": "config configs presets show inspect print-config cfg",
+    'search "a dog on a sofa"': "predict infer inference query find retrieve",
+    "runs": "ls list compare status history",
+    "env": "info doctor check checks collect-env",
+    "report": "plot plots html page summary",
+    "export --format FORMAT --output FOLDER": "convert save onnx",
+}
+_CHECKPOINT = (
+    "resume resume-from resume-from-checkpoint continue checkpoint ckpt ckpt-path checkpoint-path load run model"
+)
+_OPTIONS = {  # an option of ours, where the command has it: what others call it
+    "--config": "c cfg config-file config-path conf yaml",
+    "--preset": "p recipe",
+    "--name": "n run-name exp-name experiment experiment-name project tag",
+    "--set": "overrides override opts opt s cfg-options",
+    "--device": "gpu gpus cuda use-cuda g accelerator devices device-id cpu no-cuda use-cpu",
+    "--dry-run": "fast-dev-run dryrun smoke-test check test-run",
+    "--plain": "quiet q silent no-progress no-tqdm disable-tqdm no-color",
+    "--debug": "v verbose traceback",
+    "--version": "v",
+    "-k": "topk top-k top n num limit count",
+    "--root": "data-dir data dest dir target output-dir output o",
+    "--embeddings": "save-embeddings output output-file o",
+    "--output": "output-dir out-dir out o dest dir save-dir folder",
+    "--runs-dir": "output-dir out-dir output out o save-dir log-dir logdir work-dir workdir results-dir logs",
+}
+_WORDS = {  # commands that take it without an option
+    **dict.fromkeys(("resume", "report", "export"), f"{_CHECKPOINT} run name preset"),
+    "eval": "run name preset",
+    "inspect-config": "preset p config c cfg file",
+}
+_SWITCHES = ("--dry-run", "--plain", "--debug", "--version")
+_LETTERS = {"b": "train.batch_size", "e": "train.epochs", "j": "data.workers", "w": "data.workers", "a": "arch"}
+_WHOLE = {"data": "data.root", "model": "model.vision.backbone"}  # a section's name, where others have an option
+
+
+def say_usage(error: Any, words: Sequence[str]) -> str:
+    """The sentence for a usage error of typer's, which vendors click, so no class to name; `words` were typed."""
+    context = error.ctx
+    command = context.info_name if context is not None and context.parent is not None else ""
+    known = [name for one in context.command.params for name in one.opts] if context is not None else []
+    said, hint = " ".join(error.format_message().split()).rstrip("."), None
+    if wrong := getattr(error, "option_name", None) if hasattr(error, "possibilities") else None:
+        typed, value = _typed(wrong, words)
+        said, hint = f"no option {typed} (clipcoco {command})".replace(" )", ")"), _option(typed, value, command, known)
+    elif said.startswith("No such command"):
+        typed = next((word for word in words if not word.startswith("-")), "-")
+        said, hint = f"no command '{typed}' (clipcoco)", _command(typed, list(context.command.commands))
+    elif said.startswith("Got unexpected extra argument"):
+        stray = next((word for word in reversed(words) if word in preset_names() or "=" in word), "")
+        hint = f"Did you mean {'--set' if '=' in stray else '--preset'} {shlex.quote(stray)}?" if stray else None
+    elif said.startswith("Missing option") and error.param is not None and error.param.help:
+        said += f" ({error.param.help.rstrip('.')})"
+    return f"{said}. {hint or f'See clipcoco {command} --help'.replace('  ', ' ')}"
+
+
+def _typed(wrong: str, words: Sequence[str]) -> tuple[str, str | None]:
+    """The option as it was typed, and its value if there was one."""
+    for typed, after in zip(words, [*words[1:], "-"], strict=True):
+        option, equals, value = typed.partition("=")
+        if option == wrong or (not wrong.startswith("--") and option.startswith(wrong)):
+            return option, value or (None if equals or after.startswith("-") else after)
+    return wrong, None
+
+
+def _command(typed: str, known: Sequence[str]) -> str | None:
+    if typed in preset_names():
+        return f"Did you mean clipcoco train --preset {typed}?"
+    meant = next(
+        (ours for ours, theirs in _COMMANDS.items() if typed.lower().replace("_", "-") in theirs.split()), None
+    )
+    meant = meant or closest(typed, known, 0.6)
+    return f"Did you mean clipcoco {meant}?" if meant else None
+
+
+def _option(typed: str, value: str | None, command: str, known: Sequence[str]) -> str | None:
+    name = typed.lstrip("-").lower().replace("_", "-")
+    given = shlex.quote(value) if value else None
+    if name in _WORDS.get(command, "").split():
+        return f"Did you mean clipcoco {command} {given or 'NAME'}?"
+    if name in _CHECKPOINT.split() and (hint := _checkpoint(name, given, command, known)):
+        return hint
+    same = closest(f"--{name}", known, 0.85)
+    ours = same or next((ours for ours in _OPTIONS if ours in known and name in _OPTIONS[ours].split()), None)
+    if ours == "--device" != same:
+        given = _device(name, value)
+    if ours:
+        shown = f"{ours} {given}" if given and ours not in _SWITCHES else ours
+        also = (
+            " It is the folder of all runs; --name NAME is this one's"
+            if ours == "--runs-dir" != same and "--name" in known
+            else ""
+        )
+        return f"Did you mean {shown}?{also}"
+    return _setting(name, value, command, known)
+
+
+def _checkpoint(name: str, given: str | None, command: str, known: Sequence[str]) -> str | None:
+    file = given or "RUN"
+    if command == "train" and name != "model":
+        new = f"; with its weights alone, anew: --init {file}" if "resume" not in name and name != "continue" else ""
+        return f"To go on with a run: clipcoco resume {file}{new}"
+    option = next((option for option in ("--checkpoint", "--run") if option in known), None)
+    return f"Did you mean {option} {file}?" if option else None
+
+
+def _device(name: str, value: str | None) -> str:
+    if "cpu" in name or name.startswith("no-") or value in ("cpu", "mps"):
+        return "cpu" if value != "mps" else "mps"
+    return f"cuda:{value}" if value and value.isdecimal() and not name.endswith("s") else "cuda"
+
+
+def _setting(name: str, value: str | None, command: str, known: Sequence[str]) -> str | None:
+    """A setting has the name: what to type for it, with the value where the setting can have that."""
+    bare, off = name.removeprefix("no-"), name.startswith("no-")
+    key = suggestion(_LETTERS.get(bare, bare))
+    key = _WHOLE.get(key or "", key)
+    if key is None or "--set" not in known:
+        return None
+    if key in SECTIONS:
+        return f"Its settings are {key}.NAME: clipcoco inspect-config demo shows them"
+    what = f"It is the setting {key}"
+    if command in ("eval", "search", "export") and not key.startswith("data."):
+        return f"{what}, which comes with the checkpoint"
+    change = f"{key}={'false' if off else value or 'true'}"
+    try:
+        load_config("base", overrides=[change])
+    except ConfigError:
+        return f"{what}: {key}=VALUE, {expected(key)}".replace(", text", ", as imagenet-v1")
+    option = f"--{key.rpartition('.')[2].replace('_', '-')}"
+    if option in known and value:
+        return f"Did you mean {option} {shlex.quote(value)}?"
+    return f"{what}: {'--set ' if command in ('search', 'prepare-data') else ''}{shlex.quote(change)}"

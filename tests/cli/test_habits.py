@@ -1,0 +1,80 @@
+"""What hands used to other programs type ends in one line that says what to type here. In process: no command runs."""
+
+import shlex
+
+import pytest
+
+from clipcoco.cli import run
+from clipcoco.cli.options import load_from
+from clipcoco.config.messages import ALIASES
+from clipcoco.config.schema import SETTINGS
+
+HINTS = [
+    ("train --preset demo --epochs 3", "train.epochs=3"),
+    ("train --preset demo --epochs=3 --lr 1", "train.epochs=3"),
+    ("train --preset demo --batch-size 64", "train.batch_size=64"),
+    ("train --preset demo --batch_size=64", "train.batch_size=64"),
+    ("train --preset demo -lr 1e-4", "train.lr=1e-4"),
+    ("train --preset demo -b 64", "train.batch_size=64"),
+    ("train --preset demo --train.lr 1e-4", "train.lr=1e-4"),
+    ("train --preset demo --data 'my pictures'", "'data.root=my pictures'"),
+    ("train --preset demo --no-flip", "data.flip=false"),
+    ("train --preset demo --amp", "train.precision=VALUE, one of auto, float32"),
+    ("train --preset demo --epochs many", "train.epochs=VALUE, a whole number of at least 1"),
+    ("train --preset demo --output_dir out", "--runs-dir out"),
+    ("train --preset demo --runs_dir out", "--runs-dir out"),
+    ("train --preset demo --run-name a", "--name a"),
+    ("train --preset demo --gpu", "--device cuda?"),
+    ("train --preset demo --gpu 1", "--device cuda:1"),
+    ("train --preset demo --no-cuda", "--device cpu"),
+    ("train --preset demo -v", "--debug"),
+    ("train --preset demo --prest demo", "Did you mean --preset demo?"),
+    ("train -c mine.yaml", "--config mine.yaml"),
+    ("train --config presets/medium.yaml --resume epoch_10.pt", "clipcoco resume epoch_10.pt"),
+    ("train --preset demo --checkpoint=a.pt", "clipcoco resume a.pt; with its weights alone, anew: --init a.pt"),
+    ("train --preset demo --quux", "See clipcoco train --help"),
+    ("resume --epochs 9", "train.epochs=9"),
+    ("resume --checkpoint a.pt", "clipcoco resume a.pt"),
+    ("eval --model a.pt", "--checkpoint a.pt"),
+    ("eval --workers 2", "data.workers=2"),
+    ("eval --batch-size 2", "train.batch_size, which comes with the checkpoint"),
+    ("search dog --workers 2", "--set data.workers=2"),
+    ("search dog --checkpoint a.pt", "--run a.pt"),
+    ("export", "open_clip, safetensors or onnx"),
+    ("inspect-config --preset tiny", "clipcoco inspect-config tiny"),
+    ("prepare-data small", "--preset small"),
+    ("prepare-data --data-dir x", "--root x"),
+    ("evaluate", "clipcoco eval?"),
+    ("download", "clipcoco prepare-data"),
+    ("trian", "clipcoco train?"),
+    ("small", "clipcoco train --preset small"),
+    ("xyzzy", "See clipcoco --help"),
+    ("-", "See clipcoco --help"),
+]
+
+
+@pytest.mark.parametrize(("line", "hint"), HINTS)
+def test_a_habit_is_answered_in_one_line(capsys, line, hint):
+    assert run(shlex.split(line)) == 2
+    said = capsys.readouterr().err.replace("\n", " ")  # as wrapped at the width of a test's terminal
+    assert said.count("error: ") == 1
+    assert hint in said
+
+
+@pytest.mark.parametrize("name", [name for name, setting in ALIASES.items() if setting in SETTINGS])
+def test_every_alias_of_a_setting_is_one_as_an_option(capsys, name):
+    assert run(["train", "--preset", "demo", f"--{name.replace('_', '-')}"]) == 2
+    assert f"It is the setting {ALIASES[name]}" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("words", [["-V"], ["version"], ["help", "train"], ["help"]])
+def test_version_and_help_are_words_too(capsys, words):
+    assert run(words) == 0
+    assert "clipcoco" in capsys.readouterr().out
+
+
+def test_train_takes_a_preset_or_a_file_as_a_word(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: tiny\n")
+    assert load_from(None, None, None, ["small", "train.epochs=2"]).chain[-1] == "small"
+    loaded = load_from(None, None, ["seed=3"], ["train.epochs=2", str(tmp_path / "mine.yaml")])
+    assert (loaded.chain[-1], loaded.config.train.epochs, loaded.config.seed) == ("tiny", 2, 3)
