@@ -16,8 +16,9 @@ import torch
 from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.errors import ConfigError, EnvironmentProblem
-from clipcoco.export import check_request, export_model
+from clipcoco.export import check_request
 from clipcoco.export.formats import FORMATS, whole_tokenizer
+from clipcoco.export.write import export_model
 from clipcoco.files import write_json
 from clipcoco.model_file import ModelFile, open_model
 from clipcoco.rundir import RunDir

@@ -1,6 +1,5 @@
 """What a run is made of, read and checked in the order of the exit codes before anything is written."""
 
-import shlex
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from clipcoco import __version__
 from clipcoco.config.derive import Derived, count_parameters, derive, resolve_frozen_epochs
 from clipcoco.config.schema import BACKBONES, Config
+from clipcoco.data.annotations import prepare_command
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.doubts import doubts, encoded
 from clipcoco.data.features import Features
@@ -108,10 +108,9 @@ def assemble(
     resolved; on a device without that precision it goes on in float32.
     To tell a person: `preset` is the one to prepare data for, `origin` where the weights are from.
     """
-    which = f"--preset {preset}" if preset != "base" else f"--train-fraction {config.data.train_fraction:g}"
-    get_them = f"clipcoco prepare-data {which} --root {shlex.quote(config.data.root)}"
+    get_them = prepare_command(config.data, preset)
     device = (choose_device if source_like is None else choose_as_trained)(device_name, precision)
-    root = Path(config.data.root).expanduser()
+    root = config.data.folder
     train_all, val_all = (read_captions(root, split, get_them=get_them) for split in ("train2017", "val2017"))
     subsets = (
         train_all.subset(config.data.train_fraction, config.data.subset_seed),
@@ -155,7 +154,7 @@ def backbone_features(parts: Assembled, model: DualEncoder, report: Report, stop
 
     None when stopped meanwhile.
     """
-    config, device, root = parts.config, parts.device, Path(parts.config.data.root).expanduser()
+    config, device, root = parts.config, parts.device, parts.config.data.folder
     device.place(model).eval()
     weights = weights_sha256(model.visual.trunk.state_dict())
     cached = []

@@ -55,7 +55,7 @@ def evaluate_checkpoint(
     start = time.monotonic()
     device = choose_as_trained(device_name, model_file.content["state"].get("precision", "float32"))
     choose_deterministic_kernels(device.device)  # as in training, for the same digits
-    root = Path(data.root).expanduser()
+    root = data.folder
     if fraction is None:
         fraction = data.val_fraction if split == "val" else data.train_fraction
     table = read_captions(root, f"{split}2017").subset(fraction, data.subset_seed)

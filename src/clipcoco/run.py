@@ -24,7 +24,7 @@ from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError
 from clipcoco.events import Report, RunEnded
 from clipcoco.files import remove_leftovers
 from clipcoco.model_file import open_model
-from clipcoco.prepare.scenes import draw_scenes
+from clipcoco.prepare.scenes import draw_scenes, to_be_drawn
 from clipcoco.run_config import BEGAN, rewrite_settings, write_settings
 from clipcoco.rundir import RunDir, check_name, create
 
@@ -57,14 +57,13 @@ def start(
 ) -> tuple[RunDir, RunEnded]:
     """A new run, from the first step to the last or to a stop. Nothing is written before all checks pass.
 
-    But for the embedded data set: it is drawn when its folder holds no annotations yet.
+    But for the embedded data set, which is drawn where `to_be_drawn` says so.
     """
     if name is not None:
         check_name(runs_dir, name)
-    root = Path(loaded.config.data.root).expanduser()
     choose_device(device_name, loaded.config.train.precision)  # its errors come first: drawing would be in vain
-    if "demo" in loaded.chain and not (root / "annotations").exists():
-        draw_scenes(root)
+    if to_be_drawn(loaded):
+        draw_scenes(loaded.config.data.folder)
     loaded, parts, model = checked(loaded, name, runs_dir, device_name, init, report(None))
     parts = parts.looked_at()
     run = create(runs_dir, loaded.name, name)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipcoco.config.load import preset_names
+from clipcoco.config.text import expanded
 from clipcoco.errors import CheckpointError, ConfigError, EnvironmentProblem
 from clipcoco.files import read_own, write_json
 from clipcoco.links import refuse_links
@@ -207,7 +208,7 @@ def _find(runs_dir: Path, words: str | None) -> Found:
         return Found(runs[0], None)
     if not words or words.startswith(("/", "~")):
         return _at_path(words)
-    path = Path(words).expanduser()
+    path = expanded(words)
     if path.is_file():
         return found_file(path)
     if (path / "config.yaml").is_file():
@@ -230,7 +231,7 @@ def _find(runs_dir: Path, words: str | None) -> Found:
 
 
 def _at_path(words: str) -> Found:
-    path = Path(words).expanduser()
+    path = expanded(words)
     if words and path.is_file():
         return found_file(path)
     if words and (path / "config.yaml").is_file():

@@ -296,7 +296,7 @@ class TestFolders:
 @pytest.mark.parametrize(
     ("words", "code", "parts"),
     [
-        ([], 2, ["what is to be found?"]),
+        ([], 2, ["nothing to look for"]),
         ([""], 2, ["the query is empty"]),
         ([" \n\x01 "], 2, ["the query is empty"]),
         (["a dog", "--image", "x.jpg"], 2, ["Keep one"]),

@@ -1,6 +1,8 @@
 """What a command finds around it: streams, folders, a home, packages. None of it may end in a traceback or exit 1."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +89,53 @@ def test_a_package_that_does_not_fit_is_told_from_a_bug_of_ours(tmp_path, monkey
     assert "pip install --force-reinstall pillow" in str(said_of("from PIL import no_such_name"))
     for bug in ("[][0]", "from clipcoco.errors import no_such_name", "raise RuntimeError('import')"):
         assert said_of(bug) is None
+
+
+EARLY = [
+    ("train --preset demo --device gpu", 2, "no device 'gpu' (--device). Did you mean cuda?"),
+    ("train --preset demo --device cuda0", 2, "Did you mean cuda:0?"),
+    ("eval --device CPU", 2, "Did you mean cpu?"),
+    ("search dog --device cuda:x", 2, "no device 'cuda:x'"),
+    ("train --preset demo --name a/b", 2, "can't name a run"),
+    ("train --preset demo --name taken", 2, "run taken exists"),
+    ("train --preset tiny", 3, "no captions at data/coco/annotations"),
+    ("train --preset demo data.root=data/mien", 3, "prepare-data --preset demo --root data/mien"),
+    ("train --preset demo 'data.root=$HOME/mine'", 2, "$ is taken literally"),
+    ("train --preset demo 'data.root=~nobody_here/mine'", 2, "no home folder is known for ~nobody_here/mine"),
+    ("train --preset demo --runs-dir '~nobody_here'", 2, "no home folder is known"),
+    ("train --preset demo --init nobody", 4, "no run 'nobody'"),
+    ("resume ~nobody_here/run", 2, "no home folder is known"),
+    ("resume --set train.foo=1", 2, "train.foo is not a setting"),
+    ("eval --config configs/clip_coco_small.yaml", 2, "no configuration file"),
+    ("eval model.text.width=64", 2, "Only data.* can be set"),
+    ("eval data.root=", 2, "NAME=VALUE"),
+    ("eval --from-embeddings none.npz", 3, "no file at none.npz"),
+    ("search ''", 2, "the query is empty"),
+    ("search", 2, "nothing to look for"),
+    ("search dog --images nope", 3, "nope does not exist (--images)"),
+    ("search --image nope.jpg", 3, "nope.jpg is no file (--image)"),
+    ("export --format onnx --output x", 5, "format onnx needs onnx"),
+    ("export --format onnx --output x/y/z", 2, "is no folder (--output)"),
+]
+
+
+def test_mistakes_that_need_no_torch_are_told_without_it(tmp_path):
+    """All lines in one process in which neither torch, torchvision nor onnx can be imported."""
+    program = """
+import json, shlex, sys
+sys.modules |= dict.fromkeys(("torch", "torchvision", "onnx"))
+from clipcoco.cli import run
+for line in json.load(sys.stdin):
+    code = run(shlex.split(line))
+    print("exit", int(code), file=sys.stderr)
+"""
+    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    lines = json.dumps([line for line, _, _ in EARLY])
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, input=lines, capture_output=True, text=True, timeout=120
+    )
+    told = re.findall(r"^(error: .*)\nexit (\d+)$", done.stderr, re.MULTILINE)
+    assert len(told) == done.stderr.count("error: ") == len(EARLY), done.stderr
+    for (line, code, part), (said, ended) in zip(EARLY, told, strict=True):
+        assert (part in said, int(ended)) == (True, code), f"{line}: {said}, exit {ended}"
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]

@@ -14,7 +14,7 @@ import torch
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.engine.model import build
 from clipcoco.engine.recall import recall_table
-from clipcoco.export import export_model
+from clipcoco.export.write import export_model
 from clipcoco.model_file import ModelFile, open_model
 from conftest import TOY
 

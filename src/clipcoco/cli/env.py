@@ -196,7 +196,7 @@ def _disk() -> dict[str, Any]:
 def _weights() -> dict[str, Any]:
     """Where torch.hub keeps published weights, and which of them are there."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    home = Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser()
+    home = Path(os.path.expanduser(os.environ.get("TORCH_HOME", f"{cache}/torch")))
     folder = home / "hub" / "checkpoints"
     names = [name for _, _, published in BACKBONES.values() for name in published.values()]
     return {

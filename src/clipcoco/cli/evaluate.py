@@ -7,24 +7,48 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipcoco import rundir
-from clipcoco.cli.options import RUNS, ConfigFile, Debug, Device, Json, Run, RunsDir, Set, print_json, split_words
-from clipcoco.config.load import flatten, load_config, override, to_plain
+from clipcoco.cli.options import (
+    RUNS,
+    ConfigFile,
+    Debug,
+    Device,
+    Json,
+    Run,
+    RunsDir,
+    Set,
+    data_changes,
+    expanded_path,
+    print_json,
+    split_words,
+)
+from clipcoco.config.load import LoadedConfig, flatten, load_config, override
 from clipcoco.config.schema import DataConfig
 from clipcoco.console import RunConsole, Terminal, open_terminal, recall_tables, say_seconds, show
-from clipcoco.errors import CheckpointError, ConfigError, ExitCode
+from clipcoco.errors import CheckpointError, ConfigError, DataError, ExitCode
 from clipcoco.rundir import RunDir
 
 if TYPE_CHECKING:
     from clipcoco.evaluation import Evaluation
 
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="A checkpoint file instead.", show_default=False, callback=expanded_path)
+]
+FromEmbeddings = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.npz", help="Judge any model's embeddings.", show_default=False, callback=expanded_path),
+]
+ToEmbeddings = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.npz", help="Write the embeddings here.", show_default=False, callback=expanded_path),
+]
+# What a model was trained from or with, and is no part of what it computes now.
+BEGINNINGS = ("model.vision.weights", "model.text.dropout", "model.temperature", "model.learn_temperature")
+
 
 def evaluate(
     words: Run = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint file instead.", show_default=False)] = None,
-    from_embeddings: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.npz", help="Judge any model's embeddings.", show_default=False),
-    ] = None,
+    checkpoint: Checkpoint = None,
+    from_embeddings: FromEmbeddings = None,
     config: ConfigFile = None,
     changes: Set = None,
     split: Annotated[str, typer.Option(help="val or train.")] = "val",
@@ -32,9 +56,7 @@ def evaluate(
         float | None, typer.Option(help="Of the split's images; the run's own otherwise.", show_default=False)
     ] = None,
     protocol: Annotated[str, typer.Option(help="own, 1k or all.")] = "all",
-    embeddings: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz", help="Write the embeddings here.", show_default=False)
-    ] = None,
+    embeddings: ToEmbeddings = None,
     runs_dir: RunsDir = RUNS,
     device: Device = None,
     json_: Json = False,
@@ -59,9 +81,13 @@ def evaluate(
     if from_embeddings is not None:
         if word or bare or checkpoint or config or changes or embeddings or fraction is not None or split != "val":
             raise ConfigError("--from-embeddings judges the file as it is (command line). Keep only --protocol, --json")
+        if not from_embeddings.exists():
+            raise DataError(f"no file at {from_embeddings} (--from-embeddings)")
         from clipcoco.evaluation import evaluate_embeddings
 
         return _show(evaluate_embeddings(from_embeddings, protocols), protocols, json_)
+    given = load_config(file=config) if config is not None else None
+    settings = data_changes(changes, bare, "the measurement")
     if checkpoint is not None:
         if not checkpoint.is_file():
             raise CheckpointError(
@@ -72,7 +98,7 @@ def evaluate(
         found = rundir.find(runs_dir, word)
     if embeddings is not None and not embeddings.absolute().parent.is_dir():
         raise ConfigError(f"{embeddings.parent} is no folder (--embeddings). Make it first")
-    evaluation = _measure(found, config, [*(changes or []), *bare], split, fraction, protocols, device)
+    evaluation = _measure(found, given, settings, split, fraction, protocols, device)
     if embeddings is not None:
         from clipcoco.engine.embeddings import write_embeddings
 
@@ -82,7 +108,7 @@ def evaluate(
 
 def _measure(
     found: rundir.Found,
-    file: Path | None,
+    given: LoadedConfig | None,
     changes: list[str],
     split: str,
     fraction: float | None,
@@ -95,22 +121,19 @@ def _measure(
     path = found.weights()
     model_file = open_model(path)
     data = model_file.config.data
-    if file is not None:
-        loaded = load_config(file=file)
-        show(open_terminal().err, *(f"warning: {note}" for note in loaded.notes))
-        given = loaded.config
-        own, other = flatten(to_plain(model_file.config)), flatten(to_plain(given))
-        differing = [key for key in own if key.startswith("model.") and own[key] != other[key]]
+    if given is not None:
+        show(open_terminal().err, *(f"warning: {note}" for note in given.notes))
+        own, other = flatten(model_file.config), flatten(given.config)
+        differing = [
+            key for key in own if key.startswith("model.") and key not in BEGINNINGS and own[key] != other[key]
+        ]
         if differing:
             raise ConfigError(
-                f"{file} describes another model than {path}: {', '.join(differing[:4])} (--config). "
+                f"{given.layers[-1]} describes another model than {path}: {', '.join(differing[:4])} (--config). "
                 f"The checkpoint knows its own configuration: leave --config out"
             )
-        data = given.data
+        data = given.config.data
     if changes:
-        wrong = [change for change in changes if not change.startswith("data.")]
-        if wrong:
-            raise ConfigError(f"{wrong[0]} would change the model, not the measurement (--set). Only data.* can be set")
         data = override(model_file.config.model_copy(update={"data": data}), changes).data
     with RunConsole(open_terminal()) as console:
         return evaluate_checkpoint(

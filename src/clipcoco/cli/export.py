@@ -7,24 +7,34 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipcoco import rundir
-from clipcoco.cli.options import RUNS, Debug, Json, Run, RunsDir, Set, print_json, split_words
+from clipcoco.cli.options import (
+    RUNS,
+    Debug,
+    Json,
+    Run,
+    RunsDir,
+    Set,
+    data_changes,
+    expanded_path,
+    print_json,
+    split_words,
+)
 from clipcoco.config.load import override
 from clipcoco.console import RunConsole, open_terminal, say_bytes, show
 from clipcoco.errors import ConfigError, ExitCode
+from clipcoco.export import NEEDS, check_request
 
 if TYPE_CHECKING:
-    from clipcoco.export import Export
-
-FORMATS = ("open_clip", "safetensors", "onnx")
+    from clipcoco.export.write import Export
 
 
 def _formats(incomplete: str) -> list[str]:
-    return [name for name in FORMATS if name.startswith(incomplete)]
+    return [name for name in NEEDS if name.startswith(incomplete)]
 
 
 def export(
     format_: Annotated[str, typer.Option("--format", help="open_clip, safetensors or onnx.", autocompletion=_formats)],
-    output: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder for it.")],
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder for it.", callback=expanded_path)],
     words: Run = None,
     changes: Set = None,
     runs_dir: RunsDir = RUNS,
@@ -37,18 +47,15 @@ def export(
 
     [bold]clipcoco export RUN/last --format onnx --output onnx --set data.root=DIR[/bold]
     """
-    if format_ not in FORMATS:
-        near = difflib.get_close_matches(format_, FORMATS, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"Choose {', '.join(FORMATS)}"
+    if format_ not in NEEDS:
+        near = difflib.get_close_matches(format_, NEEDS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Choose {', '.join(NEEDS)}"
         raise ConfigError(f"no format '{format_}' (--format). {hint}")
     word, bare = split_words(words)
-    changes = [*(changes or []), *bare]
-    if wrong := [change for change in changes if not change.startswith("data.")]:
-        raise ConfigError(f"{wrong[0]} would change the model, not the comparison (--set). Only data.* can be set")
-    from clipcoco.export import check_request, export_model
-
+    changes = data_changes(changes, bare, "the comparison")
     check_request(format_, output)
     found = rundir.find(runs_dir, word)
+    from clipcoco.export.write import export_model
     from clipcoco.model_file import open_model
 
     model_file = open_model(found.weights())

@@ -64,11 +64,13 @@ def inspect_config(
 
 
 def _derive(loaded: LoadedConfig) -> Derived:
-    root = Path(loaded.config.data.root).expanduser()
+    root = loaded.config.data.folder
     train, val = count_entries(root, "train2017"), count_entries(root, "val2017")
     where = str(root)
     if not (train and val):
-        drawn = "demo" in loaded.chain
+        from clipcoco.prepare.scenes import to_be_drawn  # and Pillow
+
+        drawn = to_be_drawn(loaded)
         where = "the scenes that will be drawn" if drawn else "the official table"
         train, val = ((6000, 30_000), (500, 2500)) if drawn else (OFFICIAL["train2017"], OFFICIAL["val2017"])
     return derive(

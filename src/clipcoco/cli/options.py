@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from clipcoco.config.load import LoadedConfig, load_config, preset_names
-from clipcoco.config.messages import suggestion
+from clipcoco.config.messages import check_device, suggestion
 from clipcoco.config.schema import SETTINGS
+from clipcoco.config.text import expanded
 from clipcoco.errors import ConfigError
 
 _debug = False
@@ -27,6 +28,17 @@ def debugging() -> bool:
     return _debug
 
 
+def expanded_path(value: Path | None) -> Path | None:
+    """The callback of each option that is a path: after `--option=` no shell fills in ~."""
+    return None if value is None else expanded(value)
+
+
+def _known_device(value: str | None) -> str | None:
+    if value is not None:
+        check_device(value)
+    return value
+
+
 def complete_preset(incomplete: str) -> list[str]:
     return [name for name in preset_names() if name.startswith(incomplete)]
 
@@ -38,7 +50,7 @@ def complete_config(incomplete: str) -> list[str]:
 
 def complete_run(context: typer.Context, incomplete: str) -> list[str]:
     """Runs in --runs-dir; after `RUN/` its checkpoints; and checkpoint files."""
-    runs_dir = Path(context.params.get("runs_dir") or RUNS).expanduser()  # as typed: no shell has expanded it
+    runs_dir = os.path.expanduser(context.params.get("runs_dir") or RUNS)  # as typed: no shell has expanded it
     name, slash, part = incomplete.partition("/")
     if slash:
         checkpoints = _starting(f"{runs_dir}/{name}/checkpoints/{part}", "*.pt")
@@ -63,7 +75,10 @@ Preset = Annotated[
     str | None,
     typer.Option(help="demo, tiny, small, medium or full.", autocompletion=complete_preset, show_default=False),
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file instead.", show_default=False)]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="A YAML file instead.", show_default=False, callback=expanded_path),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.", show_default=False),
@@ -95,8 +110,10 @@ OneRun = Annotated[
         autocompletion=complete_run,
     ),
 ]
-RunsDir = Annotated[Path, typer.Option(help="Where the runs lie.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=False)]
+RunsDir = Annotated[Path, typer.Option(help="Where the runs lie.", callback=expanded_path)]
+Device = Annotated[
+    str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=False, callback=_known_device)
+]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no panel.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.", callback=_note_debug)]
@@ -119,6 +136,15 @@ def load_from(preset: str | None, file: Path | None, changes: list[str] | None, 
     return load_config(
         preset=preset, file=file, overrides=[*(changes or []), *(word for word in bare or [] if "=" in word)]
     )
+
+
+def data_changes(changes: list[str] | None, bare: list[str], what: str) -> list[str]:
+    """The settings of a command that measures or uses a checkpoint, as far as they can be checked without it."""
+    given = [*(changes or []), *bare]
+    if wrong := [change for change in given if not change.startswith("data.")]:
+        raise ConfigError(f"{wrong[0]} would change the model, not {what} (--set). Only data.* can be set")
+    load_config("base", overrides=given)
+    return given
 
 
 def print_json(value: object) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from clipcoco.cli.options import print_json
 from clipcoco.cli.verify import working
 from clipcoco.config.load import load_config
-from clipcoco.config.text import written
+from clipcoco.config.text import expanded, written
 from clipcoco.console import Terminal, show
 from clipcoco.errors import ConfigError, ExitCode
 
@@ -31,7 +31,7 @@ def prepare_own(
 
     if captions is None or images is None or root is None:
         raise ConfigError("your own pictures need all three: --captions FILE --images DIR --root DIR (where to)")
-    captions, images, root = captions.expanduser(), images.expanduser(), root.expanduser()
+    captions, images, root = map(expanded, (captions, images, root))
     config = load_config(preset=preset or "small", overrides=changes).config
     size = config.data.prepared_size
     share = 0.1 if val_fraction is None else val_fraction

@@ -12,7 +12,7 @@ from clipcoco.cli.options import Debug, Json, Preset, Set, print_json
 from clipcoco.cli.own import prepare_own
 from clipcoco.cli.verify import show_verified, working
 from clipcoco.config.load import LoadedConfig, load_config, preset_names
-from clipcoco.config.text import written
+from clipcoco.config.text import expanded, written
 from clipcoco.console import Terminal, open_terminal, say_bytes, say_seconds, show, summary_rows
 from clipcoco.errors import ConfigError, ExitCode
 
@@ -114,7 +114,7 @@ def _wish(
     from clipcoco.prepare.plan import Wish
 
     data = loaded.config.data
-    source = source.expanduser() if source else None
+    source = expanded(source) if source else None
     if source is not None and not source.is_dir():
         raise ConfigError(f"{source} is no folder (--source). It should hold COCO's archives, or their content")
     if mirror is not None and not mirror.startswith(("http://", "https://")):
@@ -122,7 +122,7 @@ def _wish(
     if only_prepared and data.prepared_size == 0:
         raise ConfigError("--only-prepared keeps copies alone, and data.prepared_size is 0. Set it, as to 256")
     return Wish(
-        root=Path(root or data.root).expanduser(),
+        root=expanded(root or data.root),
         fractions={"train2017": data.train_fraction, "val2017": data.val_fraction},
         subset_seed=data.subset_seed,
         prepared_size=data.prepared_size,

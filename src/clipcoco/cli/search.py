@@ -13,17 +13,49 @@ from rich.style import Style
 from rich.text import Text
 
 from clipcoco import rundir
-from clipcoco.cli.options import RUNS, Debug, Device, Json, OneRun, RunsDir, Set, print_json
+from clipcoco.cli.options import (
+    RUNS,
+    Debug,
+    Device,
+    Json,
+    OneRun,
+    RunsDir,
+    Set,
+    data_changes,
+    expanded_path,
+    print_json,
+)
 from clipcoco.config.load import override
 from clipcoco.console import RunConsole, Terminal, open_terminal, printable, say_seconds, show
 from clipcoco.errors import CheckpointError, ConfigError, ExitCode
 from clipcoco.links import refuse_links
+from clipcoco.search import check_folder, check_picture, check_words
 
 if TYPE_CHECKING:
     from clipcoco.search.galleries import Gallery
     from clipcoco.search.models import Model
     from clipcoco.search.query import Answer, Hit
 
+Picture = Annotated[
+    Path | None,
+    typer.Option(
+        "--image",
+        metavar="FILE",
+        help="Look for what is like this picture instead.",
+        show_default=False,
+        callback=expanded_path,
+    ),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--images",
+        metavar="DIR",
+        help="All pictures below this folder, not the run's.",
+        show_default=False,
+        callback=expanded_path,
+    ),
+]
 FEWEST = 12  # columns that a caption is worth showing in
 
 
@@ -31,15 +63,9 @@ def search(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="TEXT", help="What is in the picture.", show_default=False)
     ] = None,
-    image: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Look for what is like this picture instead.", show_default=False),
-    ] = None,
+    image: Picture = None,
     run: OneRun = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="All pictures below this folder, not the run's.", show_default=False),
-    ] = None,
+    images: Folder = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="local-dir:FOLDER", help="Any model of open_clip.", show_default=False),
@@ -59,12 +85,15 @@ def search(
     [bold]clipcoco search "a red car" --images ~/Pictures -k 20[/bold]
     """
     text = _checked(words, image, quiet and json_)
+    if images is not None:
+        check_folder(images)
+    settings = data_changes(changes, [], "the search")
     from clipcoco.search.query import Query, Told, answer
 
     found = rundir.find(runs_dir, run) if model is None or run is not None else None
     if found is None or found.run is None:
         refuse_links(runs_dir / "search", CheckpointError)
-    searched, gallery = _open(found, images, model, changes or [])
+    searched, gallery = _open(found, images, model, settings)
     name = found.run.name if found and found.run else None
     home = found.run.path if found and found.run else runs_dir / "search" / searched.home
     terminal = open_terminal()
@@ -92,16 +121,18 @@ def _checked(words: list[str] | None, image: Path | None, both_outputs: bool) ->
     if words and image is not None:
         raise ConfigError("a text and --image are both given (command line). Keep one")
     if words is None and image is None:
-        raise ConfigError('what is to be found? (command line). clipcoco search "a dog on a sofa", or --image FILE')
-    return image.name if image else " ".join(words or [])
+        raise ConfigError('nothing to look for (command line). clipcoco search "a dog on a sofa", or --image FILE')
+    if image is not None:
+        check_picture(image)
+        return image.name
+    check_words(text := " ".join(words or []))
+    return text
 
 
 def _open(
     found: rundir.Found | None, images: Path | None, model: str | None, changes: list[str]
 ) -> tuple["Model", "Gallery"]:
     """The gallery first when it is a folder: a mistyped path is told before a model is loaded."""
-    if wrong := [change for change in changes if not change.startswith("data.")]:
-        raise ConfigError(f"{wrong[0]} would change the model (--set). Only data.* can be set")
     if found is None and images is None:
         raise ConfigError("a model has no pictures of its own (--model). Add --images DIR, or --run RUN")
     from clipcoco.search import galleries, models

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipcoco.config.load import load_config
+from clipcoco.console import say_seconds
 from clipcoco.errors import ConfigError, ExitCode
 from clipcoco.files import read_own
 from clipcoco.locks import is_held
@@ -167,3 +168,17 @@ def _epochs_of(run: RunDir) -> int | None:
         return load_config(file=run.config).config.train.epochs
     except ConfigError:
         return None
+
+
+def where_it_stands(run: RunDir, step: int) -> str:
+    """How the run ended, for who goes on with it at `step`."""
+    status = run.status()
+    state, reason, total = status.get("state"), status.get("reason"), status.get("total_steps", 0)
+    if state == "running":  # and yet its lock was free
+        how = "ended without a word"
+    elif state == "stopped":
+        how = f"stopped by {reason}"
+    else:
+        how = f"{state or 'interrupted'}" + (f" ({reason})" if reason else "")
+    ended = (run.path / "status.json").stat().st_mtime if status else time.time()
+    return f"{run.name}: {how} at step {step:,} of {total:,}, {say_seconds(max(0.0, time.time() - ended))} ago."

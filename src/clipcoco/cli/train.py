@@ -2,7 +2,6 @@
 
 import shlex
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,17 +27,19 @@ from clipcoco.cli.options import (
     split_words,
 )
 from clipcoco.cli.signals import stop_signals
-from clipcoco.config.load import LoadedConfig, config_from_plain, flatten, override
+from clipcoco.cli.standing import where_it_stands
+from clipcoco.config.load import LoadedConfig, config_from_plain, flatten, load_config, override
 from clipcoco.config.schema import DataConfig
+from clipcoco.config.text import expanded
 from clipcoco.console import (
     RunConsole,
     Terminal,
     open_terminal,
     recall_tables,
-    say_seconds,
     show,
     summary_rows,
 )
+from clipcoco.data.annotations import check_captions
 from clipcoco.errors import CheckpointError, ConfigError, ExitCode
 from clipcoco.rundir import RunDir
 
@@ -46,21 +47,23 @@ if TYPE_CHECKING:
     from clipcoco.events import Report, RunEnded
     from clipcoco.run import ReportTo, Stopping
 
+Init = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN or FILE",
+        help="Start from these weights, with a fresh optimiser.",
+        autocompletion=complete_run,
+        show_default=False,
+    ),
+]
+
 
 def train(
     words: Bare = None,
     preset: Preset = None,
     config: ConfigFile = None,
     changes: Set = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN or FILE",
-            help="Start from these weights, with a fresh optimiser.",
-            autocompletion=complete_run,
-            show_default=False,
-        ),
-    ] = None,
+    init: Init = None,
     name: Annotated[str | None, typer.Option(help="The run's name.", show_default=False)] = None,
     or_resume: Annotated[bool, typer.Option("--or-resume", help="Resume run --name where it exists.")] = False,
     runs_dir: RunsDir = RUNS,
@@ -79,7 +82,11 @@ def train(
     loaded = load_from(preset, config, changes, words)
     terminal = open_terminal(plain)
     show(terminal.err, *(f"warning: {note}" for note in loaded.notes))
+    resumes = or_resume and _exists(runs_dir, name)
+    if name is not None and not resumes:
+        rundir.check_name(runs_dir, name)
     start_from = rundir.find(runs_dir, init).weights() if init is not None else None
+    drawing = _will_draw(loaded, device, dry_run)
     from clipcoco import rehearse, run
 
     if dry_run:
@@ -89,9 +96,9 @@ def train(
         else:
             show(terminal.out, *summary_rows(told.items()))
         return ExitCode.OK
-    if or_resume and _exists(runs_dir, name):
+    if resumes:
         return _resume_same(RunDir(runs_dir / str(name)), loaded, device, terminal, json_)
-    if "demo" in loaded.chain and not Path(loaded.config.data.root, "annotations").expanduser().exists():
+    if drawing:
         show(terminal.err, f"Drawing 6,500 scenes into {loaded.config.data.root}, once.", "")
     return _conduct(
         terminal,
@@ -108,6 +115,16 @@ def train(
         device,
         json_,
     )
+
+
+def _will_draw(loaded: LoadedConfig, device: str | None, dry_run: bool) -> bool:
+    """Whether they are to be drawn first; raises DataError where they are missing, without waiting for torch."""
+    from clipcoco.prepare.scenes import to_be_drawn
+
+    drawing = to_be_drawn(loaded) and not dry_run
+    if not drawing and device in (None, "auto", "cpu") and loaded.config.train.precision in ("auto", "float32"):
+        check_captions(loaded.config.data, loaded.chain[-1])  # another device may be missing, which is told first
+    return drawing
 
 
 def _exists(runs_dir: Path, name: str | None) -> bool:
@@ -147,13 +164,15 @@ def resume(
     """
     terminal = open_terminal(plain)
     word, bare = split_words(words)
+    changes = [*(changes or []), *bare]
+    load_config("base", overrides=changes)  # whether they are settings at all, without the checkpoint
     found = rundir.find(runs_dir, word)
     if found.run is None:
         raise CheckpointError(
             f"{found.checkpoint} lies in no run directory, so there is nothing to go on with. "
             f"Start from its weights: clipcoco train --preset NAME --init {found.checkpoint}"
         )
-    return _resume(found.run, found.checkpoint, [*(changes or []), *bare], device, terminal, json_)
+    return _resume(found.run, found.checkpoint, changes, device, terminal, json_)
 
 
 def _resume_same(run: RunDir, loaded: LoadedConfig, device: str | None, terminal: Terminal, json_: bool) -> int:
@@ -170,7 +189,7 @@ def _resume_same(run: RunDir, loaded: LoadedConfig, device: str | None, terminal
         raise ConfigError(
             f"run {run.name} has another configuration: {', '.join(differing[:4])} (--or-resume). Take another --name"
         )
-    weights, began = Path(str(new["model.vision.weights"])).expanduser(), content.get("data", {}).get("weights")
+    weights, began = expanded(str(new["model.vision.weights"])), content.get("data", {}).get("weights")
     if began and weights.is_file() and file_sha256(weights) != began:
         raise ConfigError(
             f"run {run.name} began with another {weights}, of SHA-256 {began[:12]} (--or-resume). Take another --name"
@@ -214,7 +233,7 @@ def _resume(
             return ExitCode.OK
         for line in damaged:
             show(terminal.err, f"warning: {line}. Taking {path.name}")
-        show(terminal.err, _where_it_stands(run, state.step), *changed, "")
+        show(terminal.err, where_it_stands(run, state.step), *changed, "")
         return _conduct(
             terminal,
             lambda report, stopping: runs.resume(
@@ -224,19 +243,6 @@ def _resume(
             device,
             json_,
         )
-
-
-def _where_it_stands(run: RunDir, step: int) -> str:
-    status = run.status()
-    state, reason, total = status.get("state"), status.get("reason"), status.get("total_steps", 0)
-    if state == "running":  # and yet its lock was free
-        how = "ended without a word"
-    elif state == "stopped":
-        how = f"stopped by {reason}"
-    else:
-        how = f"{state or 'interrupted'}" + (f" ({reason})" if reason else "")
-    ended = (run.path / "status.json").stat().st_mtime if status else time.time()
-    return f"{run.name}: {how} at step {step:,} of {total:,}, {say_seconds(max(0.0, time.time() - ended))} ago."
 
 
 def _conduct(

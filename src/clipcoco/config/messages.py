@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from clipcoco.config.schema import SECTIONS, SETTINGS, Config
-from clipcoco.config.text import shown
+from clipcoco.config.text import one_line, shown
+from clipcoco.errors import ConfigError
 
 # What the field and other tools call our settings.
 ALIASES = {
@@ -76,6 +77,18 @@ def suggestion(name: str) -> str | None:
         return path
     near = closest(leaf, (*leaves, *ALIASES), 0.75)
     return {**ALIASES, **leaves}[near] if near else None
+
+
+def check_device(name: str) -> None:
+    """Raise ConfigError for what is no device's name; whether it is there, only torch can tell."""
+    if re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?", name):
+        return
+    like = re.fullmatch(r"(gpu|cuda|nvidia|)[: ]?(\d{0,2})", name.lower())
+    near = (
+        f"cuda:{int(like[2])}" if like and like[2] else "cuda" if like else closest(name.lower(), ("cpu", "mps"), 0.6)
+    )
+    hint = f"Did you mean {near}? " if near else ""
+    raise ConfigError(f"no device '{one_line(name)}' (--device). {hint}Choose auto, cpu, cuda, cuda:N or mps")
 
 
 def unknown(name: str, kind: str, where: str) -> str:

@@ -6,9 +6,12 @@ Limits keep a crafted configuration from asking for absurd amounts of memory.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from clipcoco.config.text import expanded
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 # One line, without what a terminal or YAML could not carry: controls, line separators, non-characters.
@@ -63,6 +66,11 @@ class DataConfig(Section):
         if self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(f"crop_scale must be [smaller, larger], not {self.crop_scale}")
         return self
+
+    @property
+    def folder(self) -> Path:
+        """`root` on this machine. Raises ConfigError as `expanded`."""
+        return expanded(self.root)
 
     @property
     def cached_views(self) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -41,6 +42,17 @@ def read_text(path: Path, where: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{where}:{line} is not UTF-8. Save the file as UTF-8.") from error
+
+
+def expanded(path: str | Path) -> Path:
+    """`path` with ~ filled in. Raises ConfigError where no home is known, and for a $NAME left by the shell."""
+    try:
+        found = Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"no home folder is known for {one_line(str(path))}. Write the folder out") from error
+    if "$" in str(path) and not os.path.exists(found):
+        raise ConfigError(f"{one_line(str(path))} is not there, and $ is taken literally. Write the folder out, or ~")
+    return found
 
 
 def sealed_by_a_run(text: str, where: str) -> tuple[str, str]:

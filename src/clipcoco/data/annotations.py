@@ -5,12 +5,14 @@ The file is untrusted data: every row is checked before it is used, and no file 
 
 import json
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clipcoco.config.schema import DataConfig
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.links import check_link, check_root, may_lead
 
@@ -53,13 +55,29 @@ def count_entries(root: Path, split: str) -> tuple[int, int] | None:
     return (data.count(b'"file_name"'), data.count(b'"caption"')) if data else None
 
 
+def check_captions(data: DataConfig, preset: str) -> None:
+    """Raise DataError unless both splits have a file of captions: told before seconds go by with imports."""
+    for split in ("train2017", "val2017"):
+        _check_there(annotation_file(data.folder, split), prepare_command(data, preset))
+
+
+def prepare_command(data: DataConfig, preset: str) -> str:
+    """What gets the data of a configuration that came through `preset`."""
+    which = f"--preset {preset}" if preset != "base" else f"--train-fraction {data.train_fraction:g}"
+    return f"{PREPARE} {which} --root {shlex.quote(data.root)}"
+
+
+def _check_there(path: Path, get_them: str) -> None:
+    if not path.is_file():
+        yours = "or use yours: --set data.root=DIR"
+        raise DataError(f"no captions at {path} (data.root). Get them: {get_them}, {yours}")
+
+
 def _load(path: Path, root: Path, get_them: str) -> Any:
     try:
         check_root(root)
         check_link(root, str(path.relative_to(root)), may_lead(root))
-        if not path.is_file():
-            yours = "or use yours: --set data.root=DIR"
-            raise DataError(f"no captions at {path} (data.root). Get them: {get_them}, {yours}")
+        _check_there(path, get_them)
         if (size := path.stat().st_size) > MAX_FILE_SIZE:
             raise DataError(f"{path} has {size:,} bytes (data.root). At most 2 GiB are read")
         data = path.read_bytes()

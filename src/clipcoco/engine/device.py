@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from clipcoco.config.messages import check_device
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.engine.model import DualEncoder
-from clipcoco.errors import ConfigError, EnvironmentProblem, memory_told
+from clipcoco.errors import EnvironmentProblem, memory_told
 
 # On CUDA both may round float32 to TF32, convolutions by torch's default.
 FLOAT32_ON_CUDA: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
@@ -76,12 +77,8 @@ def choose_as_trained(name: str | None, trained: str) -> Device:
 def _device(name: str) -> tuple[torch.device, str]:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"no device '{name}' (--device). Choose auto, cpu, cuda, cuda:N or mps")
+    check_device(name)
+    device = torch.device(name)
     if device.type == "cpu":
         threads = torch.get_num_threads()
         return device, f"cpu, {threads} thread{'s' if threads > 1 else ''}"

@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor
 
 from clipcoco.config.schema import VisionConfig
-from clipcoco.config.text import shown
+from clipcoco.config.text import expanded, shown
 from clipcoco.engine.archive import check_sums
 from clipcoco.errors import CheckpointError, EnvironmentProblem
 
@@ -64,7 +64,7 @@ def read_weights(config: VisionConfig) -> Weights | None:
     if config.weights.startswith("imagenet-"):
         path = _fetched(config)
     else:
-        path = Path(config.weights).expanduser()
+        path = expanded(config.weights)
         if not path.is_file():
             raise CheckpointError(
                 f"no weights at {path} (model.vision.weights). Give imagenet-v1, imagenet-v2, none or a file"

@@ -1,33 +1,22 @@
-"""A checkpoint -> a folder that other software loads: whole and compared with the checkpoint, or absent."""
+"""A run's model in the formats of other software. No torch in here: what is missing is told at once."""
 
 import importlib.util
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from clipcoco.config.schema import DataConfig
 from clipcoco.errors import ConfigError, EnvironmentProblem
-from clipcoco.events import Report
-from clipcoco.export.card import write_card
-from clipcoco.export.formats import FORMATS, IN_TIMM, Exported
-from clipcoco.export.parity import Parity, compare
-from clipcoco.files import sync_folder, temporary_name
-from clipcoco.model_file import ModelFile
-from clipcoco.rundir import RunDir
 
 
-@dataclass(frozen=True)
-class Export:
-    folder: Path
-    files: dict[str, int]  # bytes by name
-    parity: Parity
+class Needs(NamedTuple):
+    modules: tuple[str, ...]  # that must be installed
+    extra: str  # of ours, which brings them
 
-    def to_plain(self) -> dict[str, Any]:
-        return {"folder": str(self.folder), "files": self.files, "parity": asdict(self.parity)}
+
+NEEDS = {
+    "open_clip": Needs(("safetensors", "open_clip", "timm", "transformers"), "export"),
+    "safetensors": Needs(("safetensors",), "export"),
+    "onnx": Needs(("onnx", "onnxscript", "onnxruntime"), "onnx"),
+}
 
 
 def check_request(name: str, folder: Path) -> None:
@@ -39,83 +28,10 @@ def check_request(name: str, folder: Path) -> None:
         raise ConfigError(f"{folder} exists already and is not empty (--output). Give a new folder")
     if not folder.absolute().parent.is_dir():
         raise ConfigError(f"{folder.absolute().parent} is no folder (--output). Make it first")
-    chosen = FORMATS[name]
+    chosen = NEEDS[name]
     missing = [module for module in chosen.modules if importlib.util.find_spec(module) is None]
     if missing:
         raise EnvironmentProblem(
             f"format {name} needs {', '.join(missing)}, not installed here (--format). "
             f"pip install 'clipcoco[{chosen.extra}]'"
-        )
-
-
-def export_model(
-    model_file: ModelFile, run: RunDir | None, name: str, folder: Path, data: DataConfig, report: Report
-) -> Export:
-    """Write `model_file` to `folder` in format `name`, a key of FORMATS, in float32.
-
-    Everything is written beside it, read back by the library that it is for and compared with the checkpoint,
-    on random inputs and on validation images below `data.root` where they are; only then it gets its name.
-    Raises as `check_request`, ConfigError for a backbone that the format can't hold, and EnvironmentProblem for a
-    full disk and for an export that fails or gives other embeddings than the checkpoint.
-    """
-    backbone = model_file.config.model.vision.backbone
-    if name == "open_clip" and backbone not in IN_TIMM:
-        raise ConfigError(
-            f"open_clip has no {backbone} that is built like torchvision's (--format). "
-            f"Use --format onnx or --format safetensors"
-        )
-    check_request(name, folder)
-    _check_disk(model_file, folder)
-    with _whole_or_absent(folder) as beside:
-        parity = compare(model_file, name, _written(model_file, name, beside), data, report)
-        write_card(beside, name, model_file, run, parity)
-    return Export(folder, {path.name: path.stat().st_size for path in sorted(folder.iterdir())}, parity)
-
-
-def _written(model_file: ModelFile, name: str, folder: Path) -> Exported:
-    try:
-        FORMATS[name].write(model_file, folder)
-        return FORMATS[name].read(folder)
-    except OSError:
-        raise
-    except Exception as error:  # packages of others, in any version, raise anything
-        what = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise EnvironmentProblem(
-            f"the export failed in the packages of {name}: {what} (--format). "
-            f"pip install --upgrade 'clipcoco[{FORMATS[name].extra}]', or take another format"
-        ) from error
-
-
-@contextmanager
-def _whole_or_absent(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`; it becomes `folder`, on disk, when the block ends without an error."""
-    folder = folder.absolute()
-    beside = temporary_name(folder)
-    try:
-        beside.mkdir()
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"{folder} can't be made: {error.strerror} (--output). Give a folder that you may write to"
-        ) from error
-    try:
-        yield beside
-        for path in beside.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(beside)
-        os.rename(beside, folder)  # an empty folder of that name is replaced, anything else is an error
-        sync_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-
-
-def _check_disk(model_file: ModelFile, folder: Path) -> None:
-    # The graphs of ONNX, the tokenizer and the card are small beside float32 weights.
-    needed = 20_000_000 + sum(4 * value.numel() for value in model_file.model.state_dict().values())
-    free = shutil.disk_usage(folder.absolute().parent).free
-    if free < needed:
-        raise EnvironmentProblem(
-            f"the export needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free on "
-            f"{folder.absolute().parent} (--output). Free space, or give another folder"
         )

@@ -42,8 +42,6 @@ class Exported:
 
 @dataclass(frozen=True)
 class Format:
-    modules: tuple[str, ...]  # that must be installed
-    extra: str  # of ours, which brings them
     tolerance: float  # by which a component of a unit vector may differ from the checkpoint's
     write: Callable[[ModelFile, Path], None]
     read: Callable[[Path], Exported]
@@ -242,9 +240,7 @@ def _read_onnx(folder: Path) -> Exported:
 
 
 FORMATS = {
-    "open_clip": Format(
-        ("safetensors", "open_clip", "timm", "transformers"), "export", 1e-5, _write_open_clip, _read_open_clip
-    ),
-    "safetensors": Format(("safetensors",), "export", 1e-6, _write_safetensors, _read_safetensors),
-    "onnx": Format(("onnx", "onnxscript", "onnxruntime"), "onnx", 1e-4, _write_onnx, _read_onnx),
+    "open_clip": Format(1e-5, _write_open_clip, _read_open_clip),
+    "safetensors": Format(1e-6, _write_safetensors, _read_safetensors),
+    "onnx": Format(1e-4, _write_onnx, _read_onnx),
 }

@@ -5,7 +5,6 @@ Letters: B, N images, M captions, L tokens, D dimensions.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,7 +70,7 @@ def compare(model_file: ModelFile, name: str, exported: Exported, data: DataConf
     _refuse_above(FORMATS[name].tolerance, difference, name)
     captions, recall, note = list(TEXTS), None, None
     try:
-        table = read_captions(Path(data.root).expanduser(), "val2017").subset(data.val_fraction, data.subset_seed)
+        table = read_captions(data.folder, "val2017").subset(data.val_fraction, data.subset_seed)
         captions += table.captions
         some = table.subset(min(1, IMAGES / len(table.files)), data.subset_seed)
         source, (some,) = choose_source(data, [some], model_file.content.get("data", {}).get("source"))

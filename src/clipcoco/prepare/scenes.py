@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
+from clipcoco.config.load import LoadedConfig, load_config
 from clipcoco.errors import DataError
 from clipcoco.files import open_new, read_own, sync_volume, write_atomically
 from clipcoco.links import refuse_link
@@ -188,6 +189,20 @@ def _three(scene: Scene, rng: Random) -> tuple[list[Sentence], list[Sentence]]:
         lambda name: f"there are three shapes, {name(one)}, {name(single)} and {name(other)}",
     ]
     return full, loose
+
+
+def to_be_drawn(loaded: LoadedConfig) -> bool:
+    """Whether a run begins by drawing: into the demo's own folder, an empty one, or one where it had begun.
+
+    Any other folder without captions is a mistyped name, and no place for thousands of files.
+    """
+    root = loaded.config.data.folder
+    if "demo" not in loaded.chain or (root / "annotations").exists():
+        return False
+    own = load_config("demo").config.data.folder
+    return (
+        root.absolute() == own.absolute() or _readme(root) == README_TEXT or (root.is_dir() and not any(root.iterdir()))
+    )
 
 
 def is_drawn(root: Path) -> bool:

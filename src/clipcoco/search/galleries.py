@@ -13,6 +13,7 @@ from clipcoco.data.helpers import is_helper
 from clipcoco.data.presence import check_files
 from clipcoco.data.sources import choose_source
 from clipcoco.errors import DataError, EnvironmentProblem
+from clipcoco.search import check_folder
 from clipcoco.search.index import Item
 
 SPLIT = "val2017"
@@ -48,7 +49,7 @@ class Gallery:
 
 def validation_gallery(data: DataConfig, trained_on: str | None) -> Gallery:
     """The images that `eval` measures on. Raises DataError."""
-    root = Path(data.root).expanduser()
+    root = data.folder
     table = read_captions(root, SPLIT).subset(data.val_fraction, data.subset_seed)
     _, (table,) = choose_source(data, [table], trained_on)
     check_files(table)
@@ -64,23 +65,20 @@ def folder_gallery(folder: Path) -> Gallery:
 
     Raises DataError for a folder that does not exist or holds no file, EnvironmentProblem without access.
     """
-    root = folder.expanduser()
-    if not root.is_dir():
-        what = "is no folder" if root.exists() else "does not exist"
-        raise DataError(f"{folder} {what} (--images). Give a folder of pictures")
+    check_folder(folder)
     try:
-        os.scandir(root).close()
+        os.scandir(folder).close()
     except OSError as error:
         raise EnvironmentProblem(f"{folder} can't be read: {error.strerror} (--images). May you read it?") from error
     closed: list[str] = []
     helpers: list[str] = []
-    items = sorted(_files_below(root, closed, helpers), key=lambda item: item.name)
+    items = sorted(_files_below(folder, closed, helpers), key=lambda item: item.name)
     notes = [count_words(closed, "can't be opened")] if closed else []
     if helpers:
         notes.append(f"{len(helpers):,} of the system's own folders left out: first {helpers[0]}")
     if not items:
         raise DataError(f"there is no picture in {folder} (--images). Give a folder of JPEG or PNG files")
-    return Gallery(str(folder), root, root, items, None, tuple(notes))
+    return Gallery(str(folder), folder, folder, items, None, tuple(notes))
 
 
 def _files_below(root: Path, closed: list[str], helpers: list[str]) -> Iterator[Item]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from clipcoco.config.text import expanded
 from clipcoco.data.images import evaluation_view
 from clipcoco.data.tokenizer import END, PAD, START
 from clipcoco.data.viewer import VIEW
@@ -113,7 +114,7 @@ def open_folder(words: str) -> Model:
     """
     if not words.startswith(LOCAL):
         raise ConfigError(f"'{words}' is no folder, and search downloads nothing (--model). {HOW}")
-    folder = Path(words.removeprefix(LOCAL)).expanduser()
+    folder = expanded(words.removeprefix(LOCAL))
     context = _context_length(read_description(folder))
     loaded: list[tuple[Any, Any, Any]] = []
 

@@ -34,7 +34,7 @@ def write_page(folder: Path, answer: Answer, about: str) -> Path:
     picture = answer.query.picture
     html = template("clipcoco.search").render(
         words=f"like {picture.name}" if picture else answer.query.words,
-        asked=_data_uri(picture.expanduser()) if picture else None,
+        asked=_data_uri(picture) if picture else None,
         about=about,
         cards=[
             _Card(hit.rank, hit.score, hit.shown, hit.path.as_uri(), hit.caption, _data_uri(hit.path))

@@ -16,8 +16,9 @@ from torch import Tensor
 from clipcoco.cores import usable_cores
 from clipcoco.data.images import decode
 from clipcoco.data.viewer import UnreadableImage
-from clipcoco.errors import ConfigError, DataError
+from clipcoco.errors import DataError
 from clipcoco.events import Report
+from clipcoco.search import check_picture, check_words
 from clipcoco.search.galleries import Gallery, count_words, read_picture
 from clipcoco.search.index import DAMAGED, OTHER, UNREAD, Encoding, Index, Item, Tell, open_index, refresh
 from clipcoco.search.models import Model, Towers
@@ -133,9 +134,7 @@ def answer(
 
 
 def _picture(path: Path) -> Tensor:
-    path = path.expanduser()
-    if not path.is_file():  # a pipe would be waited for
-        raise DataError(f"{path} is no file (--image). Give a JPEG or PNG file")
+    check_picture(path)
     try:
         data = read_picture(path)
     except OSError as error:
@@ -149,8 +148,7 @@ def _picture(path: Path) -> Tensor:
 
 
 def _tokens(words: str, model: Model, tell: Tell) -> Tensor:
-    if not any(character.isprintable() and not character.isspace() for character in words):
-        raise ConfigError('the query is empty (command line). Say what is in the picture: clipcoco search "a dog"')
+    check_words(words)
     if note := model.note(words):
         tell(note)
     return model.tokenize([words])
