@@ -1,8 +1,8 @@
 """A run is begun or gone on with: what is checked first, and what a resume may change."""
 
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ def _with_model_of(loaded: LoadedConfig, other: Config, init: Path) -> LoadedCon
 
 
 def resume(
-    run: RunDir,
+    run: RunDir | Path,
     path: Path,
     content: dict[str, Any],
     config: Config,
@@ -150,6 +150,7 @@ def resume(
 ) -> tuple[RunDir, RunEnded]:
     """Go on from a checkpoint, to the same bits as without the stop. The caller holds the run's lock.
 
+    Where `run` is a folder of runs, `path` lies in none, and a new one is made once all checks have passed.
     `config` is the checkpoint's with `changes` ("train.epochs=20") in it.
     """
     saved = open_model(path, content)
@@ -171,14 +172,7 @@ def resume(
     )
     state.frozen_epochs = parts.derived.frozen_epochs
     parts = replace(parts, began={what: content["data"][what] for what in BEGAN if what in content["data"]})
-    differing = [
-        key for key, value in parts.fingerprint.items() if key != "copies" and content["data"].get(key) != value
-    ]
-    if differing:
-        raise CheckpointError(
-            f"the data at {config.data.root} are not those of run {run.name}: {', '.join(differing)} differ "
-            f"(data.root). Bring those back, or start anew from its weights with --init {run.name}"
-        )
+    _check_data(parts, content["data"], run.name if isinstance(run, RunDir) else str(path))
     if state.evaluated_epochs >= parts.derived.frozen_epochs:
         check_readable(parts.val_table, report(None))
     parts = replace(parts, before=recorded(content)).looked_at()
@@ -192,18 +186,41 @@ def resume(
     exact = f"not to the bit: {', '.join(other)}" if other else "to the bit, as without the stop"
     parts = replace(parts, header=(*parts.header, ("exact", exact)))
     make_deterministic(config.seed, parts.device.device)
-    with stopping() as stop:
-        _remove_leftovers(run)
+    with ExitStack() as held:
+        stop = held.enter_context(stopping())
+        if not isinstance(run, RunDir):
+            run = held.enter_context(_new_run(run, path, content, config, state, parts))
+        checkpoint.remove_leftovers(run.checkpoints)
+        for path in (run.path / "status.json", run.metrics, run.config):
+            remove_leftovers(path)
         if changes:
             rewrite_settings(run, config, changes, parts.began)
         return run, conduct(run, parts, saved.model, state, content, report(run), stop)
 
 
-def _remove_leftovers(run: RunDir) -> None:
-    """Of what a kill interrupted."""
-    checkpoint.remove_leftovers(run.checkpoints)
-    for path in (run.path / "status.json", run.metrics, run.config):
-        remove_leftovers(path)
+def _check_data(parts: Assembled, before: dict[str, Any], name: str) -> None:
+    differing = [key for key, value in parts.fingerprint.items() if key != "copies" and before.get(key) != value]
+    if differing:
+        raise CheckpointError(
+            f"the data at {parts.config.data.root} are not those of run {name}: {', '.join(differing)} differ "
+            f"(data.root). Bring those back, or start anew from its weights with --init {name}"
+        )
+
+
+@contextmanager
+def _new_run(
+    runs_dir: Path, path: Path, content: dict[str, Any], config: Config, state: TrainState, parts: Assembled
+) -> Iterator[RunDir]:
+    """A run, locked, that begins with the checkpoint of another as its last one, and as its best where it was."""
+    check_disk(runs_dir, parts.derived)
+    run = create(runs_dir, path.stem, None)
+    with run.lock():
+        rewrite_settings(run, config, [], parts.began)
+        evaluated = state.step == state.evaluated_epochs * parts.derived.steps_per_epoch
+        best = evaluated and state.best_epoch == state.evaluated_epochs
+        held = {**content, "config": to_plain(config)}
+        checkpoint.save(run.checkpoints, held, best=best, epoch=None, keep=config.checkpoint.keep)
+        yield run
 
 
 def _frozen_epochs(state: TrainState, before: TrainConfig, after: TrainConfig) -> int | None:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -243,7 +244,8 @@ def found_file(path: Path) -> Found:
     """A checkpoint file, and the run it lies in, if any."""
     folder = path.resolve().parent
     inside = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
-    return Found(RunDir(folder.parent) if inside else None, path)
+    run = folder.parent if path.is_absolute() else Path(os.path.relpath(folder.parent))  # shown as it was given
+    return Found(RunDir(run) if inside else None, path)
 
 
 def _by_name(runs_dir: Path, name: str) -> RunDir | None:

@@ -232,6 +232,13 @@ class TestCheckpoints:
         assert done.code == 4
         assert "--init" in done.stderr.splitlines()[-1]
 
+    def test_eval_with_a_config_of_the_same_architecture(self, clipcoco, folder):
+        same = f"extends: {folder}/runs/run/config.yaml\n"
+        (folder / "same.yaml").write_text(
+            f"{same}model:\n  temperature: 0.1\n  vision: {{weights: mine.pth}}\n  text: {{dropout: 0.5}}\n"
+        )
+        assert clipcoco("eval", "run", "--config", "same.yaml", cwd=folder).code == 0
+
     def test_eval_with_a_config_of_another_model(self, clipcoco, folder):
         (folder / "other.yaml").write_text("extends: small\n")
         done = clipcoco("eval", "run", "--config", "other.yaml", cwd=folder)

@@ -93,6 +93,28 @@ def saving(run: Path) -> bool:
     return any((run / "checkpoints").glob(".last.pt.*.tmp"))
 
 
+def test_a_checkpoint_that_was_copied_out_of_its_run_goes_on_in_a_new_one(clipcoco, data, calm, tmp_path):
+    process = clipcoco.start(*arguments(data, 0), cwd=tmp_path)
+    until(process, lambda: any(row["event"] == "evaluation" for row in rows(tmp_path / "runs/run")))
+    process.signal(signal.SIGTERM)
+    assert process.wait().code == 75
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(tmp_path / "runs/run/checkpoints/last.pt", tmp_path / "checkpoints/checkpoint_epoch_10.pt")
+    shutil.rmtree(tmp_path / "runs")
+    no_data = clipcoco("resume", "checkpoints/checkpoint_epoch_10.pt", "data.root=none", cwd=tmp_path)
+    assert (no_data.code, (tmp_path / "runs").exists()) == (3, False), "all is checked before there is a run"
+    resumed = clipcoco("resume", "checkpoints/checkpoint_epoch_10.pt", cwd=tmp_path)
+    assert resumed.code == 0, resumed.stderr
+    first = resumed.stderr.splitlines()[0]
+    assert "lies in no run: it goes on in a new one in runs" in first
+    [run] = (tmp_path / "runs").glob("checkpoint_epoch_10-*")
+    assert_same(run, calm)
+    assert (run / "report.html").is_file()
+    (tmp_path / "done.pt").write_bytes((run / "checkpoints/last.pt").read_bytes())
+    finished = clipcoco("resume", "done.pt", cwd=tmp_path)
+    assert (finished.code, "done.pt is finished (18 steps)" in finished.stderr) == (0, True)
+
+
 PLACES = {
     "in the middle of an epoch": lambda run: len(rows(run)) >= 3,
     "in an evaluation": lambda run: any(row["step"] == 6 for row in rows(run)),

@@ -56,7 +56,7 @@ def inspect_config(
     lines = [
         f"{derived.train_images:,} images · {derived.steps_per_epoch:,} steps an epoch · "
         f"{derived.total_steps:,} steps (counts: {derived.counted_from})",
-        f"{derived.parameters / 1e6:.1f} M parameters · {say_bytes(derived.checkpoint_bytes)} a checkpoint, "
+        f"{derived.parameters / 1e6:.1f} M parameters and {say_bytes(derived.checkpoint_bytes)} a checkpoint at most, "
         f"{derived.checkpoints_kept} kept · loss at chance {derived.chance_loss:.3f}",
     ]
     show(terminal.out, *dump(loaded, lines, diff=diff).splitlines())

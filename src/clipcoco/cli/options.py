@@ -110,6 +110,15 @@ OneRun = Annotated[
         autocompletion=complete_run,
     ),
 ]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN or FILE",
+        help="Start from these weights, with a fresh optimiser.",
+        autocompletion=complete_run,
+        show_default=False,
+    ),
+]
 RunsDir = Annotated[Path, typer.Option(help="Where the runs lie.", callback=expanded_path)]
 Device = Annotated[
     str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=False, callback=_known_device)

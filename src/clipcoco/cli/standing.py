@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import shlex
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from clipcoco.errors import ConfigError, ExitCode
 from clipcoco.files import read_own
 from clipcoco.locks import is_held
 from clipcoco.rows import EvaluationRow
-from clipcoco.rundir import RunDir
+from clipcoco.rundir import RunDir, free_name
 
 Count = Annotated[int, Field(ge=0, le=10**12)]
 Clock = Annotated[float, Field(ge=0, le=10**11)]  # seconds: neither of these overflows what it is put into
@@ -182,3 +184,12 @@ def where_it_stands(run: RunDir, step: int) -> str:
         how = f"{state or 'interrupted'}" + (f" ({reason})" if reason else "")
     ended = (run.path / "status.json").stat().st_mtime if status else time.time()
     return f"{run.name}: {how} at step {step:,} of {total:,}, {say_seconds(max(0.0, time.time() - ended))} ago."
+
+
+def what_remains(run: RunDir) -> str:
+    """After a second Ctrl-C: how to go on, or the same command under a name that is free."""
+    if any(run.checkpoints.glob("*.pt")):
+        return f"Stopped at once. Go on with: clipcoco resume {run.words}"
+    free = free_name(run.path.parent, run.name)
+    anew = [word.replace(run.name, free) if word.endswith(run.name) else word for word in sys.argv[1:]]
+    return f"Stopped at once, nothing was saved. Anew: {shlex.join(['clipcoco', *anew])}"

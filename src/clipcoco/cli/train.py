@@ -3,6 +3,7 @@
 import shlex
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,30 +16,23 @@ from clipcoco.cli.options import (
     ConfigFile,
     Debug,
     Device,
+    Init,
     Json,
     Plain,
     Preset,
     Run,
     RunsDir,
     Set,
-    complete_run,
     load_from,
     print_json,
     split_words,
 )
 from clipcoco.cli.signals import stop_signals
-from clipcoco.cli.standing import where_it_stands
+from clipcoco.cli.standing import what_remains, where_it_stands
 from clipcoco.config.load import LoadedConfig, config_from_plain, flatten, load_config, override
 from clipcoco.config.schema import DataConfig
 from clipcoco.config.text import expanded
-from clipcoco.console import (
-    RunConsole,
-    Terminal,
-    open_terminal,
-    recall_tables,
-    show,
-    summary_rows,
-)
+from clipcoco.console import RunConsole, Terminal, open_terminal, recall_tables, show, summary_rows
 from clipcoco.data.annotations import check_captions
 from clipcoco.errors import CheckpointError, ConfigError, ExitCode
 from clipcoco.rundir import RunDir
@@ -46,16 +40,6 @@ from clipcoco.rundir import RunDir
 if TYPE_CHECKING:
     from clipcoco.events import Report, RunEnded
     from clipcoco.run import ReportTo, Stopping
-
-Init = Annotated[
-    str | None,
-    typer.Option(
-        metavar="RUN or FILE",
-        help="Start from these weights, with a fresh optimiser.",
-        autocompletion=complete_run,
-        show_default=False,
-    ),
-]
 
 
 def train(
@@ -167,12 +151,7 @@ def resume(
     changes = [*(changes or []), *bare]
     load_config("base", overrides=changes)  # whether they are settings at all, without the checkpoint
     found = rundir.find(runs_dir, word)
-    if found.run is None:
-        raise CheckpointError(
-            f"{found.checkpoint} lies in no run directory, so there is nothing to go on with. "
-            f"Start from its weights: clipcoco train --preset NAME --init {found.checkpoint}"
-        )
-    return _resume(found.run, found.checkpoint, changes, device, terminal, json_)
+    return _resume(found, runs_dir, changes, device, terminal, json_)
 
 
 def _resume_same(run: RunDir, loaded: LoadedConfig, device: str | None, terminal: Terminal, json_: bool) -> int:
@@ -194,50 +173,63 @@ def _resume_same(run: RunDir, loaded: LoadedConfig, device: str | None, terminal
         raise ConfigError(
             f"run {run.name} began with another {weights}, of SHA-256 {began[:12]} (--or-resume). Take another --name"
         )
-    return _resume(run, None, [], device, terminal, json_)
+    return _resume(rundir.Found(run, None), run.path.parent, [], device, terminal, json_)
 
 
 def _resume(
-    run: RunDir, path: Path | None, changes: list[str], device: str | None, terminal: Terminal, json_: bool
+    found: rundir.Found, runs_dir: Path, changes: list[str], device: str | None, terminal: Terminal, json_: bool
 ) -> int:
+    """A run goes on in its directory; a checkpoint file that lies in none, in a new one."""
     from clipcoco import run as runs
     from clipcoco.engine import checkpoint
     from clipcoco.engine.plain_parts import checked
     from clipcoco.engine.state import TrainState
     from clipcoco.report.page import is_measured
 
-    with run.lock() as note:
+    run, path, damaged = found.run, found.checkpoint, list[str]()
+    with run.lock() if run else nullcontext("") as note:
         if note:
             show(terminal.err, f"warning: {note}")
-        newest, content, damaged = checkpoint.newest(run.checkpoints)
-        if path is not None:
-            gone_on, content = content["state"]["step"], checked(checkpoint.load(path), path)
+        content = checked(checkpoint.load(path), path) if path else {}
+        if run is not None:
+            newest, last, damaged = checkpoint.newest(run.checkpoints)
+            path, content, gone_on = path or newest, content or last, last["state"]["step"]
             if content["state"]["step"] < gone_on:  # to go back would destroy what came after
                 raise CheckpointError(
                     f"run {run.name} has gone on to step {gone_on:,}, {path.name} is of step "
                     f"{content['state']['step']:,}. Go on: clipcoco resume {run.words}, or start anew from those "
                     f"weights: clipcoco train --preset NAME --init {path}"
                 )
-        path = path or newest
+        assert path is not None, "of a run, or a file"
+        words, name = (run.words, run.name) if run else (shlex.quote(str(path)), str(path))
         before = config_from_plain(content["config"], str(path))
         config = override(before, changes) if changes else before
         changed = runs.check_changes(before, config)
         state = TrainState.from_plain(content["state"])
-        if state.is_finished(config.train) and is_measured(run) and run.report.exists() and not json_:
+        measured = run is None or (is_measured(run) and run.report.exists() and not json_)
+        if state.is_finished(config.train) and measured:
             show(
                 terminal.err,
-                f"{run.name} is finished ({state.step:,} steps). Train longer: clipcoco resume {run.words} "
+                f"{name} is finished ({state.step:,} steps). Train longer: clipcoco resume {words} "
                 f"train.epochs={config.train.epochs + 1}, or anew from its weights: clipcoco train --preset NAME "
-                f"--init {run.words}",
+                f"--init {words}",
             )
             return ExitCode.OK
         for line in damaged:
             show(terminal.err, f"warning: {line}. Taking {path.name}")
-        show(terminal.err, where_it_stands(run, state.step), *changed, "")
+        alone = f"{name}, of step {state.step:,}, lies in no run: it goes on in a new one in {runs_dir}."
+        show(terminal.err, where_it_stands(run, state.step) if run else alone, *changed, "")
         return _conduct(
             terminal,
             lambda report, stopping: runs.resume(
-                run, path, content, config, changes=changes, device_name=device, report=report, stopping=stopping
+                run or runs_dir,
+                path,
+                content,
+                config,
+                changes=changes,
+                device_name=device,
+                report=report,
+                stopping=stopping,
             ),
             config.data,
             device,
@@ -266,8 +258,8 @@ def _conduct(
         with console:
             run, ended = work(report_to, lambda: stop_signals(console.stopping))
     except KeyboardInterrupt:
-        if console.saved and console.run:
-            console.show(f"Stopped at once. Go on with: clipcoco resume {RunDir(console.run.folder).words}")
+        if console.run:
+            console.show(what_remains(RunDir(console.run.folder)))
         raise
     if ended.state == "stopped":
         _report_stopped(run, ended.reason, console)
@@ -280,6 +272,8 @@ def _conduct(
     result = evaluation.result
     status = run.status()
     note = f"epoch {(status.get('best') or {}).get('epoch', '?')} is the best"
+    if not (run.checkpoints / "best.pt").exists():  # it stayed in the run that a checkpoint was copied out of
+        note = "of the last step"
     if json_:
         print_json(result)
         return ExitCode.OK

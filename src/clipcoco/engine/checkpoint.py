@@ -104,7 +104,11 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
                 return path, checked(load(path), path), damaged
             except CheckpointError as error:
                 damaged.append(str(error))
-    raise CheckpointError(damaged[0] if damaged else f"no checkpoint in {folder}. Start anew: clipcoco train")
+    raise CheckpointError(
+        damaged[0]
+        if damaged
+        else f"no checkpoint in {folder}. Start anew: clipcoco train --config {folder.parent / 'config.yaml'}"
+    )
 
 
 def remove_leftovers(folder: Path) -> None:
