@@ -101,9 +101,9 @@ def _refuse(unused: tuple[object, ...]) -> None:
 def _allow(terminal: Terminal, root: Path | None, folder: Path) -> int:
     from clipcoco.links import allow
 
-    if root is None or not folder.expanduser().is_dir():
+    if root is None or not expanded(folder).is_dir():
         raise ConfigError(f"links below which folder may lead into {folder}? Give --root DIR --allow-links DIR")
-    allow(root.expanduser(), [folder.expanduser()])
+    allow(expanded(root), [expanded(folder)])
     show(terminal.out, f"Links below {root} may lead into {folder}: noted for you alone, not in that folder.")
     return ExitCode.OK
 
