@@ -95,7 +95,7 @@ def saving(run: Path) -> bool:
 
 def test_a_checkpoint_that_was_copied_out_of_its_run_goes_on_in_a_new_one(clipcoco, data, calm, tmp_path):
     process = clipcoco.start(*arguments(data, 0), cwd=tmp_path)
-    until(process, lambda: any(row["event"] == "evaluation" for row in rows(tmp_path / "runs/run")))
+    until(lambda: any(row["event"] == "evaluation" for row in rows(tmp_path / "runs/run")), process)
     process.signal(signal.SIGTERM)
     assert process.wait().code == 75
     (tmp_path / "checkpoints").mkdir()

@@ -200,8 +200,7 @@ def preset_in(name: str) -> str | None:
 
 
 def _meant(name: str) -> str:
-    meant = preset_in(name) or closest(name.lower(), _PRESETS, 0.6)
-    return f". Did you mean {meant}?" if meant else ""
+    return f". Did you mean {meant}?" if (meant := preset_in(name) or closest(name.lower(), _PRESETS, 0.6)) else ""
 
 
 def _read_layer(path: Path, where: str, mistakes: list[str]) -> tuple[Layer, object, str]:
