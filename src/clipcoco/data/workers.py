@@ -148,12 +148,10 @@ def _got(future: Future[Any]) -> Any:
         if "in DataLoader worker process" in text:  # raised there; its last line says what
             said = text.strip().splitlines()[-1]
             raise EnvironmentProblem(f"a data worker failed: {said} (data.workers). {_ADVICE}") from error
-        if isinstance(error, OSError | EOFError) and not isinstance(error, ConnectionError | FileNotFoundError):
-            said = (
-                f"data workers can't be started or reached: {getattr(error, 'strerror', None) or type(error).__name__}"
-            )
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError | FileNotFoundError):
+            said = f"data workers can't be started or reached: {error.strerror or error}"
             raise EnvironmentProblem(f"{said} (data.workers). {_ADVICE}") from error
-        if isinstance(error, OSError) or "DataLoader worker (pid" in text:
+        if isinstance(error, OSError | EOFError) or "DataLoader worker (pid" in text:
             raise EnvironmentProblem(
                 "a data worker died, perhaps for want of memory or of shared memory (data.workers). "
                 "Lower --set data.workers, 0 needs neither"
