@@ -7,6 +7,7 @@ fuzz` two thousand; a failure names the case's number, and FUZZ_ONLY=number trie
 import copy
 import io
 import json
+import lzma
 import os
 import random
 import shutil
@@ -19,13 +20,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from clipcoco.cli import run as command
-from clipcoco.config.load import dump, load_config, presets_folder
+from clipcoco.config.load import config_from_plain, dump, load_config, presets_folder
 from clipcoco.config.schema import SETTINGS
 from clipcoco.data.captions import read_captions
 from clipcoco.data.images import UnreadableImage, decode, evaluation_view
+from clipcoco.data.tokenizer import Tokenizer
+from clipcoco.engine.plain_parts import checked
+from clipcoco.engine.state import TrainState
 from clipcoco.errors import ClipcocoError, ConfigError, ExitCode
 from clipcoco.evaluation import evaluate_embeddings
 from clipcoco.prepare.own import adopt
@@ -309,6 +314,29 @@ def read_npz(folder: Path, data: bytes) -> None:
     json.dumps(evaluate_embeddings(folder / "e.npz", ("own",)).result, allow_nan=False)
 
 
+# ---- a checkpoint
+
+PACKED = (Path(__file__).parent / "golden/format-1.pt.xz").read_bytes()
+GOLDEN = torch.load(io.BytesIO(lzma.decompress(PACKED)), weights_only=True)
+PLAIN = ("state", "config", "tokenizer", "metrics", "versions", "data", "scaler")
+
+
+def make_parts(rng: random.Random) -> dict[str, Any]:
+    """One of the plain parts of a checkpoint, or none of it."""
+    part = rng.choice((*PLAIN, "state"))
+    return mutated({part: GOLDEN[part]}, rng)
+
+
+def read_parts(folder: Path, parts: dict[str, Any]) -> None:
+    """What opening and resuming do before a model is built."""
+    content = checked(GOLDEN | parts, folder / "x.pt")
+    config = config_from_plain(content["config"], "x.pt")
+    Tokenizer.from_plain(content["tokenizer"]).encode(["a red circle"], config.model.text.context_length)
+    state = TrainState.from_plain(content["state"])
+    state.is_finished(config.train)
+    assert TrainState.from_plain(state.to_plain()) == state
+
+
 # ---- whole commands
 
 COMMANDS = ("train", "resume", "eval", "prepare-data", "inspect-config", "runs", "report", "search", "export", "env")
@@ -342,6 +370,7 @@ ROWS: dict[str, tuple[Make, Read]] = {
     "picture": (lambda rng: damaged(rng.choice(SEEDS), rng, 12), read_picture),
     "png": (make_png, read_picture),
     "embeddings": (make_npz, read_npz),
+    "checkpoint": (make_parts, read_parts),
     "command": (make_words, read_words),
 }
 
