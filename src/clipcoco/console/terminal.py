@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -56,13 +56,17 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
 
 
+def _silence(stream: IO[str]) -> None:
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, stream.fileno())
+    os.close(devnull)
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """The reader has gone (`| head`): rich would end the process, but a run goes on without its audience."""
         self.quiet = True
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, self.file.fileno())
-        os.close(devnull)
+        _silence(self.file)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,10 @@ def open_terminal(plain: bool = False) -> Terminal:
     """The two streams, made unable to fail on a character. `plain` forbids the panel."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            try:
+                stream.reconfigure(errors="replace")
+            except OSError:  # a full disk: what still waits there would fail once more when the process ends
+                _silence(stream)
     consoles = [
         _Console(stderr=stderr, highlight=False, markup=False, emoji=False, force_interactive=False)
         for stderr in (False, True)
