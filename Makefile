@@ -20,12 +20,13 @@ endif
 demo: setup ## from nothing to a recall table: minutes on a laptop, no download of data, no account
 	$(BIN)/clipcoco train --preset demo
 
+# The tests of a file share a worker and what they build; the long files come first, by their names.
 test: setup ## the tests
-	$(PYTEST) -n 3 --dist loadfile
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder
 
 test-all: setup ## the long tests too
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers,export,onnx]'
-	$(PYTEST) -n 3 --dist loadfile -m ''
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m ''
 
 fuzz: setup ## two thousand strange files and command lines of each kind
 	FUZZ_CASES=2000 $(PYTEST) -n 3 --timeout=1800 tests/test_fuzz.py
