@@ -128,7 +128,8 @@ def thumbnail(path: Path, side: int) -> bytes | None:
 def narrow(paths: Iterable[Path]) -> str | None:
     """A sentence on pictures of 16 bits that use little of them: of cameras and scanners, of heat and of depth."""
     count, spans = 0, []
-    for count, path in enumerate(paths, start=1):  # noqa: B007
+    for path in paths:
+        count += 1
         try:
             with opened(path) as picture:
                 if ";16" in (stored := _stored_mode(picture)):
