@@ -101,9 +101,10 @@ class RunConsole:
             case events.Evaluated():
                 self._evaluated(event)
             case events.CheckpointSaved():
-                self._mark, self.saved = None, event
                 path = event.path.relative_to(self.run.folder) if self.run else event.path
-                self._line(f"saved {path} ({say_bytes(event.size)}, {say_seconds(event.seconds)})")
+                if self.saved is None or self.saved.step != event.step:  # told before its evaluation, not again after
+                    self._line(f"saved {path} ({say_bytes(event.size)}, {say_seconds(event.seconds)})")
+                self._mark, self.saved = None, event
             case events.StepSkipped():
                 self._warn(f"step {event.step:,} is skipped, the weights stay: {event.reason}")
             case events.ImageReplaced():
