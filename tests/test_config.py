@@ -558,8 +558,10 @@ def test_demo_needs_no_download() -> None:
 
 
 def test_parameters_are_those_of_the_model() -> None:
-    torch = pytest.importorskip("torch")
-    model = pytest.importorskip("clipcoco.engine.model")
+    import torch
+
+    from clipcoco.engine import model
+
     for name in ("demo", "base"):
         config = load_config(name).config.model
         with torch.device("meta"):
