@@ -30,7 +30,7 @@ from clipcoco.data.captions import read_captions
 from clipcoco.data.images import decode, evaluation_view, pixels_of, read, training_view
 from clipcoco.data.manifest import copies_manifest
 from clipcoco.data.sources import Source, choose_source
-from clipcoco.data.viewer import UnreadableImage, size_shown, thumbnail
+from clipcoco.data.viewer import UnreadableImage, opened, size_shown, thumbnail
 from clipcoco.engine.device import choose_device
 from clipcoco.engine.features import feature_key
 from clipcoco.prepare.check import verify
@@ -361,6 +361,17 @@ def test_odd_chunks_give_a_picture_or_the_one_error() -> None:
             except UnreadableImage:
                 continue
     assert 50 < readable < 350
+
+
+def test_a_picture_that_another_thread_has_read_turns_no_warning_into_damage() -> None:
+    first, second = opened(encoded(RGB, "JPEG")), opened(encoded(RGB, "JPEG"))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    warnings.warn("as torchvision's of its plans", DeprecationWarning, stacklevel=1)
+    second.__exit__(None, None, None)
+    with pytest.raises(DeprecationWarning):  # what was asked for before, and of pytest here
+        warnings.warn("of others", DeprecationWarning, stacklevel=1)
 
 
 def test_damaged_metadata_cost_no_picture() -> None:

@@ -1,6 +1,5 @@
 """Whether every image that recall is measured on can be decoded: told before the first step, not after an epoch."""
 
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ from clipcoco.events import Progress, Report
 def check_readable(table: CaptionTable, report: Report) -> None:
     """Decode every image of the table once. Raises DataError for those that can't be."""
     broken = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(usable_cores()) as pool:  # `read` sets them, thread by thread
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for row, whole in enumerate(pool.map(_is_readable, (table.folder / file for file in table.files))):
             if not whole:
                 broken.append(row)
@@ -28,10 +27,19 @@ def refuse_unreadable(table: CaptionTable, rows: Sequence[int]) -> None:
     """Raise DataError that names the first of these rows of the table, if there are any."""
     if rows:
         others = f", nor can {len(rows) - 1:,} others" if len(rows) > 1 else ""
+        path = table.folder / table.files[rows[0]]
         raise DataError(
-            f"{table.folder / table.files[rows[0]]} can't be read{others}, and recall over the rest would be another "
-            f"number (data.root). Get {'them' if others else 'it'} anew; clipcoco prepare-data --verify names all"
+            f"{path} can't be read ({_why(path)}){others}, and recall over the rest would be another number "
+            f"(data.root). Get {'them' if others else 'it'} anew; clipcoco prepare-data --verify names all"
         )
+
+
+def _why(path: Path) -> str:
+    try:
+        read(path)
+    except UnreadableImage as error:
+        return str(error.__cause__)
+    return "though now it can: is the disk sound?"
 
 
 def _is_readable(path: Path) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,34 @@ class UnreadableImage(ValueError):  # no error of the program: such an image is 
     """The bytes are no image that can be decoded."""
 
 
+class _Silence:
+    """No warnings while anyone is inside, in any thread; whoever is last restores the filters, which are global."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._filters = Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+
+
+# Bombs are refused below; malformed metadata and torchvision's plans do not concern who trains.
+_silence = _Silence()
+
+
 @contextmanager
 def _parsing() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # Bombs are refused below; malformed metadata and torchvision's plans do not concern who trains.
-        warnings.simplefilter("ignore")
+    with _silence:
         try:
             yield
         except UnreadableImage:

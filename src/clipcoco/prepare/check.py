@@ -1,7 +1,6 @@
 """`prepare-data --verify`: every file read, decoded and compared with what was noted when it came."""
 
 import hashlib
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -130,8 +129,7 @@ def _look(folder: Path, file: str, noted: Mapping[str, Entry], size: tuple[int, 
 
 def _each(files: list[str], look: Callable[[str], Finding], name: str, report: ReportTask) -> list[Finding]:
     findings: list[Finding] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(usable_cores()) as pool:
-        warnings.simplefilter("ignore")  # of malformed metadata; set once, for all threads
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for start in range(0, len(files), _AT_ONCE):  # a Ctrl-C then waits for few
             for finding in pool.map(look, files[start : start + _AT_ONCE]):
                 findings.append(finding)

@@ -10,10 +10,9 @@ import io
 import math
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -137,15 +136,11 @@ class CopyStore:
     def __enter__(self) -> Self:
         with _write_problems(self.folder):
             self._manifest = Manifest(copies_manifest(self.root, self.size), settings(self.size))
-        self._inside = ExitStack()
-        self._inside.enter_context(self._manifest)
-        # decode() silences warnings too, but such blocks in several threads restore each other's filters.
-        self._inside.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
+            self._manifest.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with _write_problems(self.folder), self._inside:
+        with _write_problems(self.folder), self._manifest:
             self._note(self._pending)
 
     def missing(self, files: Sequence[str]) -> list[str]:
