@@ -118,6 +118,12 @@ class ForkServer:
 
 def _serve() -> None:
     # What the commands need, and what takes longest to import.
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure
+    import matplotlib.style  # noqa: F401
+    import pycocotools.mask  # noqa: F401
+    import tensorboard.plugins.hparams.api_pb2
+    import tensorboard.summary.writer.record_writer  # noqa: F401
 
     import clipcoco.report.page
     import clipcoco.run

@@ -29,7 +29,7 @@ from clipcoco.events import Progress
 from clipcoco.locks import lock
 from clipcoco.prepare.resize import make_copies
 from clipcoco.run import start
-from conftest import TOY
+from conftest import LIGHT, TOY
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,14 @@ def weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "backbone.pth"
     torch.save(torchvision.models.resnet18().state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory) -> tuple[str, ...]:
+    """The same of the backbone whose checkpoints are small: the words of whole commands."""
+    path = tmp_path_factory.mktemp("weights") / "backbone.pth"
+    torch.save(torchvision.models.mobilenet_v3_large().state_dict(), path)
+    return ("--preset", "demo", *LIGHT, f"model.vision.weights={path}")
 
 
 @pytest.fixture
@@ -311,16 +319,16 @@ def test_an_unreadable_validation_image_is_an_error_before_training_images_are_r
     assert not list((data / ".clipcoco").glob("features-*-train2017*"))
 
 
-def test_a_run_goes_from_the_cache_into_fine_tuning_and_resumes_to_the_bit(clipcoco, data, weights, tmp_path):
-    words = ["--preset", "demo", *TOY, f"data.root={data}", f"model.vision.weights={weights}", "train.frozen_epochs=1"]
+def test_a_run_goes_from_the_cache_into_fine_tuning_and_resumes_to_the_bit(clipcoco, data, light, tmp_path):
+    words = [*light, f"data.root={data}", "train.frozen_epochs=1"]
     calm = clipcoco("train", *words, "--name", "calm", cwd=tmp_path)
     assert calm.code == 0, calm.stderr
     assert "backbone frozen for 1 epoch (as set)" in calm.stderr
     assert "passes the backbone once" in calm.stderr
     last = "checkpoints/last.pt"
     expected = torch.load(tmp_path / "runs/calm" / last, weights_only=True)
-    started = torch.load(weights, weights_only=True)
-    name = "conv1.weight"
+    started = torch.load(light[-1].partition("=")[2], weights_only=True)
+    name = "features.0.0.weight"
     assert not torch.equal(expected["model"][f"visual.trunk.{name}"], started[name])  # fine-tuned at last
     for step in (4, 6, 7):  # within the frozen epoch, at its border, behind it
         done = [0]
@@ -363,16 +371,16 @@ def test_on_a_cpu_pretrained_weights_are_frozen_for_all_epochs(clipcoco, data, w
     assert torch.equal(content["model"]["visual.trunk.conv1.weight"], trunk)
 
 
-def test_frozen_epochs_that_are_set_hold_for_a_prolonged_run_too(clipcoco, data, weights, tmp_path):
-    words = ["--preset", "demo", *TOY, f"data.root={data}", f"model.vision.weights={weights}", "train.frozen_epochs=1"]
+def test_frozen_epochs_that_are_set_hold_for_a_prolonged_run_too(clipcoco, data, light, tmp_path):
+    words = [*light, f"data.root={data}", "train.frozen_epochs=1"]
     first = clipcoco("train", *words, "train.epochs=1", "--name", "short", cwd=tmp_path)
     assert first.code == 0, first.stderr
     longer = clipcoco("resume", "short", "train.epochs=2", cwd=tmp_path)
     assert longer.code == 0, longer.stderr
     assert "backbone frozen for 1 epoch (as set)" in longer.stderr
     content = torch.load(tmp_path / "runs/short/checkpoints/last.pt", weights_only=True)
-    trunk = torch.load(weights, weights_only=True)["conv1.weight"]
-    assert not torch.equal(content["model"]["visual.trunk.conv1.weight"], trunk)
+    trunk = torch.load(light[-1].partition("=")[2], weights_only=True)["features.0.0.weight"]
+    assert not torch.equal(content["model"]["visual.trunk.features.0.0.weight"], trunk)
 
 
 def test_a_resume_says_that_the_run_began_with_these_frozen_epochs(data, weights):
@@ -381,8 +389,8 @@ def test_a_resume_says_that_the_run_began_with_these_frozen_epochs(data, weights
     assert "backbone frozen for 2 epochs (as the run began)" in header["train"]
 
 
-def test_a_dry_run_measures_both_kinds_of_steps(clipcoco, data, weights, tmp_path):
-    words = ["--preset", "demo", *TOY, f"data.root={data}", f"model.vision.weights={weights}", "--dry-run", "--json"]
+def test_a_dry_run_measures_both_kinds_of_steps(clipcoco, data, light, tmp_path):
+    words = [*light, f"data.root={data}", "--dry-run", "--json"]
     both = clipcoco("train", *words, "train.frozen_epochs=1", cwd=tmp_path)
     assert both.json["time"].count("s a step") == 2
     assert "min for the features, once" in both.json["time"]

@@ -25,7 +25,7 @@ def data(tmp_path_factory) -> Path:
     from clipcoco.prepare.scenes import draw_scenes
 
     root = tmp_path_factory.mktemp("data") / "scenes"
-    draw_scenes(root, train=48, val=640, size=40)
+    draw_scenes(root, train=48, val=256, size=40)
     return root
 
 
