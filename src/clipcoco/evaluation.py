@@ -8,6 +8,7 @@ from typing import Any
 
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.data.doubts import say_cut
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.presence import check_files
 from clipcoco.data.sources import choose_source
@@ -39,6 +40,7 @@ class Evaluation:
     ranks: Ranks
     table: CaptionTable | None  # None: the embeddings came from a file
     root: Path | None
+    doubts: list[str]  # about the captions, a sentence each; whoever trained was told of them
 
 
 def evaluate_checkpoint(
@@ -62,7 +64,8 @@ def evaluate_checkpoint(
     trained_on = model_file.content.get("data", {}).get("source")
     source, (table,) = choose_source(data, [table], trained_on)
     check_files(table)
-    tokens = model_file.tokenizer.encode(table.captions, model_file.config.model.text.context_length)
+    context = model_file.config.model.text.context_length
+    tokens, cut, equal = model_file.tokenizer.encode_counted(table.captions, context)
     _check_protocols(protocols, len(table.files))
     workers, _ = choose_workers(data.workers, device.device.type, data.image_size, EVALUATION_BATCH)
     with encoding_in_memory("an evaluation", device), device.made_current():
@@ -79,11 +82,13 @@ def evaluate_checkpoint(
         "source": source.name,
         "trained_on": trained_on,
         "trained_images": learnt_from(recorded(model_file.content), table, source),
+        "captions_cut": cut,
         **_tables(embeddings, found, protocols, table.order),
         "precision": device.precision,
         "seconds": time.monotonic() - start,
     }
-    return Evaluation(result, embeddings, found, table, table.folder)
+    doubts = say_cut(cut, equal, len(table.captions), context)
+    return Evaluation(result, embeddings, found, table, table.folder, doubts)
 
 
 def evaluate_embeddings(path: Path, protocols: tuple[str, ...]) -> Evaluation:
@@ -101,11 +106,12 @@ def evaluate_embeddings(path: Path, protocols: tuple[str, ...]) -> Evaluation:
         "source": note,
         "trained_on": None,
         "trained_images": None,
+        "captions_cut": None,
         **_tables(embeddings, found, protocols, _order_of(embeddings.image_ids.tolist())),
         "precision": None,
         "seconds": time.monotonic() - start,
     }
-    return Evaluation(result, embeddings, found, None, None)
+    return Evaluation(result, embeddings, found, None, None, [])
 
 
 def _order_of(image_ids: list[int]) -> str:

@@ -19,21 +19,30 @@ from clipcoco.engine.evaluate import Split, embed
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Training, start_epoch, train_step
+from clipcoco.events import Report, Warned
 from clipcoco.run import checked
 
 
 def rehearse(
-    loaded: LoadedConfig, *, name: str | None, runs_dir: Path, device_name: str | None, init: Path | None
+    loaded: LoadedConfig,
+    *,
+    name: str | None,
+    runs_dir: Path,
+    device_name: str | None,
+    init: Path | None,
+    report: Report = lambda event: None,
 ) -> dict[str, str]:
     """All the checks of `start` and a few real steps on the device; writes nothing. What to tell, by label."""
-    loaded, parts, model = checked(loaded, name, runs_dir, device_name, init, lambda event: None)
+    loaded, parts, model = checked(loaded, name, runs_dir, device_name, init, report)
+    for message in parts.warnings:
+        report(Warned(0, 1, message))
     state, device, derived = TrainState(precision=parts.device.precision), parts.device, parts.derived
     frozen, views = derived.frozen_epochs > 0, loaded.config.data.cached_views
     blank = _blank_features(loaded.config, derived.train_images) if frozen else None
     training = build_training(parts, model, state, None, report=lambda event: None, stop=lambda: None)
     epochs = {0: derived.frozen_epochs, derived.frozen_epochs: loaded.config.train.epochs - derived.frozen_epochs}
     if frozen:
-        check_readable(parts.val_table, lambda event: None)
+        check_readable(parts.val_table, report)
     with encoding_in_memory("an evaluation", device):
         _encode_a_batch(parts, model)
         encoding = _seconds_an_image(training, views) if frozen else 0.0

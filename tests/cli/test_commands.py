@@ -84,6 +84,24 @@ def test_eval_takes_any_split_and_fraction(clipcoco, folder):
     assert (result["split"], result["images"]) == ("train2017", 24)
 
 
+def test_captions_that_are_cut_are_told_before_training_and_by_eval(clipcoco, folder, scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "data", ignore=shutil.ignore_patterns(".clipcoco"))
+    before = clipcoco("eval", "first", "--json", cwd=folder).json["captions_cut"]
+    annotations = data / "annotations/captions_val2017.json"
+    content = json.loads(annotations.read_text())
+    short = sorted(content["annotations"], key=lambda row: len(row["caption"]))
+    for row, last in zip(short, ("house", "tree", "house"), strict=False):  # 40 words; two are one text already
+        row["caption"] = "a red square " * 13 + last
+    annotations.write_text(json.dumps(content))
+    told = f"{before + 3} of 120 captions are longer than 16 tokens and are cut (model.text.context_length), 2 of them"
+    evaluated = clipcoco("eval", "first", f"data.root={data}", "--json", cwd=folder)
+    assert evaluated.json["captions_cut"] == before + 3
+    assert f"warning: {told} are then equal to another" in evaluated.stderr
+    dry = clipcoco("train", "--preset", "demo", *TOY, f"data.root={data}", "--dry-run", cwd=tmp_path)
+    assert "captions are longer than 16 tokens and are cut" in dry.stderr
+    assert "2 of them are then equal to another" in dry.stderr
+
+
 def test_a_run_directory_holds_what_it_promises(folder):
     run = folder / "runs" / "first"
     assert {

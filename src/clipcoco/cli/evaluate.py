@@ -99,6 +99,7 @@ def evaluate(
     if embeddings is not None and not embeddings.absolute().parent.is_dir():
         raise ConfigError(f"{embeddings.parent} is no folder (--embeddings). Make it first")
     evaluation = _measure(found, given, settings, split, fraction, protocols, device)
+    show(open_terminal().err, *(f"warning: {doubt}" for doubt in evaluation.doubts))
     if embeddings is not None:
         from clipcoco.engine.embeddings import write_embeddings
 

@@ -74,7 +74,10 @@ def train(
     from clipcoco import rehearse, run
 
     if dry_run:
-        told = rehearse.rehearse(loaded, name=name, runs_dir=runs_dir, device_name=device, init=start_from)
+        with RunConsole(terminal) as console:
+            told = rehearse.rehearse(
+                loaded, name=name, runs_dir=runs_dir, device_name=device, init=start_from, report=console
+            )
         if json_:
             print_json({"schema": 1, **{label or "versions": text for label, text in told.items()}})
         else:

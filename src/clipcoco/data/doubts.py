@@ -39,8 +39,11 @@ def encoded(
     """The tokens of both splits' captions, and what is lost of them."""
     (train, *lost), (val, *also) = (tokenizer.encode_counted(table.captions, context) for table in tables)
     cut, equal = (one + other for one, other in zip(lost, also, strict=True))
-    if not cut:
-        return (train, val), []
-    said = f"{cut:,} of {len(train) + len(val):,} captions are longer than {context} tokens and are cut"
+    return (train, val), say_cut(cut, equal, len(train) + len(val), context)
+
+
+def say_cut(cut: int, equal: int, captions: int, context: int) -> list[str]:
+    """A sentence on captions that are cut, if any are."""
     same = f", {equal:,} of them are then equal to another" if equal else ""
-    return (train, val), [f"{said} (model.text.context_length){same}"]
+    said = f"{cut:,} of {captions:,} captions are longer than {context} tokens and are cut (model.text.context_length)"
+    return [said + same] if cut else []
