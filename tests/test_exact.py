@@ -310,9 +310,12 @@ def test_contents_are_remembered_while_a_file_keeps_its_size_and_times(stopped, 
     ]
     assert not remembered.exists()  # all have changed just now
     monkeypatch.setattr("clipcoco.data.contents._JUST_NOW", -(10**12))
-    contents_of(table, source)
+    told = []
+    contents_of(table, source, told.append)
+    assert [(event.phase, event.done, event.total) for event in told] == [("hash", n, 24) for n in range(1, 25)]
     monkeypatch.setattr("clipcoco.data.contents._sha256", lambda path: pytest.fail(f"{path} was read again"))
-    assert (contents_of(table, source) == first).all()
+    assert (contents_of(table, source, told.append) == first).all()
+    assert len(told) == 24, "it is quick, and silent"
     monkeypatch.undo()
     remembered.write_text(remembered.read_text().replace("1000000000", "1000000001"))
     assert (contents_of(table, source) == first).all()

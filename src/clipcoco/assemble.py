@@ -72,9 +72,9 @@ class Assembled:
         """What is not as in an earlier fingerprint. Copies may have been made anew: the pictures tell."""
         return [name for name, value in self.fingerprint.items() if name != "copies" and before.get(name) != value]
 
-    def looked_at(self) -> "Assembled":
+    def looked_at(self, report: Report) -> "Assembled":
         """With the contents of all pictures."""
-        now = pictures_of(self.train_table, self.val_table, self.source)
+        now = pictures_of(self.train_table, self.val_table, self.source, report)
         return replace(self, pictures=with_earlier(now, self.before))
 
     def begun(self, what: str, sha256: str, said: str) -> "Assembled":

@@ -81,7 +81,7 @@ def evaluate_checkpoint(
         "split": f"{split}2017",
         "source": source.name,
         "trained_on": trained_on,
-        "trained_images": learnt_from(recorded(model_file.content), table, source),
+        "trained_images": learnt_from(recorded(model_file.content), table, source, report),
         "captions_cut": cut,
         **_tables(embeddings, found, protocols, table.order),
         "precision": device.precision,

@@ -33,7 +33,8 @@ class Progress:
     """Cheap and frequent: how far the phase has come. No device is asked for anything."""
 
     # "train" (steps), "evaluate" (images and captions), "rank" (parts of the scores of all pairs), "features"
-    # (images past a frozen backbone), "check" (before the run: validation images that are read once)
+    # (images past a frozen backbone); before the run: "check" (validation images that are read once), "hash" (images
+    # of which it is not known yet what they hold)
     phase: str
     done: int
     total: int

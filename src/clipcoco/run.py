@@ -65,7 +65,7 @@ def start(
     if to_be_drawn(loaded):
         draw_scenes(loaded.config.data.folder)
     loaded, parts, model = checked(loaded, name, runs_dir, device_name, init, report(None))
-    parts = parts.looked_at()
+    parts = parts.looked_at(report(None))
     run = create(runs_dir, loaded.name, name)
     with stopping() as stop, run.lock() as unlocked:
         state = TrainState(precision=parts.device.precision, frozen_epochs=parts.derived.frozen_epochs)
@@ -175,7 +175,7 @@ def resume(
     _check_data(parts, content["data"], run.name if isinstance(run, RunDir) else str(path))
     if state.evaluated_epochs >= parts.derived.frozen_epochs:
         check_readable(parts.val_table, report(None))
-    parts = replace(parts, before=recorded(content)).looked_at()
+    parts = replace(parts, before=recorded(content)).looked_at(report(None))
     other = changed_since(content, parts)
     if parts.device.precision != state.precision:
         lacking = f"({parts.device.device} has no {state.precision})"

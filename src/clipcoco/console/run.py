@@ -27,7 +27,7 @@ from clipcoco.console.terminal import (
 from clipcoco.rundir import RunDir
 
 LINE_SECONDS = 30.0  # between two plain lines of progress
-WORDS = {"evaluate": "encoding", "rank": "ranking", "features": "features", "check": "reading"}
+WORDS = {"evaluate": "encoding", "rank": "ranking", "features": "features", "check": "reading", "hash": "hashing"}
 
 
 def _evaluation_line(event: events.Evaluated) -> str:

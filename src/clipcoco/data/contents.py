@@ -18,6 +18,7 @@ import numpy.typing as npt
 from clipcoco.cores import usable_cores
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.sources import ORIGINALS, Source
+from clipcoco.events import Progress, Report
 from clipcoco.files import read_own, write_json
 from clipcoco.seal import seal, unsealed
 
@@ -27,13 +28,13 @@ _JUST_NOW = 2 * 10**9  # nanoseconds: within them a file may change once more an
 _Known = dict[str, list[int | str]]  # file -> size, time of its content, time of its entry, SHA-256
 
 
-def contents_of(table: CaptionTable, source: Source) -> Digests:
+def contents_of(table: CaptionTable, source: Source, report: Report = lambda event: None) -> Digests:
     """(N, 16): the first bytes of the SHA-256 of each image; of copies, that of their originals, unread.
 
     A file that can't be read has zeros.
     """
     if source.name == ORIGINALS:
-        digests = _read(table.folder, table.files)
+        digests = _read(table.folder, table.files, report)
     else:
         digests = [source.originals[file] or source.copies[file] for file in table.files]
     joined = bytearray().join(_bytes(digest) for digest in digests)
@@ -47,15 +48,17 @@ def _bytes(digest: str) -> bytes:
         return bytes(WIDTH)
 
 
-def _read(root: Path, files: list[str]) -> list[str]:
+def _read(root: Path, files: list[str], report: Report) -> list[str]:
     cache = root / ".clipcoco" / "pictures.json"
     known, now = _remembered(cache), time.time_ns()
     stamps = {file: _stamp(root / file) for file in files}
     stale = [file for file in files if known.get(file, [])[:3] != stamps[file]]
     pool = ThreadPoolExecutor(usable_cores())
     try:
-        for file, digest in zip(stale, pool.map(_sha256, (root / file for file in stale)), strict=True):
+        digests = zip(stale, pool.map(_sha256, (root / file for file in stale)), strict=True)
+        for done, (file, digest) in enumerate(digests, start=1):
             known[file] = [*stamps[file], digest]
+            report(Progress("hash", done, len(stale)))
     finally:
         pool.shutdown(cancel_futures=True)
         lasting = {file: entry for file, entry in known.items() if all(int(at) < now - _JUST_NOW for at in entry[1:3])}

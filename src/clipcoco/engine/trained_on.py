@@ -16,18 +16,19 @@ from clipcoco.data.captions import CaptionTable
 from clipcoco.data.contents import WIDTH, Digests, contents_of
 from clipcoco.data.sources import Source
 from clipcoco.engine.weights import fits
+from clipcoco.events import Report
 
 _NAME = 8  # bytes
 Pictures = dict[str, Tensor]
 
 
-def pictures_of(train: CaptionTable, val: CaptionTable, source: Source) -> Pictures:
+def pictures_of(train: CaptionTable, val: CaptionTable, source: Source, report: Report) -> Pictures:
     """Ids int64 (N,), names uint8 (N,8), contents uint8 (N,16) and (M,16), earlier ones (0,16)."""
     return {
         "ids": torch.from_numpy(train.image_ids),
         "names": torch.from_numpy(_names(train)),
-        "train": torch.from_numpy(contents_of(train, source)),
-        "val": torch.from_numpy(contents_of(val, source)),
+        "train": torch.from_numpy(contents_of(train, source, report)),
+        "val": torch.from_numpy(contents_of(val, source, report)),
         "earlier": torch.zeros(0, WIDTH, dtype=torch.uint8),
     }
 
@@ -66,14 +67,14 @@ def with_earlier(now: Pictures, before: Pictures | None) -> Pictures:
     return {**now, "earlier": kept[new]}
 
 
-def learnt_from(pictures: Pictures | None, table: CaptionTable, source: Source) -> int | None:
+def learnt_from(pictures: Pictures | None, table: CaptionTable, source: Source, report: Report) -> int | None:
     """How many images of the table are among `pictures`: by content, or by id and name, whatever they hold now."""
     if pictures is None:
         return None
     contents = _rows(pictures["train"].numpy()) | _rows(pictures["earlier"].numpy())
     contents.discard(bytes(WIDTH))  # of files that could not be read
     named = set(zip(pictures["ids"].tolist(), map(bytes, pictures["names"].numpy()), strict=True))
-    rows = zip(table.image_ids.tolist(), _names(table), contents_of(table, source), strict=True)
+    rows = zip(table.image_ids.tolist(), _names(table), contents_of(table, source, report), strict=True)
     return sum(content.tobytes() in contents or (image, name.tobytes()) in named for image, name, content in rows)
 
 
