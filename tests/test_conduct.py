@@ -153,7 +153,7 @@ def test_a_damaged_validation_image_is_told_before_the_first_step(scenes, tmp_pa
 
 def rehearsal(root: Path, folder: Path, *changes: str) -> dict[str, str]:
     loaded = load_config("demo", overrides=[*TOY, *QUICK, f"data.root={root}", *changes])
-    return rehearse.rehearse(loaded, name=None, runs_dir=folder, device_name="cpu", init=None)
+    return rehearse.rehearse(loaded, None, folder, "cpu", None, lambda event: None)
 
 
 def test_a_dry_run_encodes_a_batch_of_an_evaluation(scenes, tmp_path, monkeypatch):

@@ -24,13 +24,7 @@ from clipcoco.run import checked
 
 
 def rehearse(
-    loaded: LoadedConfig,
-    *,
-    name: str | None,
-    runs_dir: Path,
-    device_name: str | None,
-    init: Path | None,
-    report: Report = lambda event: None,
+    loaded: LoadedConfig, name: str | None, runs_dir: Path, device_name: str | None, init: Path | None, report: Report
 ) -> dict[str, str]:
     """All the checks of `start` and a few real steps on the device; writes nothing. What to tell, by label."""
     loaded, parts, model = checked(loaded, name, runs_dir, device_name, init, report)

@@ -75,9 +75,7 @@ def train(
 
     if dry_run:
         with RunConsole(terminal) as console:
-            told = rehearse.rehearse(
-                loaded, name=name, runs_dir=runs_dir, device_name=device, init=start_from, report=console
-            )
+            told = rehearse.rehearse(loaded, name, runs_dir, device, start_from, console)
         if json_:
             print_json({"schema": 1, **{label or "versions": text for label, text in told.items()}})
         else:
@@ -273,10 +271,9 @@ def _conduct(
     evaluation = measure_run(run, data, device, terminal)
     write_report(run)
     result = evaluation.result
-    status = run.status()
-    note = f"epoch {(status.get('best') or {}).get('epoch', '?')} is the best"
-    if not (run.checkpoints / "best.pt").exists():  # it stayed in the run that a checkpoint was copied out of
-        note = "of the last step"
+    here = (run.checkpoints / "best.pt").exists()  # else it stayed in the run that a checkpoint was copied out of
+    best = (run.status().get("best") or {}).get("epoch", "?")
+    note = f"epoch {best} is the best" if here else "of the last step"
     if json_:
         print_json(result)
         return ExitCode.OK
