@@ -120,6 +120,15 @@ class TestIndex:
         assert [item.name for item in again.stale([Item(name, 1, 1) for name in names])] == ["unread"]
         assert (again.failures(DAMAGED), again.failures(OTHER)) == (["damaged"], ["other"])
 
+    def test_what_a_kill_left_is_cleared_and_what_another_search_writes_is_not(self, tmp_path):
+        file = tmp_path / "i.npz"
+        left, written = tmp_path / ".i.npz.0a1b2c3d.tmp", tmp_path / ".i.npz.11223344.tmp"
+        for path in (left, written):
+            path.write_bytes(b"half")
+        os.utime(left, (1, 1))
+        update(file, ["i1"], Source())
+        assert sorted(tmp_path.iterdir()) == [written, file]
+
     def test_another_model_starts_anew(self, tmp_path):
         file, source = tmp_path / "i.npz", Source()
         update(file, ["i1"], source)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clipcoco.data.viewer import UnreadableImage
 from clipcoco.events import Progress, Report
-from clipcoco.files import take_name, write_temporary
+from clipcoco.files import remove_leftovers, take_name, write_temporary
 
 FORMAT = 1
 BATCH = 64
@@ -97,6 +97,7 @@ class Index:
             "embeddings": self.gallery()[1],
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.file, older_than=3600)  # others may be writing it, too
         take_name(write_temporary(self.file, lambda file: np.savez(file, **arrays)), self.file)  # type: ignore[arg-type]
 
 
