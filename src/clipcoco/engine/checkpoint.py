@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def save(folder: Path, content: dict[str, Any], *, best: bool, epoch: int | None
         ) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # of a sick disk: what happened before is told
+                temporary.unlink(missing_ok=True)
     return size, time.monotonic() - start
 
 
