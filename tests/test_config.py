@@ -3,6 +3,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,24 @@ def set_mistakes(*overrides: str) -> tuple[str, ...]:
 
 
 # ---- files that are refused, one mistake each
+
+
+def test_a_pipe_is_read_once_it_is_written_to_and_not_waited_for_for_ever(tmp_path, monkeypatch):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr("clipcoco.config.text._PATIENCE_SECONDS", 0.2)
+    with pytest.raises(ConfigError, match="a pipe that nobody has written to"):
+        load_config(file=pipe)
+    monkeypatch.undo()
+    writer = threading.Timer(0.2, pipe.write_text, ["extends: small\nseed: 7\n"])
+    writer.start()
+    assert load_config(file=pipe).config.seed == 7
+    writer.join()
+    reading, writing = os.pipe()  # what a shell makes of <(command)
+    os.write(writing, b"extends: small\nseed: 8\n")
+    os.close(writing)
+    assert load_config(file=Path(f"/dev/fd/{reading}")).config.seed == 8
+    os.close(reading)
 
 
 @pytest.mark.parametrize(

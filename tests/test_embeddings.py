@@ -191,6 +191,11 @@ def test_damaged_files_are_one_line(path: Path, tmp_path: Path) -> None:
     assert "no file at" in refusal(tmp_path / "none.npz")
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe is no file (--from-embeddings)" in refusal(tmp_path / "pipe")
+
+
 def test_no_code_in_them_is_run(path: Path, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:

@@ -1,9 +1,12 @@
 """Configuration as text: a file's characters, and one value from and to YAML 1.2's core schema."""
 
+import errno
 import json
 import math
 import os
 import re
+import select
+import stat
 from pathlib import Path
 
 from clipcoco.errors import ConfigError
@@ -11,6 +14,7 @@ from clipcoco.seal import CutShort, is_edited
 
 _MAX_BYTES = 2**20
 _MAX_DIGITS = 40
+_PATIENCE_SECONDS = 3
 _WEIGHTS = re.compile("^# SHA-256 of model.vision.weights: ([0-9a-f]{64})\\r?$", re.MULTILINE)
 _WORDS = {"": None, "~": None} | {
     spelling: value
@@ -25,7 +29,7 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 def read_text(path: Path, where: str) -> str:
     """The content of a configuration file; raises ConfigError where there is none that could be one."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open) as file:
             data = file.read(_MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise ConfigError(f"no configuration file at {where}.") from error
@@ -42,6 +46,17 @@ def read_text(path: Path, where: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{where}:{line} is not UTF-8. Save the file as UTF-8.") from error
+
+
+def _open(path: str, flags: int) -> int:
+    """Of a named pipe the reading end once there is something to read: open() would wait for ever for a writer."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    named_pipe = stat.S_ISFIFO(os.fstat(descriptor).st_mode) and not path.startswith(("/dev/", "/proc/"))
+    if named_pipe and not select.select([descriptor], [], [], _PATIENCE_SECONDS)[0]:
+        os.close(descriptor)
+        raise OSError(errno.ETIMEDOUT, f"a pipe that nobody has written to for {_PATIENCE_SECONDS} s")
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def expanded(path: str | Path) -> Path:
