@@ -73,6 +73,7 @@ def assert_same(run: RunDir, calm: RunDir, *names: str) -> None:
         assert checkpoint.weights_sha256(ours["model"]) == checkpoint.weights_sha256(theirs["model"])
         assert ours["state"]["step"] == theirs["state"]["step"]
         assert ours["state"]["best_epoch"] == theirs["state"]["best_epoch"]
+        assert ours["optimizer"]["param_groups"] == theirs["optimizer"]["param_groups"]
 
 
 @pytest.fixture

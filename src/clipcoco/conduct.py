@@ -19,7 +19,7 @@ from clipcoco.data.viewer import VIEW
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import Device, training_in_memory
 from clipcoco.engine.model import DualEncoder
-from clipcoco.engine.optim import restore_moments
+from clipcoco.engine.optim import learning_rate, restore_moments, set_learning_rate
 from clipcoco.engine.recall import chance_levels
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Stop, Training, train
@@ -101,7 +101,10 @@ def _note_failure(run: RunDir, state: TrainState, error: BaseException) -> None:
 
 
 def _restore(training: Training, content: dict[str, Any]) -> None:
-    """Moments, scale and random state as they were."""
+    """Moments, scale, random state and the rate of the last step as they were: what is saved next tells of no stop."""
+    last, schedule = max(0, training.state.step - 1), training.schedule
+    rate = learning_rate(last, schedule.total_steps, schedule.warmup_steps, schedule.config.lr)
+    set_learning_rate(training.optimizer, rate)
     try:
         restore_moments(training.optimizer, content["optimizer"])
         if content["scaler"]:  # of a run in float16

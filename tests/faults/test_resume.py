@@ -70,9 +70,10 @@ def rows(run: Path) -> list[dict]:
 
 def assert_same(run: Path, calm: Path) -> None:
     assert rows(run) == rows(calm)
-    ours, theirs = (torch.load(folder / "checkpoints" / "last.pt", weights_only=True) for folder in (run, calm))
-    for key in ("model", "optimizer"):
-        assert_equal(ours[key], theirs[key])
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (run, calm))
+        for key in ("model", "optimizer"):
+            assert_equal(ours[key], theirs[key])
 
 
 def assert_equal(ours, theirs) -> None:
