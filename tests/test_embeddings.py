@@ -17,6 +17,7 @@ from clipcoco.evaluation import evaluate_embeddings
 IMAGES, CAPTIONS, WIDTH = 6, 12, 8
 TEXTS = np.array([f"{n:012d}" for n in range(IMAGES)])
 NAMES = np.array([f"COCO_val2014_{n}" for n in range(IMAGES)])
+ACCENTS = np.char.add("été ", NAMES)
 LARGE = np.arange(IMAGES, dtype=np.uint64) + np.uint64(2**63)
 
 
@@ -59,6 +60,8 @@ def path(tmp_path: Path) -> Path:
         (TEXTS, TEXTS.repeat(2)),
         (TEXTS, arrays()["caption_image_ids"]),
         (arrays()["image_ids"], TEXTS.astype("S").repeat(2)),
+        (np.char.zfill(TEXTS, 20), arrays()["caption_image_ids"]),
+        (arrays()["image_ids"], np.char.zfill(TEXTS, 40).astype("S").repeat(2)),
         (arrays()["image_ids"].astype(np.float64), arrays()["caption_image_ids"].astype(">i2")),
     ],
 )
@@ -67,13 +70,23 @@ def test_whole_numbers_are_matched_however_they_are_written(path: Path, ids: np.
     assert same(read_embeddings(saved(path, image_ids=ids, caption_image_ids=owners))[0], plain)
 
 
-@pytest.mark.parametrize("ids", [NAMES, NAMES.astype("S"), LARGE])
-def test_other_ids_are_matched_as_they_stand(path: Path, ids: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    ("ids", "owners"),
+    [
+        (NAMES, NAMES),
+        (NAMES.astype("S"), NAMES),
+        (LARGE, LARGE),
+        (ACCENTS, np.char.encode(ACCENTS, "utf-8")),
+        (np.char.encode(ACCENTS, "utf-8"), ACCENTS),
+        (np.char.encode(ACCENTS, "latin-1"), ACCENTS),
+    ],
+)
+def test_other_ids_are_matched_as_they_stand(path: Path, ids: np.ndarray, owners: np.ndarray) -> None:
     order = np.random.default_rng(1).permutation(CAPTIONS)
     plain, _ = read_embeddings(saved(path, text_embeddings=arrays()["text_embeddings"][order],
                                      caption_image_ids=arrays()["caption_image_ids"][order]))  # fmt: skip
     found, _ = read_embeddings(saved(path, text_embeddings=arrays()["text_embeddings"][order],
-                                     image_ids=ids, caption_image_ids=ids.repeat(2)[order]))  # fmt: skip
+                                     image_ids=ids, caption_image_ids=owners.repeat(2)[order]))  # fmt: skip
     assert (found.owners == plain.owners).all()
     assert (found.texts == plain.texts).all()
 
@@ -89,7 +102,12 @@ def test_other_ids_are_matched_as_they_stand(path: Path, ids: np.ndarray) -> Non
         ({"image_ids": np.arange(IMAGES, dtype=np.float32) + 2**25}, "image_ids are float32"),
         ({"image_ids": np.arange(IMAGES) > 2}, "is of kind bool"),
         ({"caption_ids": np.zeros(CAPTIONS, "M8[s]")}, "is of kind datetime64[s]"),
-        ({"image_ids": np.arange(IMAGES) // 2}, "image_ids repeat"),
+        ({"image_ids": np.arange(IMAGES) // 2}, "image_ids repeat (--from-embeddings). Give each"),
+        (
+            ({"image_ids": np.array([*"12345", "01"])}, "image_ids repeat as '1' and '01' are both 1 (--from"),
+            "image_ids repeat as '1' and '01' are both 1 (--from",
+        ),
+        ({"image_ids": np.array(["a", "b", "1", "a", "01", "c"])}, "image_ids repeat (--from-embeddings). Give each"),
         ({"caption_image_ids": np.r_[0, np.arange(CAPTIONS - 1) + 5]}, "of 12 captions belong to an image that is not"),
         ({"caption_image_ids": np.zeros(CAPTIONS, int)}, "5 of 6 images have no caption"),
         ({"image_embeddings": np.eye(IMAGES, WIDTH, dtype=int)}, "image_embeddings are int64, not floats"),
@@ -137,6 +155,12 @@ def test_extreme_rows_are_measured_and_odd_ones_counted(path: Path) -> None:
     assert read_embeddings(saved(path, image_embeddings=rows.astype(np.float32)))[1] == (
         "unit vectors, 1 image rows equal another one, 1 rows are zero"
     )
+
+
+def test_captions_whose_ids_repeat_are_counted(path: Path) -> None:
+    assert read_embeddings(saved(path, caption_ids=np.arange(CAPTIONS)))[1] == "unit vectors"
+    found, note = read_embeddings(saved(path, caption_ids=np.arange(IMAGES).repeat(2)))
+    assert (note, len(found.texts)) == ("unit vectors, 6 caption_ids equal another one", CAPTIONS)
 
 
 def forged(header: str, content: bytes = b"", kind: int = zipfile.ZIP_STORED) -> bytes:

@@ -57,7 +57,7 @@ def read_embeddings(path: Path) -> tuple[Embeddings, str]:
     ids = _plain_ids(image_ids, "image_ids", path)
     place = {image: row for row, image in enumerate(ids)}
     if len(place) < len(ids):
-        raise DataError(f"{path}: image_ids repeat ({WHERE}). Give each image one row")
+        raise DataError(f"{path}: image_ids repeat{_two_spellings(image_ids, ids)} ({WHERE}). Give each image one row")
     wanted = _plain_ids(caption_image_ids, "caption_image_ids", path)
     found = [place.get(image, -1) for image in wanted]
     if strangers := [image for image, row in zip(wanted, found, strict=True) if row < 0]:
@@ -76,6 +76,8 @@ def read_embeddings(path: Path) -> tuple[Embeddings, str]:
     notes = ["rows scaled to unit length" if changed or also_changed else "unit vectors"]
     if again := len(images) - len({hash(row.tobytes()) for row in image_rows.numpy()}):
         notes.append(f"{again:,} image rows equal another one")
+    if alike := len(texts) - len(set(caption_ids)):
+        notes.append(f"{alike:,} caption_ids equal another one")
     if zeros := sum(int((rows == 0).all(dim=1).sum()) for rows in (image_rows, text_rows)):
         notes.append(f"{zeros:,} rows are zero")
     embeddings = Embeddings(
@@ -118,12 +120,31 @@ def _plain_ids(ids: npt.NDArray[Any], name: str, path: Path) -> list[int] | list
                 f"{path}: {name} are {ids.dtype}, not all of them whole numbers ({WHERE}). Save them as int64"
             )
         return [int(value) for value in ids.tolist()]
-    if ids.dtype.kind == "S":
-        ids = np.char.decode(ids, "latin-1")
-    plain: list[Any] = ids.tolist()
-    if ids.dtype.kind == "U" and all(text.isascii() and text.isdigit() and len(text) < 19 for text in plain):
+    plain: list[Any] = _texts(ids) if ids.dtype.kind == "S" else ids.tolist()
+    if ids.dtype.kind in "SU" and all(_is_number(text) for text in plain):
         return [int(text) for text in plain]
     return plain
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text.lstrip("0")) < 19
+
+
+def _texts(ids: npt.NDArray[Any]) -> list[str]:
+    """Of bytes: UTF-8 where all of them are, as they match ids that were saved as texts."""
+    try:
+        return [value.decode() for value in ids.tolist()]
+    except UnicodeDecodeError:
+        return [value.decode("latin-1") for value in ids.tolist()]
+
+
+def _two_spellings(written: npt.NDArray[Any], ids: Sequence[int] | Sequence[str]) -> str:
+    """The first two that are one number and don't look it: who reads them would not call that a repetition."""
+    first: dict[Any, Any] = {}
+    for text, one in zip(written.tolist(), ids, strict=True):
+        if (other := first.setdefault(one, text)) != text:
+            return f" as {other!r:.30} and {text!r:.30} are both {one}"
+    return ""
 
 
 def _numbers(ids: Sequence[int] | Sequence[str]) -> npt.NDArray[np.int64]:
