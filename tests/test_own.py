@@ -349,6 +349,7 @@ CELLS = {  # the rows of a table below its header "image,caption" -> the caption
     "semicolon": (';"a dog; runs"', "a dog; runs"),
     "html": (",a dog &amp; a cat&#39;s<br/>tail &c; AT&T", "a dog & a cat's tail &c; AT&T"),
     "invisible": (",a\u00ad do\u200bg", "a dog"),
+    "control characters": (",a\x00dog\x07runs", "a dog runs"),
     "empty cells": (",a dog,,", "a dog"),
     "a picture's name on a second line": (',"a dog\nas in p.jpg"', "a dog as in p.jpg"),
 }
@@ -420,6 +421,28 @@ def test_all_columns_of_captions_count_and_the_others_are_told(
     assert all(f"'{name}'" in told for k, name in enumerate(columns) if k not in used)
 
 
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ("{images}/", False),
+        ("../Images/", False),
+        ("x/../", False),
+        ("/elsewhere/Images/", True),
+        ("file:///elsewhere/Images/", True),
+        ("C:\\data\\Images\\", True),
+        ("data/set/Images/", True),
+        ("/Images/old/Images/", True),
+    ],
+)
+def test_paths_of_before_that_lie_in_the_folder_are_found(
+    tmp_path: Path, images: Path, before: str, told: bool
+) -> None:
+    rows = [(before.format(images=images) + name, f"text of {name}") for name in NAMES]
+    adopted = take(write(tmp_path, table([("image", "caption"), *rows])), images, tmp_path / "root")
+    assert by_file(tmp_path / "root") == {name: [f"text of {name}"] for name in NAMES}
+    assert any("20 images are found by nearly the same name" in note for note in adopted.notes) == told
+
+
 @pytest.mark.parametrize("value", ["7", "https://example.org/7.jpg", "", "../x.jpg"])
 def test_the_column_that_names_the_pictures_is_the_one_whose_values_are_found(
     tmp_path: Path, images: Path, value: str
@@ -468,7 +491,8 @@ def test_nothing_outside_of_the_folder_is_opened_or_linked(tmp_path: Path, image
         "folder/secret.jpg",
         "..",
         "/etc/passwd",
-        f"../Images/{NAMES[1]}",
+        "/etc/Images/../passwd",
+        f"../Images/../Images2/{NAMES[1]}",
     ]
     opened: list[str] = []
     watching = True
@@ -477,7 +501,7 @@ def test_nothing_outside_of_the_folder_is_opened_or_linked(tmp_path: Path, image
     adopted = take(captions, images, tmp_path / "root", allow_missing=True)
     watching = False
     assert not any("secret" in path or "leak" in path or "passwd" in path for path in opened)
-    assert any(f"{len(bad)} of 29 images lie outside" in note and "secret.jpg'" in note for note in adopted.notes)
+    assert any(f"{len(bad)} of 30 images lie outside" in note and "secret.jpg'" in note for note in adopted.notes)
     files = by_file(tmp_path / "root")
     assert set(files) == set(NAMES)
     assert files[NAMES[0]] == [f"text of {NAMES[0]}", "text of inside.jpg"]  # one picture, on one side

@@ -33,15 +33,17 @@ def find(names: Collection[str], images: Path, nearly: Callable[[str], str]) -> 
     """Where the pictures lie; `nearly` finds the path of one whose file is called a little otherwise."""
     found = Found({}, [], [], [], [])
     for name in names:
-        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+        leads_out = name.startswith("/") or ".." in PurePosixPath(name).parts
+        inside = _inside(name, images, nearly, found) if leads_out else name
+        if not inside:
             found.outside.append(name)
             continue
-        if is_helper(PurePosixPath(name).parent.as_posix()):
+        if is_helper(PurePosixPath(inside).parent.as_posix()):
             found.helpers.append(name)
             continue
         try:
-            path = Path(os.path.realpath(images / name))
-            if path.is_relative_to(images) and not os.path.isfile(path) and (other := nearly(name)):
+            path = Path(os.path.realpath(images / inside))
+            if path.is_relative_to(images) and not os.path.isfile(path) and (other := nearly(inside)):
                 path = Path(os.path.realpath(images / other))
                 found.nearly.append(name)
         except ValueError:  # a name that no file can have
@@ -56,9 +58,21 @@ def find(names: Collection[str], images: Path, nearly: Callable[[str], str]) -> 
     return found
 
 
+def _inside(name: str, images: Path, nearly: Callable[[str], str], found: Found) -> str:
+    """What a whole path, or one with "..", means in the folder; empty when it leads out. No file is looked at."""
+    path = PurePosixPath(os.path.normpath(images / name))
+    if path.is_relative_to(images):
+        return str(path.relative_to(images))
+    _, here, rest = name.rpartition(f"/{images.name}/")  # of another machine, or by a link
+    other = nearly(rest) if here and ".." not in PurePosixPath(rest).parts else ""
+    if other:
+        found.nearly.append(name)
+    return other
+
+
 def nearly_named(images: Path) -> Callable[[str], str]:
     """Finds the one file below `images` whose name differs in case, Unicode form, by its suffix or "\\" only, or
-    which lies one folder deeper or less deep: `photos/a.jpg` of a folder `photos` that was named itself."""
+    which lies one folder deeper or less deep, or, as `data/photos/a.jpg`, in the folder `photos` that was named."""
     here: dict[str, set[str]] = {}
     deeper: dict[str, set[str]] = {}
 
@@ -81,7 +95,8 @@ def nearly_named(images: Path) -> Callable[[str], str]:
         if not here:
             fill()
         asked = key(str(PurePosixPath(name.replace("\\", "/"))))
-        for query in (asked, asked.removeprefix(key(images.name) + "/")):
+        behind = f"/{asked}".rpartition(f"/{key(images.name)}/")[2].removeprefix("/")
+        for query in (asked, behind):
             for index in (here, deeper):
                 if candidates := index.get(query):
                     return next(iter(candidates)) if len(candidates) == 1 else ""

@@ -24,6 +24,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 _NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION)})[ _.-]?\d+")
 _MARKUP = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]\w{1,31});|<br\s*/?>|</?p>", re.IGNORECASE)
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")  # joiners, which Persian and emoji need, stay
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")  # what stands on both sides of one are two words
 _CONCATENATED = re.compile(r"""(['"])\s+\1""")  # numpy writes its arrays of texts without commas
 
 
@@ -122,6 +123,7 @@ def _readable(text: str) -> str:
     """What a browser shows of a text that was taken from a page."""
     if "&" in text or "<" in text:
         text = _MARKUP.sub(lambda mark: _character(mark[0]), text)
+    text = _CONTROL.sub(" ", text)
     return text if text.isascii() else _INVISIBLE.sub("", text)
 
 
