@@ -103,10 +103,7 @@ def test_other_ids_are_matched_as_they_stand(path: Path, ids: np.ndarray, owners
         ({"image_ids": np.arange(IMAGES) > 2}, "is of kind bool"),
         ({"caption_ids": np.zeros(CAPTIONS, "M8[s]")}, "is of kind datetime64[s]"),
         ({"image_ids": np.arange(IMAGES) // 2}, "image_ids repeat (--from-embeddings). Give each"),
-        (
-            ({"image_ids": np.array([*"12345", "01"])}, "image_ids repeat as '1' and '01' are both 1 (--from"),
-            "image_ids repeat as '1' and '01' are both 1 (--from",
-        ),
+        ({"image_ids": np.array([*"12345", "01"])}, "image_ids repeat as '1' and '01' are both 1 (--from"),
         ({"image_ids": np.array(["a", "b", "1", "a", "01", "c"])}, "image_ids repeat (--from-embeddings). Give each"),
         ({"caption_image_ids": np.r_[0, np.arange(CAPTIONS - 1) + 5]}, "of 12 captions belong to an image that is not"),
         ({"caption_image_ids": np.zeros(CAPTIONS, int)}, "5 of 6 images have no caption"),
