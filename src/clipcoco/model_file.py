@@ -55,5 +55,8 @@ def check_weights(model: DualEncoder, state: Any, where: str) -> None:
             f"unexpected or of another shape or kind, first {', '.join(shown(name) for name in wrong[:3])}. "
             f"Use another checkpoint"
         )
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in given.values()}
+    if sum(value.numel() * value.element_size() for value in given.values()) > sum(storages.values()):
+        raise CheckpointError(f"{where} has weights that share their bytes. Use another checkpoint")
     if spoilt := first_spoilt(given):
         raise CheckpointError(f"{where} has weights of no use: {spoilt}. Use another checkpoint")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from clipcoco.config.load import LoadedConfig, dump, flatten, load_config
 from clipcoco.config.schema import Config
+from clipcoco.config.text import one_line
 from clipcoco.errors import ConfigError
 from clipcoco.files import write_atomically
 from clipcoco.rundir import RunDir
@@ -18,7 +19,7 @@ BEGAN = {"weights": "model.vision.weights", "init": "--init"}
 def write_settings(run: RunDir, loaded: LoadedConfig, began: Mapping[str, str], init: str) -> None:
     """`began` has the SHA-256 of a key of BEGAN; `init` is what --init named, "" for nothing."""
     sums = [f"SHA-256 of {BEGAN[what]}: {digest}" for what, digest in began.items()]
-    write_atomically(run.config, seal_text((f"{INIT}{init}\n" if init else "") + dump(loaded, sums)))
+    write_atomically(run.config, seal_text((f"{INIT}{one_line(init)}\n" if init else "") + dump(loaded, sums)))
 
 
 def rewrite_settings(run: RunDir, config: Config, changes: Sequence[str], began: Mapping[str, str]) -> None:

@@ -1,5 +1,6 @@
 """The command line: parse, call one function, show. Nothing here imports torch before a command needs it."""
 
+import errno
 import os
 import signal
 import traceback
@@ -14,6 +15,7 @@ from clipcoco.cli import env, evaluate, export, inspect, prepare, report, runs, 
 from clipcoco.cli.habits import say_usage
 from clipcoco.cli.options import debugging
 from clipcoco.cli.signals import NAMES, handled
+from clipcoco.config.text import shown
 from clipcoco.console import error_line
 from clipcoco.errors import ClipcocoError, ConfigError, EnvironmentProblem, ExitCode, broken_package, is_out_of_memory
 
@@ -113,6 +115,9 @@ def _tell(error: Exception, words: Sequence[str]) -> int:
             f"the memory does not suffice ({type(error).__name__}). Close other programs, or try another --device"
         )
         return ExitCode.ENVIRONMENT
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        error_line(f"{shown(str(error.filename))} is longer than a name can be (command line). Shorten it")
+        return ExitCode.CONFIG
     if isinstance(error, OSError):
         error_line(f"{error.strerror or error} ({error.filename or 'no file named'}). Check disk, path and permission")
         return ExitCode.ENVIRONMENT

@@ -1,12 +1,14 @@
 """`clipcoco report`."""
 
+from collections.abc import Callable
+
 from clipcoco import rundir
 from clipcoco.cli.evaluate import measure_run
 from clipcoco.cli.options import RUNS, Debug, Device, Json, Run, RunsDir, print_json, split_words
 from clipcoco.config.load import load_config
 from clipcoco.config.schema import DataConfig
 from clipcoco.console import Terminal, open_terminal, printable, show, summary_rows
-from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError, ExitCode
+from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError, ExitCode, broken_package
 from clipcoco.rundir import RunDir
 
 
@@ -57,3 +59,16 @@ def _data(run: RunDir) -> DataConfig | None:
         return load_config(file=run.config).config.data
     except ConfigError:
         return None
+
+
+def write_or_warn(run: RunDir, tell: Callable[[str], object]) -> None:
+    """What was trained and measured is not lost on a page that can't be drawn or written."""
+    try:
+        from clipcoco.report.page import write_report
+
+        write_report(run)
+    except Exception as error:
+        why = error.strerror if isinstance(error, OSError) else broken_package(error)
+        if not why:
+            raise
+        tell(f"warning: no report: {why} ({run.report})")

@@ -174,16 +174,17 @@ def _epochs_of(run: RunDir) -> int | None:
 
 def where_it_stands(run: RunDir, step: int) -> str:
     """How the run ended, for who goes on with it at `step`."""
-    status = run.status()
-    state, reason, total = status.get("state"), status.get("reason"), status.get("total_steps", 0)
+    found, changed = _read_status(run)
+    status = found or _Status()
+    state, reason, total = status.state, status.reason, status.total_steps or 0
     if state == "running":  # and yet its lock was free
         how = "ended without a word"
     elif state == "stopped":
         how = f"stopped by {reason}"
     else:
         how = f"{state or 'interrupted'}" + (f" ({reason})" if reason else "")
-    ended = (run.path / "status.json").stat().st_mtime if status else time.time()
-    return f"{run.name}: {how} at step {step:,} of {total:,}, {say_seconds(max(0.0, time.time() - ended))} ago."
+    ago = say_seconds(max(0.0, time.time() - changed)) if changed else "some time"
+    return f"{run.name}: {how} at step {step:,} of {total:,}, {ago} ago."
 
 
 def what_remains(run: RunDir) -> str:

@@ -27,6 +27,7 @@ from clipcoco.cli.options import (
     print_json,
     split_words,
 )
+from clipcoco.cli.report import write_or_warn
 from clipcoco.cli.signals import stop_signals
 from clipcoco.cli.standing import what_remains, where_it_stands
 from clipcoco.config.load import LoadedConfig, config_from_plain, flatten, load_config, override
@@ -266,10 +267,9 @@ def _conduct(
         _report_stopped(run, ended.reason, console)
         return ExitCode.STOPPED
     from clipcoco.cli.evaluate import measure_run
-    from clipcoco.report.page import write_report
 
     evaluation = measure_run(run, data, device, terminal)
-    write_report(run)
+    write_or_warn(run, console.show)
     result = evaluation.result
     here = (run.checkpoints / "best.pt").exists()  # else it stayed in the run that a checkpoint was copied out of
     best = (run.status().get("best") or {}).get("epoch", "?")
@@ -292,9 +292,4 @@ def _report_stopped(run: RunDir, reason: str, console: RunConsole) -> None:
     """The page of a run that has saved and stops: other signals have nothing to add, a second Ctrl-C still leaves."""
     with stop_signals(lambda signal: None) as stop:
         stop.reason = reason
-        try:
-            from clipcoco.report.page import write_report
-
-            write_report(run)
-        except OSError as error:
-            console.show(f"warning: no report: {error.strerror or error} ({run.report})")
+        write_or_warn(run, console.show)

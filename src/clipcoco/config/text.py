@@ -49,12 +49,13 @@ def read_text(path: Path, where: str) -> str:
 
 
 def _open(path: str, flags: int) -> int:
-    """Of a named pipe the reading end once there is something to read: open() would wait for ever for a writer."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    named_pipe = stat.S_ISFIFO(os.fstat(descriptor).st_mode) and not path.startswith(("/dev/", "/proc/"))
-    if named_pipe and not select.select([descriptor], [], [], _PATIENCE_SECONDS)[0]:
+    """Of a pipe or a terminal once there is something to read, which may be never; the shell's <(...) is waited for."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    given = path.startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/"))
+    waits = not stat.S_ISREG(os.fstat(descriptor).st_mode) and not given
+    if waits and not select.select([descriptor], [], [], _PATIENCE_SECONDS)[0]:
         os.close(descriptor)
-        raise OSError(errno.ETIMEDOUT, f"a pipe that nobody has written to for {_PATIENCE_SECONDS} s")
+        raise OSError(errno.ETIMEDOUT, f"nobody has written to it for {_PATIENCE_SECONDS} s")
     os.set_blocking(descriptor, True)
     return descriptor
 

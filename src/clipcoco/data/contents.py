@@ -18,6 +18,7 @@ import numpy.typing as npt
 from clipcoco.cores import usable_cores
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.sources import ORIGINALS, Source
+from clipcoco.errors import DataError
 from clipcoco.events import Progress, Report
 from clipcoco.files import read_own, write_json
 from clipcoco.seal import seal, unsealed
@@ -31,12 +32,19 @@ _Known = dict[str, list[int | str]]  # file -> size, time of its content, time o
 def contents_of(table: CaptionTable, source: Source, report: Report = lambda event: None) -> Digests:
     """(N, 16): the first bytes of the SHA-256 of each image; of copies, that of their originals, unread.
 
-    A file that can't be read has zeros.
+    A file that can't be read has zeros. Raises DataError for copies that are not those that were made.
     """
     if source.name == ORIGINALS:
         digests = _read(table.folder, table.files, report)
     else:
-        digests = [source.originals[file] or source.copies[file] for file in table.files]
+        root, name = table.folder.parent, table.folder.name
+        held = dict(zip(table.files, _read(root, [f"{name}/{file}" for file in table.files], report), strict=True))
+        if altered := [file for file, sha256 in held.items() if sha256 not in ("", source.copies[file])]:
+            raise DataError(
+                f"{len(altered):,} copies in {table.folder} are not those that were made, first {altered[0]} "
+                f"(data.prepared_size). Make them anew: clipcoco prepare-data, or --set data.prepared_size=0"
+            )
+        digests = [held[file] and (source.originals[file] or held[file]) for file in table.files]
     joined = bytearray().join(_bytes(digest) for digest in digests)
     return np.frombuffer(joined, np.uint8).reshape(len(digests), WIDTH)
 
@@ -93,5 +101,5 @@ def _remembered(cache: Path) -> _Known:
             file: [int(entry[0]), int(entry[1]), int(entry[2]), bytes.fromhex(entry[3]).hex()]
             for file, entry in known.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
         return {}  # not there, damaged, or a stranger's

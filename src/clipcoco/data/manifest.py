@@ -16,6 +16,7 @@ from typing import Any, Self
 from clipcoco.files import open_to_append, read_own, write_atomically
 from clipcoco.seal import seal, unsealed
 
+_SUM = re.compile("[0-9a-f]{64}")
 _FILE = re.compile(r"(?!\.+/)[\w.-]+/(?!\.+$)[\w.-]+")
 
 
@@ -54,7 +55,8 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
                 settings = row
             elif number and row is not None:
                 entry = Entry(**row)
-                if _FILE.fullmatch(entry.file):  # no name that leads out of the folder
+                sums = _SUM.fullmatch(entry.sha256) and (not entry.source or _SUM.fullmatch(entry.source))
+                if sums and type(entry.size) is int and _FILE.fullmatch(entry.file):  # a name inside the folder
                     entries[entry.file] = entry
         except (ValueError, TypeError, RecursionError):
             continue

@@ -20,6 +20,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 # 1: pixels as they are stored (metadata, profile and transparency ignored). 2: as a viewer shows them.
 VIEW = 2
 MAX_PIXELS, MAX_SIDE = 64_000_000, 100_000  # Pillow takes half a minute for a column of 64 megapixels
+MAX_SCANS = 100  # of a progressive JPEG; encoders write a dozen
 _ORIENTATION = 274  # the EXIF tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -86,13 +87,18 @@ def opened(source: Path | bytes) -> Iterator[Image.Image]:
 
     Whatever is raised inside becomes UnreadableImage: there should be nothing else in such a block.
     """
-    stream = io.BytesIO(source) if isinstance(source, bytes) else source
-    with _parsing(), Image.open(stream, formats=("JPEG", "PNG")) as picture:
+    with _parsing(), Image.open(io.BytesIO(data := _bytes(source)), formats=("JPEG", "PNG")) as picture:
         width, height = picture.size
         if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
             most = f"at most {MAX_PIXELS:,}, {MAX_SIDE:,} a side, are read"
             raise UnreadableImage(f"{width} x {height} pixels, {most}")
+        if picture.format != "PNG" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:  # each as long as a decoding
+            raise UnreadableImage(f"{scans:,} scans, at most {MAX_SCANS} are read")
         yield picture
+
+
+def _bytes(source: Path | bytes) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
 
 
 def shown(picture: Image.Image) -> Image.Image:

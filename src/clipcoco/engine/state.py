@@ -10,6 +10,7 @@ from clipcoco.errors import CheckpointError
 
 Count = Annotated[int, Field(strict=True, ge=0, le=10**12)]
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(strict=True, ge=0, le=10**11)]
 _Id = Annotated[int, Field(strict=True)]
 _Text = Annotated[str, Field(strict=True)]
 _Precision = Annotated[str, Field(strict=True, pattern="^(float32|bfloat16|float16)$")]
@@ -22,15 +23,15 @@ class TrainState:
 
     step: Count = 0  # consumed batches
     evaluated_epochs: Count = 0  # an epoch whose steps are done but not yet evaluated is evaluated first
-    best_r1: Finite = -1.0
+    best_r1: Annotated[float, Field(strict=True, ge=-1, le=100)] = -1.0
     best_epoch: Count = 0
     skipped_in_a_row: Count = 0
     calibration_steps: Count = 0  # of float16: skipped while its scale was sought
     interval_loss: Finite = 0.0  # sums since the last logged step
     interval_grad_norm: Finite = 0.0
     interval_steps: Count = 0
-    interval_seconds: Finite = 0.0
-    interval_waited: Finite = 0.0  # of these, for data
+    interval_seconds: Seconds = 0.0
+    interval_waited: Seconds = 0.0  # of these, for data
     epoch_loss: Finite = 0.0  # sums since the epoch began
     epoch_steps: Count = 0
     last_train_loss: Finite | None = None  # means of the epoch before, to see overfitting
@@ -40,7 +41,7 @@ class TrainState:
     warned: list[_Text] = field(default_factory=list)  # kinds of warnings that are given once
     precision: _Precision = "float32"  # as resolved at the start; evaluation uses it too
     frozen_epochs: _Epochs = -1  # as resolved at the start: a resume on another device must not change it
-    seconds: Finite = 0.0  # of training so far, over all stops
+    seconds: Seconds = 0.0  # of training so far, over all stops
 
     def epoch(self, steps_per_epoch: int) -> int:
         """The epoch, from 1, that the last finished step belongs to."""

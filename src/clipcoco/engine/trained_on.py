@@ -43,7 +43,8 @@ def recorded(content: Mapping[str, Any]) -> Pictures | None:
     for name, width in widths.items():
         value = given.get(name)
         rows = len(value) if isinstance(value, Tensor) and value.dim() else 0
-        like = torch.zeros(rows, dtype=torch.int64) if width is None else torch.zeros(rows, width, dtype=torch.uint8)
+        shape, kind = ((rows,), torch.int64) if width is None else ((rows, width), torch.uint8)
+        like = torch.empty(shape, dtype=kind, device="meta")  # which takes no room
         if not isinstance(value, Tensor) or not fits(value, like) or value.dtype != like.dtype:
             return None
         found[name] = value

@@ -163,11 +163,26 @@ def rank_histogram(name: str, title: str, found: RankCounts, median: float, chan
 def _drawing() -> Iterator[tuple["Figure", "Axes"]]:
     """An empty figure in our style. The user's own matplotlib settings and backend stay as they are."""
     with _no_files_at_home():
+        try:
+            import matplotlib.style
+        except ValueError:  # settings of the user's that are wrong; ours need none of them
+            with _no_settings():
+                import matplotlib.style
         import matplotlib.figure
-        import matplotlib.style
     with matplotlib.style.context(["default", STYLE]):
         figure = matplotlib.figure.Figure(figsize=(4.7, 3.1), layout="constrained")
         yield figure, figure.add_subplot()
+
+
+@contextmanager
+def _no_settings() -> Iterator[None]:
+    before = {name: os.environ.pop(name, None) for name in ("MPLBACKEND", "MATPLOTLIBRC")}
+    os.environ["MATPLOTLIBRC"] = os.devnull
+    try:
+        yield
+    finally:
+        del os.environ["MATPLOTLIBRC"]
+        os.environ |= {name: value for name, value in before.items() if value is not None}
 
 
 @contextmanager

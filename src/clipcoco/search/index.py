@@ -8,11 +8,11 @@ can't disagree, and its sums find damage. Letters: N entries, B a batch, D dimen
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from clipcoco.data.viewer import UnreadableImage
 from clipcoco.events import Progress, Report
 from clipcoco.files import remove_leftovers, take_name, write_temporary
 
-FORMAT = 1
+FORMAT = 2
 BATCH = 64
 SAVE_EVERY = 2048  # items: minutes of work on a CPU, at most, are lost to a kill
 ENCODED, OTHER, DAMAGED, UNREAD = range(4)  # states; what is UNREAD is tried again each time
@@ -89,16 +89,24 @@ class Index:
 
     def save(self) -> None:
         """Write it in one step. Raises OSError."""
-        arrays = {
-            "about": _bytes(json.dumps({"format": FORMAT, "model": self.model}).encode()),
+        arrays: dict[str, npt.NDArray[Any]] = {
             "names": _bytes("\0".join(self.entries).encode("utf-8", "surrogateescape")),
             "numbers": np.array([[e.size, e.changed, e.state] for e in self.entries.values()], np.int64),
             "digests": _bytes(b"".join(entry.digest for entry in self.entries.values())),
             "embeddings": self.gallery()[1],
         }
+        about = {"format": FORMAT, "model": self.model, "sha256": _sum(arrays)}
+        arrays["about"] = _bytes(json.dumps(about).encode())
         self.file.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.file, older_than=3600)  # others may be writing it, too
         take_name(write_temporary(self.file, lambda file: np.savez(file, **arrays)), self.file)  # type: ignore[arg-type]
+
+
+def _sum(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for name in ("names", "numbers", "digests", "embeddings"):
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
 
 
 def _bytes(data: bytes) -> npt.NDArray[np.uint8]:
@@ -114,6 +122,8 @@ def open_index(file: Path, model: str, tell: Tell) -> Index:
             about = json.loads(arrays["about"].tobytes())
             if (about["format"], about["model"]) != (FORMAT, model):
                 return Index(file, model)
+            if about["sha256"] != _sum(arrays):
+                raise ValueError("not as it was written")
             names = arrays["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
             sizes, changed, states = arrays["numbers"].T
             digests, rows = arrays["digests"].view("V32").tolist(), arrays["embeddings"]
@@ -225,7 +235,7 @@ def _ahead(items: Sequence[Item], encoding: Encoding, known: dict[bytes, Entry])
         while waiting:
             yield [future.result() for future in waiting.popleft()]
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # a Ctrl-C waits for no picture that takes long
 
 
 def _encode(work: _Work, batch: list[_Prepared], encoding: Encoding) -> None:

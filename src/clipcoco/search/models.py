@@ -150,9 +150,12 @@ def open_folder(words: str) -> Model:
 
 def _context_length(description: Any) -> int:
     try:
-        return int(description["model_cfg"]["text_cfg"].get("context_length", 77))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"open_clip_config.json has no usable model_cfg.text_cfg (--model). {HOW}") from error
+        length = description["model_cfg"]["text_cfg"].get("context_length", 77)
+    except (KeyError, TypeError, AttributeError):
+        length = None
+    if type(length) is not int or not 3 <= length <= 4096:
+        raise CheckpointError(f"open_clip_config.json has no usable model_cfg.text_cfg (--model). {HOW}")
+    return length
 
 
 def _key(folder: Path) -> str:

@@ -104,6 +104,16 @@ def answer(
     here = device is None and tokens is not None and not index.stale(items)
     towers = model.place("cpu" if here else device)
     start = time.monotonic()
+    if content is not None:
+        vector = towers.encode_images(towers.view(content)[None])[0]
+    else:
+        assert tokens is not None
+        vector = towers.encode_texts(tokens)[0]
+    query_seconds = time.monotonic() - start
+    if len(index.rows) and index.rows.shape[1] != len(vector):  # a stranger's: the key says that they fit
+        told.tell(f"the index {index.file} can't be used, so it is made anew")
+        index = Index(index.file, index.model)
+    start = time.monotonic()
     encoding = _captions(model, towers) if over_captions else _pictures(gallery, towers)
     encoded = refresh(index, items, encoding, told.report, told.tell)
     encoding_seconds = time.monotonic() - start
@@ -113,11 +123,6 @@ def answer(
     if not names:
         raise DataError(f"there is no picture in {gallery.words} (--images). Give a folder of JPEG or PNG files")
     start = time.monotonic()
-    if content is not None:
-        vector = towers.encode_images(towers.view(content)[None])[0]
-    else:
-        assert tokens is not None
-        vector = towers.encode_texts(tokens)[0]
     places, scores = nearest(torch.from_numpy(rows), vector, count)
     found = [(names[place], score) for place, score in zip(places, scores, strict=True)]
     return Answer(
@@ -125,7 +130,7 @@ def answer(
         gallery.words,
         len(gallery.items) if over_captions else len(names),
         len(names) if over_captions else 0,
-        time.monotonic() - start,
+        query_seconds + time.monotonic() - start,
         tuple(_hits(gallery, found, over_captions)),
         encoded,
         encoding_seconds,
