@@ -32,6 +32,15 @@ HINTS = [
     ("train -c mine.yaml", "--config mine.yaml"),
     ("train --config presets/medium.yaml --resume epoch_10.pt", "clipcoco resume epoch_10.pt"),
     ("train --preset demo --checkpoint=a.pt", "clipcoco resume a.pt; with its weights alone, anew: --init a.pt"),
+    ("train --preset demo --images my", "data.root=FOLDER. It is made of your own by clipcoco prepare-data"),
+    ("train --preset demo --num-gpus 1", "Did you mean --device cuda?"),
+    ("train --preset demo --steps 100", "train.epochs=N"),
+    ("train --preset demo --overwrite", "Take another --name, or go on: clipcoco resume RUN"),
+    ("train --preset demo --wandb", "tensorboard --logdir runs"),
+    ("resume --last", "Did you mean clipcoco resume?"),
+    ("runs --compare a b", "Did you mean clipcoco runs A B?"),
+    ("search dog --image-dir my", "Did you mean --images my?"),
+    ("prepare-data --val 0.2", "Did you mean --val-fraction 0.2?"),
     ("train --preset demo --quux", "See clipcoco train --help"),
     ("resume --epochs 9", "train.epochs=9"),
     ("resume --checkpoint a.pt", "clipcoco resume a.pt"),
@@ -71,6 +80,33 @@ def test_every_alias_of_a_setting_is_one_as_an_option(capsys, name):
 def test_version_and_help_are_words_too(capsys, words):
     assert run(words) == 0
     assert "clipcoco" in capsys.readouterr().out
+
+
+RUN_WORDS = [
+    ("train r", "r is a run, no configuration (command line). To go on with a run: clipcoco resume r"),
+    ("train --preset r", "To go on with a run: clipcoco resume r"),
+    ("train runs/r", "To go on with a run: clipcoco resume runs/r"),
+    ("train runs/r/checkpoints/last.pt", "last.pt is a checkpoint, no configuration"),
+    ("train --config runs/r/checkpoints/last.pt", "To go on with a run: clipcoco resume runs/r/checkpoints/last.pt"),
+    ("train demo", "no captions at nowhere"),
+    ("train runs/r/config.yaml", "no captions at nowhere"),
+    ("eval --checkpoint r", "It is a run: clipcoco eval r"),
+    ("eval --checkpoint runs/r", "It is a run: clipcoco eval runs/r"),
+    ("eval --checkpoint s", "A run keeps its own in RUN/checkpoints"),
+]
+
+
+@pytest.mark.parametrize(("line", "hint"), RUN_WORDS)
+def test_a_run_where_something_else_is_wanted_is_known_as_one(capsys, monkeypatch, tmp_path, line, hint):
+    monkeypatch.chdir(tmp_path)
+    for run_name in ("r", "demo"):
+        (tmp_path / "runs" / run_name / "checkpoints").mkdir(parents=True)
+        (tmp_path / "runs" / run_name / "config.yaml").write_text("extends: tiny\ndata: {root: nowhere}\n")
+        (tmp_path / "runs" / run_name / "checkpoints" / "last.pt").write_bytes(bytes(2**20 + 1))
+    assert run([*shlex.split(line), *(["data.root=nowhere"] if line == "train demo" else [])]) in (2, 3, 4)
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert said.count("error: ") == 1
+    assert hint in said
 
 
 def test_train_takes_a_preset_or_a_file_as_a_word(tmp_path):

@@ -1,5 +1,6 @@
 """`clipcoco eval`."""
 
+import shlex
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,14 +89,7 @@ def evaluate(
         return _show(evaluate_embeddings(from_embeddings, protocols), protocols, json_)
     given = load_config(file=config) if config is not None else None
     settings = data_changes(changes, bare, "the measurement")
-    if checkpoint is not None:
-        if not checkpoint.is_file():
-            raise CheckpointError(
-                f"no checkpoint at {checkpoint} (--checkpoint). A run keeps its own in RUN/checkpoints"
-            )
-        found = rundir.found_file(checkpoint)
-    else:
-        found = rundir.find(runs_dir, word)
+    found = _found_file(checkpoint, runs_dir) if checkpoint is not None else rundir.find(runs_dir, word)
     if embeddings is not None and not embeddings.absolute().parent.is_dir():
         raise ConfigError(f"{embeddings.parent} is no folder (--embeddings). Make it first")
     evaluation = _measure(found, given, settings, split, fraction, protocols, device)
@@ -105,6 +99,16 @@ def evaluate(
 
         write_embeddings(embeddings, evaluation.embeddings)
     return _show(evaluation, protocols, json_)
+
+
+def _found_file(checkpoint: Path, runs_dir: Path) -> rundir.Found:
+    if checkpoint.is_file():
+        return rundir.found_file(checkpoint)
+    hint = "A run keeps its own in RUN/checkpoints"
+    with suppress(CheckpointError, ConfigError):  # where it is no run either
+        rundir.find(runs_dir, str(checkpoint))
+        hint = f"It is a run: clipcoco eval {shlex.quote(str(checkpoint))}"
+    raise CheckpointError(f"no checkpoint at {checkpoint} (--checkpoint). {hint}")
 
 
 def _measure(

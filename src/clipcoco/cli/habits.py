@@ -29,13 +29,15 @@ _OPTIONS = {  # an option of ours, where the command has it: what others call it
     "--preset": "p recipe",
     "--name": "n run-name exp-name experiment experiment-name project tag",
     "--set": "overrides override opts opt s cfg-options",
-    "--device": "gpu gpus cuda use-cuda g accelerator devices device-id cpu no-cuda use-cpu",
+    "--device": "gpu gpus num-gpus n-gpus ngpus cuda use-cuda g accelerator devices device-id cpu no-cuda use-cpu",
     "--dry-run": "fast-dev-run dryrun smoke-test check test-run",
     "--plain": "quiet q silent no-progress no-tqdm disable-tqdm no-color",
     "--debug": "v verbose traceback",
     "--version": "v",
     "-k": "topk top-k top n num limit count",
     "--root": "data-dir data dest dir target output-dir output o",
+    "--images": "image-dir images-dir image-folder img-dir pictures photos",
+    "--val-fraction": "val val-split val-ratio",
     "--embeddings": "save-embeddings output output-file o",
     "--output": "output-dir out-dir out o dest dir save-dir folder",
     "--runs-dir": "output-dir out-dir output out o save-dir log-dir logdir work-dir workdir results-dir logs",
@@ -44,6 +46,17 @@ _WORDS = {  # commands that take it without an option
     **dict.fromkeys(("resume", "report", "export"), f"{_CHECKPOINT} run name preset"),
     "eval": "run name preset",
     "inspect-config": "preset p config c cfg file",
+}
+_ANSWERS = {  # of a command: a sentence where we have no such option, and what others call it
+    "train": {
+        "Pictures are those of the setting data.root: data.root=FOLDER. It is made of your own by clipcoco "
+        "prepare-data --captions FILE --images DIR": "images image-dir images-dir image-folder img-dir",
+        "Training is counted in epochs: train.epochs=N": "steps max-steps num-steps iters max-iters iterations",
+        "A run is never overwritten. Take another --name, or go on: clipcoco resume RUN": "overwrite force f exist-ok",
+        "Curves are TensorBoard's: tensorboard --logdir runs": "wandb use-wandb wandb-project tensorboard tb mlflow",
+    },
+    "resume": {"Did you mean clipcoco resume? It takes the newest run": "last latest newest auto"},
+    "runs": {"Did you mean clipcoco runs A B?": "compare diff"},
 }
 _SWITCHES = ("--dry-run", "--plain", "--debug", "--version")
 _LETTERS = {"b": "train.batch_size", "e": "train.epochs", "j": "data.workers", "w": "data.workers", "a": "arch"}
@@ -94,6 +107,8 @@ def _option(typed: str, value: str | None, command: str, known: Sequence[str]) -
     given = shlex.quote(value) if value else None
     if name in _WORDS.get(command, "").split():
         return f"Did you mean clipcoco {command} {given or 'NAME'}?"
+    if said := next((said for said, theirs in _ANSWERS.get(command, {}).items() if name in theirs.split()), None):
+        return said
     if name in _CHECKPOINT.split() and (hint := _checkpoint(name, given, command, known)):
         return hint
     same = closest(f"--{name}", known, 0.85)

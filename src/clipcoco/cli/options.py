@@ -13,7 +13,7 @@ import typer
 from clipcoco.config.load import LoadedConfig, load_config, preset_names
 from clipcoco.config.messages import check_device, suggestion
 from clipcoco.config.schema import SETTINGS
-from clipcoco.config.text import expanded
+from clipcoco.config.text import expanded, one_line
 from clipcoco.errors import ConfigError
 
 _debug = False
@@ -139,12 +139,23 @@ def load_from(preset: str | None, file: Path | None, changes: list[str] | None, 
         file = Path(words[0])
     elif words:
         preset = words[0]
+    if preset not in preset_names():
+        _refuse_run(preset or str(file or ""))
     if (preset is None) == (file is None):
         which = "--preset and --config are both given" if preset else "no settings are named"
         raise ConfigError(f"{which} (command line). Give --preset NAME ({', '.join(preset_names())}) or --config FILE")
     return load_config(
         preset=preset, file=file, overrides=[*(changes or []), *(word for word in bare or [] if "=" in word)]
     )
+
+
+def _refuse_run(word: str) -> None:
+    """A run or a checkpoint in the place of a preset or a file: what was meant is to go on with it."""
+    is_checkpoint = word.endswith(".pt") and os.path.isfile(word)
+    if is_checkpoint or (word and any((folder / "config.yaml").is_file() for folder in (Path(word), RUNS / word))):
+        kind = "checkpoint" if is_checkpoint else "run"
+        going_on = f"To go on with a run: clipcoco resume {shlex.quote(word)}"
+        raise ConfigError(f"{one_line(word)} is a {kind}, no configuration (command line). {going_on}")
 
 
 def data_changes(changes: list[str] | None, bare: list[str], what: str) -> list[str]:

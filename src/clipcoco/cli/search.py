@@ -88,11 +88,11 @@ def search(
     if images is not None:
         check_folder(images)
     settings = data_changes(changes, [], "the search")
-    from clipcoco.search.query import Query, Told, answer
-
     found = rundir.find(runs_dir, run) if model is None or run is not None else None
     if found is None or found.run is None:
         refuse_links(runs_dir / "search", CheckpointError)
+    from clipcoco.search.query import Query, Told, answer
+
     searched, gallery = _open(found, images, model, settings)
     name = found.run.name if found and found.run else None
     home = found.run.path if found and found.run else runs_dir / "search" / searched.home

@@ -190,7 +190,9 @@ def _preset_path(name: str) -> Path:
     if name in (_BASE, *_PRESETS):
         return presets_folder() / f"{name}.yaml"
     if "/" in name or name.endswith((".yaml", ".yml")):
-        raise ConfigError(f"no preset {shown(name)}. A file goes with --config.")
+        meant = None if os.path.exists(name) else preset_in(Path(name).stem)
+        hint = f"Did you mean --preset {meant}?" if meant else "A file goes with --config."
+        raise ConfigError(f"no preset {shown(name)}. {hint}")
     raise ConfigError(f"no preset '{one_line(name)}'{_meant(name)} ({', '.join(_PRESETS)})")
 
 
@@ -252,10 +254,7 @@ def _extended(path: Path, mistakes: list[str]) -> tuple[list[Layer], tuple[str, 
 
 
 def load_config(preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """Read a preset or a file, what it extends, then `overrides` ("train.lr=5e-4").
-
-    Raises ConfigError with every mistake.
-    """
+    """A preset or a file, what it extends, then `overrides` ("train.lr=5e-4"). Raises ConfigError: every mistake."""
     if preset is not None and file is not None:
         raise ConfigError("a preset and a file are both given. Keep --preset or --config.")
     if file is not None:
