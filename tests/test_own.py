@@ -256,6 +256,9 @@ def test_a_lost_quotation_mark_swallows_no_rows(tmp_path: Path, images: Path) ->
         (b'{"images": [], "annotations": []}', "no captions in"),
         (b'{\n "image": "a.jpg",\n "caption": "b"\n}\n', "1 of 1 images are missing"),
         (b'{"info": 1, "people": {"a": 2}}', "JSON of this form, an object with 'info', 'people'"),
+        (b'{"images": ["a.jpg", "b.jpg"], "captions": ["c"]}', "different lengths"),
+        (b'{"image": ["a.jpg", "b.jpg"], "caption": "c"}', "'caption' no list"),
+        (b'{"images": ["a.jpg"], "annotations": ["c"]}', "JSON of this form, an object with 'image"),
         (b'[["a.jpg", "b"]]', "JSON of this form, an array"),
         (b'[{"picture": "a.jpg", "caption": "b"}]', "an array, first {'picture'"),
         (b'[{"image": "a.jpg", "caption": "b"},\n{"image"', "not whole JSON"),
@@ -311,6 +314,18 @@ def json_forms() -> dict[str, Any]:
         "names": EXPECTED,
         "columns": {"image": list(EXPECTED), "caption": list(EXPECTED.values())},
         "pandas": {"image": dict(enumerate(EXPECTED)), "caption": dict(enumerate(EXPECTED.values()))},
+        "coco, ids as texts": {
+            "images": [{"id": f"{i:04d}", "file_name": name} for i, name in enumerate(NAMES)],
+            "annotations": [{"image_id": i, "captions": EXPECTED[name]} for i, name in enumerate(NAMES)],
+        },
+        "coco, text": {
+            "images": [{"id": i, "file_name": name} for i, name in enumerate(NAMES)],
+            "annotations": [{"image_id": f"{i:02d}", "text": t} for i, n in enumerate(NAMES) for t in EXPECTED[n]],
+        },
+        "an object each": {name: {"captions": texts} for name, texts in EXPECTED.items()},
+        "sentences each": {name: [{"raw": text} for text in texts] for name, texts in EXPECTED.items()},
+        "pandas by row": {str(i): {"image": n, "caption": texts} for i, (n, texts) in enumerate(EXPECTED.items())},
+        "lists": {"images": list(EXPECTED), "captions": list(EXPECTED.values())},
         "nested": {
             "info": {"year": 2017},
             "data": [{"image": name, "text": texts} for name, texts in EXPECTED.items()],
@@ -323,6 +338,73 @@ def json_forms() -> dict[str, Any]:
 def test_json_is_read_in_its_published_forms(tmp_path: Path, images: Path, form: str, indent: int | None) -> None:
     take(write(tmp_path, json.dumps(json_forms()[form], indent=indent)), images, tmp_path / "root")
     assert by_file(tmp_path / "root") == EXPECTED
+
+
+ENTRIES = {  # what one picture has in JSON, entries in "[]", "{}" or lines -> its captions, and a note
+    "a name twice": ("{}", '"NAME": ["a"], "NAME": ["b"]', ["a", "b"], ""),
+    "a key twice": ("", '{"image": "NAME", "caption": "a", "caption": "b"}', ["a", "b"], ""),
+    "keys twice": ("[]", '{"image": "NAME", "image": "NAME", "caption": "a"}', ["a"], ""),
+    "a key in two cases": ("[]", '{"image": "NAME", "caption": "a", "Caption": ["b", "c"]}', ["a", "b", "c"], ""),
+    "a key in two spellings": ("", '{"image": "NAME", "caption 1": "a", "caption_1": "b"}', ["a", "b"], ""),
+    "lists in a list": ("[]", '{"image": "NAME", "captions": ["a", ["b", ["c"]]]}', ["a", "b", "c"], ""),
+    "numbers": ("[]", '{"image": "NAME", "captions": ["a", 5, NaN, null]}', ["a", "5"], ""),
+    "a raw of nothing": ("[]", '{"image": "NAME", "sentences": [{"raw": "", "text": "a"}]}', ["a"], ""),
+    "several names": ("{}", '"NAME": [{"text": "b", "caption": "c", "caption2": "b"}]', ["b", "c"], "20 of 60"),
+    "no texts": ("{}", '"NAME": ["a", true, {"x": 1}]', ["a"], "40 values among the captions are no texts"),
+    "objects": ("{}", '"NAME": {"caption": "a", "caption2": "b", "lang": "en"}', ["a", "b"], "1 column is not read"),
+    "many brackets": ("{}", f'"NAME": ["a", {"[" * 500}"b"{"]" * 500}]', ["a", "b"], ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ENTRIES)
+def test_no_caption_of_an_entry_is_lost_in_silence(tmp_path: Path, images: Path, case: str) -> None:
+    brackets, entry, expected, told = ENTRIES[case]
+    text = (", " if brackets else "\n").join(entry.replace("NAME", name) for name in NAMES)
+    adopted = take(write(tmp_path, f"{brackets[:1]}{text}{brackets[1:]}"), images, tmp_path / "root")
+    assert by_file(tmp_path / "root") == dict.fromkeys(NAMES, expected)
+    assert told in " ".join(adopted.notes)
+
+
+def split_forms() -> dict[str, Any]:
+    """JSON that has the fourth picture for validation."""
+    parts = {name: "val" if name == NAMES[3] else "train" for name in NAMES}
+    rows = [{"image": name, "caption": f"text of {name}"} for name in NAMES]
+    return {
+        "a list of one": [{**row, "split": [parts[row["image"]]]} for row in rows],
+        "an object each": {row["image"]: {"caption": row["caption"], "Split": parts[row["image"]]} for row in rows},
+        "objects each": {row["image"]: [{"raw": row["caption"], "split": parts[row["image"]]}] for row in rows},
+        "coco": {
+            "images": [{"id": name, "file_name": name} for name in NAMES],
+            "annotations": [{"image_id": n, "caption": f"text of {n}", "split": part} for n, part in parts.items()],
+        },
+        "sections": {"train": rows[:3] + rows[4:], "val": rows[3:4], "test": {}, "info": {"year": 2017}},
+        "sections of names": {
+            "train": {row["image"]: row["caption"] for row in rows if row["image"] != NAMES[3]},
+            "Validation": {NAMES[3]: f"text of {NAMES[3]}"},
+        },
+    }
+
+
+@pytest.mark.parametrize("form", split_forms())
+def test_a_split_in_json_decides_wherever_it_stands(tmp_path: Path, images: Path, form: str) -> None:
+    take(write(tmp_path, json.dumps(split_forms()[form])), images, tmp_path / "root")
+    assert by_file(tmp_path / "root") == {name: [f"text of {name}"] for name in NAMES}
+    assert [file.split("/")[1] for file in tables(tmp_path / "root")[1].files] == [NAMES[3]]
+
+
+@pytest.mark.parametrize(("split", "shown"), [(1, "1"), (True, "true"), (["train", "val"], "['train', 'val']")])
+def test_a_split_in_json_that_is_none_is_refused_by_name(
+    tmp_path: Path, images: Path, split: object, shown: str
+) -> None:
+    text = json.dumps([{"image": name, "caption": "a", "split": split} for name in NAMES])
+    assert f"split is {shown!r} (" in refusal(write(tmp_path, text), images, tmp_path / "root")
+
+
+@pytest.mark.parametrize("empty", [[], None, "", {}])
+def test_an_empty_entry_in_json_is_one_row_of_no_use(tmp_path: Path, images: Path, empty: object) -> None:
+    adopted = take(write(tmp_path, json.dumps(EXPECTED | {NAMES[5]: empty})), images, tmp_path / "root")
+    assert by_file(tmp_path / "root").keys() == set(NAMES) - {NAMES[5]}
+    assert any("1 of 20 rows lack an image or a caption" in note and "entry 6" in note for note in adopted.notes)
 
 
 def test_karpathys_files_name_folders_too_and_splits(tmp_path: Path, images: Path) -> None:

@@ -6,13 +6,10 @@ from pathlib import Path
 from clipcoco.data.annotations import MAX_FILE_SIZE
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.prepare.own_json import json_rows
-from clipcoco.prepare.own_rows import Row
+from clipcoco.prepare.own_rows import SPLIT_NAMES, Row
 from clipcoco.prepare.own_tables import table_rows
 
 PARTS = ("train", "val", "test")  # a picture that is said to be in several belongs to the last of them
-_SPLIT_NAMES = {"train": "train", "restval": "train", "test": "test"} | dict.fromkeys(
-    ("val", "valid", "validation", "dev"), "val"
-)
 _BOMS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _BINARY = (  # how files begin that people name by mistake
     (b"PK\x03\x04", "a zip archive, as workbooks (.xlsx, .ods) and .npz files are"),
@@ -62,7 +59,7 @@ def by_image(
     for row in rows:
         if not (name := row.names.get(column)) or not row.captions:
             continue
-        part = _SPLIT_NAMES.get(row.split, "") if split_column else PARTS[0]
+        part = SPLIT_NAMES.get(row.split, "") if split_column else PARTS[0]
         if not part:
             where = f"split is {row.split!r:.40} ({captions}, {row.place})"
             raise DataError(f"{where}. It must be train, val or test, or the column be called otherwise")
@@ -71,6 +68,9 @@ def by_image(
     mended = sum(row.mended for row in rows)
     if mended:
         notes.append(f"{mended:,} captions held HTML (&amp;, <br/>) or invisible characters: cleaned")
+    if unread := [row for row in rows if row.unread]:
+        many = f"{sum(row.unread for row in unread):,} values among the captions are no texts"
+        notes.append(f"{many}, first in {unread[0].place}: not read")
     return texts, parts
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from html.entities import html5
 
 from clipcoco.data.annotations import clean
@@ -18,6 +19,9 @@ IMAGE = (
 # Columns of captions: all count, those with a number as well (caption2, caption_1, pandas' caption.1).
 CAPTION = ("caption", "captions", "text", "comment", "raw", "title", "description", "sentence", "sentences")
 SPLIT = "split"
+SPLIT_NAMES = {"train": "train", "restval": "train", "test": "test"} | dict.fromkeys(
+    ("val", "valid", "validation", "dev"), "val"
+)
 ACCEPTED = f"Name them {'|'.join(IMAGE[:6])} and {'|'.join(CAPTION)}"
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -37,8 +41,10 @@ class Row:
     captions: tuple[str, ...] = ()  # cleaned, none of them empty
     split: str = ""  # in lower case; empty in files without that column
     mended: int = 0  # captions that held HTML or invisible characters
+    unread: int = 0  # values among the captions that are none
 
 
+@lru_cache(1000)  # the same few in each of a million objects
 def column(name: str) -> str:
     """The name of a column as it is compared: "Image Name" is image_name."""
     return re.sub(r"[\s-]+", "_", name.strip().lower())
@@ -68,12 +74,13 @@ def tell(columns: Iterable[str], notes: list[str]) -> None:
 def row(place: str, cells: Iterable[tuple[str, object]]) -> Row:
     names: dict[str, str] = {}
     captions: list[str] = []
+    unread: list[object] = []
     split, mended = "", 0
     for name, value in cells:
         if name == SPLIT:
-            split = value.strip().lower() if isinstance(value, str) else ""
+            split = split_name(value)
         elif holds_captions(name):
-            found = texts(value)
+            found = texts(value, unread)
             plain = [_readable(text) for text in found]
             mended += sum(map(str.__ne__, found, plain))
             captions += [text for text in map(clean, plain) if text]
@@ -82,22 +89,42 @@ def row(place: str, cells: Iterable[tuple[str, object]]) -> Row:
     folder, file = names.get("filepath", ""), names.get("filename", "")
     if file and folder and not folder.lower().endswith(SUFFIXES):  # as Karpathy's files say it
         names["filepath"] = f"{folder}/{file}"
-    return Row(place, names, tuple(captions), split, mended)
+    return Row(place, names, tuple(captions), split, mended, len(unread))
 
 
-def texts(value: object) -> list[str]:
-    """Of a text, of a text that is a list in JSON or Python, of a list, or of Karpathy's {"raw": text}."""
-    if isinstance(value, str):
-        listed = _listed(value) if value.lstrip().startswith("[") else None
-        return [value] if listed is None else listed
-    if isinstance(value, dict):
-        return next((texts(value[name]) for name in ("raw", *CAPTION) if name in value), [])
-    if isinstance(value, list):
-        return [text for item in value if not isinstance(item, list) for text in texts(item)]
-    return []
+def split_name(value: object) -> str:
+    """In lower case; what is none stays as it is written, so that it is refused by its name."""
+    if isinstance(value, list) and len(value) < 2:
+        value = value[0] if value else None
+    return "" if value is None or value != value else str(value).strip().lower()
 
 
-def _listed(text: str) -> list[str] | None:
+def texts(value: object, unread: list[object]) -> list[str]:
+    """Of a text, of a text that is a list in JSON or Python, of a number, of lists, and of Karpathy's {"raw": text}.
+
+    What is none of these joins `unread`. No recursion: thousands of brackets are no reason to fail.
+    """
+    found, left = [], [value]
+    while left:
+        value = left.pop()
+        more: list[object] = []
+        if isinstance(value, str):
+            listed = _listed(value) if value.lstrip().startswith("[") else None
+            found += [value] if listed is None else []
+            more = listed or []
+        elif isinstance(value, list | tuple):
+            more = list(value)
+        elif isinstance(value, dict) and (named := [name for name in value if holds_captions(column(str(name)))]):
+            more = [value[name] for name in named]
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found += [str(value)] if value == value else []  # pandas writes NaN where nothing is
+        elif value is not None:
+            unread.append(value)
+        left += reversed(more)
+    return found
+
+
+def _listed(text: str) -> list[object] | None:
     for parse in (json.loads, ast.literal_eval):
         if parse is ast.literal_eval and (len(text) > 10**5 or _CONCATENATED.search(text)):
             return None
@@ -106,7 +133,7 @@ def _listed(text: str) -> list[str] | None:
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue
         if isinstance(value, list):
-            return [item for item in value if isinstance(item, str)]
+            return value
     return None
 
 
