@@ -85,6 +85,7 @@ def test_version_and_help_are_words_too(capsys, words):
 RUN_WORDS = [
     ("train r", "r is a run, no configuration (command line). To go on with a run: clipcoco resume r"),
     ("train --preset r", "To go on with a run: clipcoco resume r"),
+    ("train s --runs-dir others", "s is a run, no configuration"),
     ("train runs/r", "To go on with a run: clipcoco resume runs/r"),
     ("train runs/r/checkpoints/last.pt", "last.pt is a checkpoint, no configuration"),
     ("train --config runs/r/checkpoints/last.pt", "To go on with a run: clipcoco resume runs/r/checkpoints/last.pt"),
@@ -99,10 +100,10 @@ RUN_WORDS = [
 @pytest.mark.parametrize(("line", "hint"), RUN_WORDS)
 def test_a_run_where_something_else_is_wanted_is_known_as_one(capsys, monkeypatch, tmp_path, line, hint):
     monkeypatch.chdir(tmp_path)
-    for run_name in ("r", "demo"):
-        (tmp_path / "runs" / run_name / "checkpoints").mkdir(parents=True)
-        (tmp_path / "runs" / run_name / "config.yaml").write_text("extends: tiny\ndata: {root: nowhere}\n")
-        (tmp_path / "runs" / run_name / "checkpoints" / "last.pt").write_bytes(bytes(2**20 + 1))
+    for folder in (tmp_path / "runs/r", tmp_path / "runs/demo", tmp_path / "others/s"):
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "config.yaml").write_text("extends: tiny\ndata: {root: nowhere}\n")
+        (folder / "checkpoints" / "last.pt").write_bytes(bytes(2**20 + 1))
     assert run([*shlex.split(line), *(["data.root=nowhere"] if line == "train demo" else [])]) in (2, 3, 4)
     said = capsys.readouterr().err.replace("\n", " ")
     assert said.count("error: ") == 1

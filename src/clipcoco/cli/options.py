@@ -128,7 +128,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.", callback=_note_debug)]
 
 
-def load_from(preset: str | None, file: Path | None, changes: list[str] | None, bare: list[str] | None) -> LoadedConfig:
+def load_from(
+    preset: str | None, file: Path | None, changes: list[str] | None, bare: list[str] | None, runs_dir: Path = RUNS
+) -> LoadedConfig:
     """The configuration that --preset or --config and --set name together."""
     words = [word for word in bare or [] if "=" not in word]
     if words and (preset or file or words[1:] or words[0] in SETTINGS):
@@ -140,7 +142,7 @@ def load_from(preset: str | None, file: Path | None, changes: list[str] | None, 
     elif words:
         preset = words[0]
     if preset not in preset_names():
-        _refuse_run(preset or str(file or ""))
+        _refuse_run(preset or str(file or ""), runs_dir)
     if (preset is None) == (file is None):
         which = "--preset and --config are both given" if preset else "no settings are named"
         raise ConfigError(f"{which} (command line). Give --preset NAME ({', '.join(preset_names())}) or --config FILE")
@@ -149,10 +151,10 @@ def load_from(preset: str | None, file: Path | None, changes: list[str] | None, 
     )
 
 
-def _refuse_run(word: str) -> None:
+def _refuse_run(word: str, runs_dir: Path) -> None:
     """A run or a checkpoint in the place of a preset or a file: what was meant is to go on with it."""
     is_checkpoint = word.endswith(".pt") and os.path.isfile(word)
-    if is_checkpoint or (word and any((folder / "config.yaml").is_file() for folder in (Path(word), RUNS / word))):
+    if is_checkpoint or (word and any((folder / "config.yaml").is_file() for folder in (Path(word), runs_dir / word))):
         kind = "checkpoint" if is_checkpoint else "run"
         going_on = f"To go on with a run: clipcoco resume {shlex.quote(word)}"
         raise ConfigError(f"{one_line(word)} is a {kind}, no configuration (command line). {going_on}")

@@ -64,7 +64,7 @@ def train(
 
     [bold]clipcoco train --preset small --set train.epochs=5 --name first-try[/bold]
     """
-    loaded = load_from(preset, config, changes, words)
+    loaded = load_from(preset, config, changes, words, runs_dir)
     terminal = open_terminal(plain)
     show(terminal.err, *(f"warning: {note}" for note in loaded.notes))
     resumes = or_resume and _exists(runs_dir, name)
