@@ -85,15 +85,20 @@ def test_version_and_help_are_words_too(capsys, words):
 RUN_WORDS = [
     ("train r", "r is a run, no configuration (command line). To go on with a run: clipcoco resume r"),
     ("train --preset r", "To go on with a run: clipcoco resume r"),
-    ("train s --runs-dir others", "s is a run, no configuration"),
-    ("train runs/r", "To go on with a run: clipcoco resume runs/r"),
+    (
+        "train s --runs-dir others",
+        "s is a run, no configuration (command line). To go on with a run: clipcoco resume others/s",
+    ),
+    ("train runs/r", "runs/r is a run, no configuration (command line). To go on with a run: clipcoco resume r"),
     ("train runs/r/checkpoints/last.pt", "last.pt is a checkpoint, no configuration"),
     ("train --config runs/r/checkpoints/last.pt", "To go on with a run: clipcoco resume runs/r/checkpoints/last.pt"),
     ("train demo", "no captions at nowhere"),
     ("train runs/r/config.yaml", "no captions at nowhere"),
     ("eval --checkpoint r", "It is a run: clipcoco eval r"),
-    ("eval --checkpoint runs/r", "It is a run: clipcoco eval runs/r"),
-    ("eval --checkpoint s", "A run keeps its own in RUN/checkpoints"),
+    ("eval --checkpoint runs/r", "It is a run: clipcoco eval r"),
+    ("eval --checkpoint r/last", "It is a run: clipcoco eval r/last"),
+    ("eval --checkpoint s --runs-dir others", "It is a run: clipcoco eval others/s"),
+    ("eval --checkpoint nobody", "A run keeps its own in RUN/checkpoints"),
 ]
 
 

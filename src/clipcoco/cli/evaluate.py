@@ -106,8 +106,9 @@ def _found_file(checkpoint: Path, runs_dir: Path) -> rundir.Found:
         return rundir.found_file(checkpoint)
     hint = "A run keeps its own in RUN/checkpoints"
     with suppress(CheckpointError, ConfigError):  # where it is no run either
-        rundir.find(runs_dir, str(checkpoint))
-        hint = f"It is a run: clipcoco eval {shlex.quote(str(checkpoint))}"
+        found = rundir.find(runs_dir, str(checkpoint))
+        typed = shlex.quote(str(checkpoint))
+        hint = f"It is a run: clipcoco eval {found.run.words if found.run and not found.checkpoint else typed}"
     raise CheckpointError(f"no checkpoint at {checkpoint} (--checkpoint). {hint}")
 
 

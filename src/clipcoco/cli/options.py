@@ -15,6 +15,7 @@ from clipcoco.config.messages import check_device, suggestion
 from clipcoco.config.schema import SETTINGS
 from clipcoco.config.text import expanded, one_line
 from clipcoco.errors import ConfigError
+from clipcoco.rundir import RunDir
 
 _debug = False
 
@@ -153,11 +154,15 @@ def load_from(
 
 def _refuse_run(word: str, runs_dir: Path) -> None:
     """A run or a checkpoint in the place of a preset or a file: what was meant is to go on with it."""
-    is_checkpoint = word.endswith(".pt") and os.path.isfile(word)
-    if is_checkpoint or (word and any((folder / "config.yaml").is_file() for folder in (Path(word), runs_dir / word))):
-        kind = "checkpoint" if is_checkpoint else "run"
-        going_on = f"To go on with a run: clipcoco resume {shlex.quote(word)}"
-        raise ConfigError(f"{one_line(word)} is a {kind}, no configuration (command line). {going_on}")
+    folders = (folder for folder in (Path(word), runs_dir / word) if word and (folder / "config.yaml").is_file())
+    if word.endswith(".pt") and os.path.isfile(word):
+        kind, named = "checkpoint", shlex.quote(word)
+    elif run := next(folders, None):
+        kind, named = "run", RunDir(run).words
+    else:
+        return
+    going_on = f"To go on with a run: clipcoco resume {named}"
+    raise ConfigError(f"{one_line(word)} is a {kind}, no configuration (command line). {going_on}")
 
 
 def data_changes(changes: list[str] | None, bare: list[str], what: str) -> list[str]:
