@@ -445,6 +445,30 @@ def test_a_cell_is_what_a_spreadsheet_shows(tmp_path: Path, images: Path, case: 
     assert by_file(tmp_path / "root") == {name: [expected] for name in NAMES}
 
 
+TOKENS = {  # what stands in a line without a header, its captions, and a note
+    "two captions": ("NAME\ta dog\ta cat", ["a dog", "a cat"], "20 rows have several captions, a cell each"),
+    "a number": ("NAME\t0\ta dog", ["a dog"], "20 rows have a number in the second cell, first line 1"),
+    "a number, captions": ("NAME\t0\ta dog\ta cat", ["a dog", "a cat"], "20 rows have several captions"),
+    "a number, none": ("NAME\t0\ta dog\nNAME\t1\t", ["a dog"], "20 of 40 rows lack"),
+    "a caption of digits": ("NAME#0\t5\t\t", ["5"], ""),
+    "digits and none": ("NAME\t5\ta dog\nNAME\ta cat\ta", ["5", "a dog", "a cat", "a"], "40 rows have several"),
+    "quotes": ('NAME\t"a ""big"" dog"', ['a "big" dog'], ""),
+    "all quoted": ('"NAME#1"\t"a\tdog"\t"a\ncat"', ["a dog", "a cat"], "several captions"),
+    "a part in quotes": ('NAME\t"a" dog', ['"a" dog'], ""),
+    "a lost quotation mark": ('NAME\t"a dog', ['"a dog'], ""),
+}
+
+
+@pytest.mark.parametrize("case", TOKENS)
+def test_cells_of_lines_without_a_header_are_captions(tmp_path: Path, images: Path, case: str) -> None:
+    line, expected, told = TOKENS[case]
+    captions = write(tmp_path, "\n".join(line.replace("NAME", name) for name in NAMES))
+    adopted = take(captions, images, tmp_path / "root", allow_missing=True)
+    assert by_file(tmp_path / "root") == dict.fromkeys(NAMES, expected)
+    assert told in " ".join(adopted.notes)
+    assert told or not any("rows have" in note for note in adopted.notes)
+
+
 def test_separators_of_a_caption_without_quotes_are_its_own_wherever_it_stands(tmp_path: Path, images: Path) -> None:
     text = "caption,image\n" + "".join(f"a dog, running,{name}\n" for name in NAMES)
     adopted = take(write(tmp_path, text), images, tmp_path / "root")

@@ -2,7 +2,7 @@
 
 - A table with a header line, separated by commas, semicolons, tabs or bars (Flickr8k and Flickr30k on Kaggle,
   the Flickr30k table on Hugging Face).
-- Flickr's token form without a header: "NAME.jpg#0", a tab, the caption.
+- Flickr's token form without a header: "NAME.jpg#0", a tab, the caption; a cell more is a caption more.
 """
 
 import re
@@ -15,7 +15,7 @@ from clipcoco.prepare.own_rows import ACCEPTED, SUFFIXES, Row, column, describes
 
 _SEPARATORS = ",;\t|"
 _QUOTING = ",;"  # with these a spreadsheet reads a quotation mark that opens a cell in any case
-_TOKEN = re.compile(r"([^\t]+?)(?:#\d+)?\t(.*)")
+_TOKEN = re.compile(r'"?([^\t]+?)(?:#\d+)?"?\t.*')
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _HEADER_WITHIN = 20  # lines
 _PICTURE = r"\.(?:jpe?g|png)"
@@ -37,7 +37,7 @@ def table_rows(text: str, path: Path, notes: list[str]) -> list[Row]:
                 return _table_rows(text, start, number + 1, delimiter, header, notes)
         bare = line.strip()
         if not first and (token := _TOKEN.fullmatch(line)) and token[1].lower().endswith(SUFFIXES):
-            return list(_token_rows(text))
+            return _token_rows(text, notes)
         first = first or ("" if bare.startswith("#") else bare)
     columns = max((first.split(delimiter) for delimiter in separator or _SEPARATORS), key=len)
     found = ", ".join(name.strip() for name in columns)[:100]
@@ -112,9 +112,22 @@ def _records(text: str, at: int, line: int, delimiter: str) -> Iterator[tuple[in
         line += text.count("\n", start, at)
 
 
-def _token_rows(text: str) -> Iterator[Row]:
-    for number, line in enumerate(_lines(text), start=1):
-        if token := _TOKEN.fullmatch(line):
-            yield row(f"line {number:,}", [("image", token[1]), ("caption", token[2])])
-        elif line.strip():
-            yield Row(f"line {number:,}")
+def _token_rows(text: str, notes: list[str]) -> list[Row]:
+    records = [(number, cells) for number, cells in _records(text, 0, 1, "\t") if any(map(str.strip, cells))]
+    for _, cells in records:
+        while not cells[-1].strip():
+            cells.pop()
+    more = [(number, cells) for number, cells in records if len(cells) > 2]
+    numbers = bool(more) and all(cells[1].strip().isdecimal() for _, cells in more)
+    if numbers:
+        notes.append(f"{len(more):,} rows have a number in the second cell, first line {more[0][0]:,}: not read")
+        for _, cells in records:
+            if len(cells) > 1 and cells[1].strip().isdecimal():  # one without a caption, too
+                del cells[1]
+        more = [(number, cells) for number, cells in more if len(cells) > 2]
+    if more:
+        notes.append(f"{len(more):,} rows have several captions, a cell each, first line {more[0][0]:,}")
+    return [
+        row(f"line {number:,}", [("image", re.sub(r"#\d+$", "", name)), *(("caption", cell) for cell in cells)])
+        for number, (name, *cells) in records
+    ]
