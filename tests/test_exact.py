@@ -21,15 +21,16 @@ from clipcoco.data.captions import read_captions
 from clipcoco.data.contents import contents_of
 from clipcoco.data.features import FeatureFile, FeatureKey
 from clipcoco.data.manifest import Entry, Manifest, read_manifest
-from clipcoco.data.sources import ORIGINALS, Source
+from clipcoco.data.sources import ORIGINALS, Source, choose_source
 from clipcoco.engine import checkpoint
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.optim import build_optimizer, restore_moments
 from clipcoco.engine.plain_parts import checked
 from clipcoco.engine.state import TrainState
-from clipcoco.errors import CheckpointError, ConfigError
+from clipcoco.errors import CheckpointError, ConfigError, DataError
 from clipcoco.events import StepDone
 from clipcoco.model_file import open_model
+from clipcoco.prepare.resize import make_copies
 from clipcoco.report.record import read_record
 from clipcoco.rundir import RunDir
 from conftest import LIGHT
@@ -68,6 +69,16 @@ def test_the_first_format_is_measured_and_resumed(clipcoco: ForkServer, golden, 
     assert rows[-1]["step"] == 18
 
 
+def spread(model: dict[str, torch.Tensor], many: int = 0) -> dict[str, torch.Tensor]:
+    """Weights of floats that all lie in the same `many` numbers: as views where they suffice, else by strides of 0."""
+    floats = {name: value for name, value in model.items() if value.is_floating_point()}
+    few = torch.zeros(many or max(map(torch.numel, floats.values())))
+    return {
+        name: few[: value.numel()].view(value.shape) if value.numel() <= len(few) else few[:1].expand(value.shape)
+        for name, value in floats.items()
+    }
+
+
 def shared_lists(times: int) -> list:
     value: list = []
     for _ in range(times):
@@ -90,6 +101,8 @@ def nested_lists(depth: int) -> list:
         ({"state": {"step": True}}, "state.step"),
         ({"state": {"step": -1}}, "state.step"),
         ({"state": {"best_epoch": None}}, "state.best_epoch"),
+        ({"state": {"best_r1": 1e308}}, "state.best_r1"),
+        ({"state": {"seconds": -1.0}}, "state.seconds"),
         ({"state": {"interval_loss": float("nan")}}, "state.interval_loss"),
         ({"state": {"frozen_epochs": 10**30}}, "state.frozen_epochs"),
         ({"state": {"warned": [b"x"]}}, "state.warned"),
@@ -135,6 +148,12 @@ def test_what_later_versions_add_is_passed_over_and_what_earlier_ones_lacked_has
         ("model", lambda model: model.update({"logit_scale": torch.tensor(3)}), "of another shape or kind"),
         ("model", lambda model: model.update({"a\nerror: fine": torch.zeros(1)}), r"a\nerror"),
         ("model", lambda model: model.update({"logit_scale": torch.zeros((), device="meta")}), "another shape or kind"),
+        ("model", lambda model: model.update(spread(model, 1)), "another shape or kind"),
+        (
+            "model",
+            lambda model: model.update(spread(model)),
+            "share their bytes",
+        ),
     ],
 )
 def test_tensors_that_would_spoil_a_model_are_refused(golden, part, alter, said):
@@ -319,6 +338,63 @@ def test_contents_are_remembered_while_a_file_keeps_its_size_and_times(stopped, 
     monkeypatch.undo()
     remembered.write_text(remembered.read_text().replace("1000000000", "1000000001"))
     assert (contents_of(table, source) == first).all()
+
+
+@pytest.mark.parametrize("state", [{"evaluated_epochs": 9}, {"step": 10**9}, {"best_epoch": 2}, {"step": 0}])
+def test_a_state_that_contradicts_itself_is_refused(clipcoco, stopped, state):
+    path = stopped / "runs/run/checkpoints/last.pt"
+    content = checkpoint.load(path)
+    content["state"] |= {"evaluated_epochs": 1, "best_epoch": 1, **state}
+    torch.save(content, stopped / "odd.pt")
+    done = clipcoco("resume", "odd.pt", "train.epochs=20", "data.root=data", cwd=stopped)
+    assert done.code == 4
+    assert "odd.pt contradicts itself: " in done.stderr
+
+
+def test_a_run_whose_status_says_nothing_is_resumed(clipcoco, stopped):
+    status = stopped / "runs/run/status.json"
+    status.write_text(status.read_text().replace('"total_steps": 18', '"total_steps": null'))
+    done = clipcoco("resume", "run", cwd=stopped)
+    assert done.code == 0, done.stderr
+
+
+def test_init_from_a_path_that_is_no_text(clipcoco, stopped):
+    odd = stopped / "odd\udcff\nname"
+    odd.mkdir()
+    shutil.copy(stopped / "runs/run/checkpoints/last.pt", odd / "w.pt")
+    words = ["train", "--preset", "demo", *LIGHT, "data.root=data", "train.epochs=1", "--name", "on"]
+    done = clipcoco(*words, "--init", odd / "w.pt", "--debug", cwd=stopped)
+    assert done.code == 0, done.stderr
+    assert load_config(file=stopped / "runs/on/config.yaml").notes == ()
+
+
+@pytest.mark.parametrize("entry", ["[Infinity, 0, 0, '00']", "[1, 2, 3, 5]", "[]", "5"])
+def test_what_a_stranger_remembers_of_pictures_is_forgotten(scenes, tmp_path, entry):
+    root = shutil.copytree(scenes, tmp_path / "data", ignore=shutil.ignore_patterns(".clipcoco"))
+    table, source = read_captions(root, "val2017"), Source(ORIGINALS, "", "")
+    (root / ".clipcoco").mkdir()
+    (root / ".clipcoco/pictures.json").write_text('{"pictures": {"a": ' + entry.replace("'", '"') + "}}")
+    assert (contents_of(table, source) == contents_of(read_captions(scenes, "val2017"), source)).all()
+
+
+def test_copies_are_those_that_were_made(scenes, tmp_path):
+    root = shutil.copytree(scenes, tmp_path / "data", ignore=shutil.ignore_patterns(".clipcoco"))
+    config = load_config("demo", overrides=[*LIGHT, f"data.root={root}", "data.prepared_size=40"]).config.data
+    make_copies(root, read_captions(root, "val2017").files, 40, lambda event: None)
+    source, [table] = choose_source(config, [read_captions(root, "val2017")])
+    assert source.name == "prepared-40"
+    before = contents_of(table, source)
+    assert (before == contents_of(read_captions(root, "val2017"), Source(ORIGINALS, "", ""))).all()
+    first, second = (table.folder / file for file in table.files[:2])
+    kept = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(DataError, match=f"1 copies in .* are not those that were made, first .*{first.name}"):
+        contents_of(table, source)
+    first.write_bytes(kept)
+    second.unlink()  # to be replaced by another picture, as an original would be
+    after = contents_of(table, source)
+    assert not after[1].any()
+    assert (after[[0, 2]] == before[[0, 2]]).all()
 
 
 def evaluation(pretrained: Path, tmp_path: Path):

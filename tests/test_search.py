@@ -188,6 +188,8 @@ class TestIndex:
         for name, wrong in (("embeddings", content["embeddings"][:1]), ("digests", content["digests"][:-1])):
             np.savez(file, **{**content, name: wrong})
             assert not open_index(file, "m", told.append).entries
+        np.savez(file, **{**content, "embeddings": content["embeddings"][::-1]})  # rows that fit, and are others
+        assert not open_index(file, "m", told.append).entries
         np.savez_compressed(file, **content)  # which a small file could unpack to any size
         assert not open_index(file, "m", told.append).entries
         header = io.BytesIO()
@@ -195,7 +197,7 @@ class TestIndex:
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("about.npy", header.getvalue())
         assert not open_index(file, "m", told.append).entries
-        assert len(told) == 4
+        assert len(told) == 5
 
 
 @pytest.mark.parametrize(
@@ -315,6 +317,10 @@ class TestModelFolders:
         [
             ("no JSON", "can't be read"),
             ('{"model_cfg": {}}', "no usable model_cfg"),
+            *(
+                (f'{{"model_cfg": {{"text_cfg": {{"context_length": {length}}}}}}}', "no usable model_cfg")
+                for length in ("1e999", "-5", "1000000000000", "77.0", '"77"')
+            ),
             ('{"model_cfg": {"text_cfg": {"tokenizer_kwargs": {"trust_remote_code": true}}}}', "code of its own"),
             (r'{"model_cfg": {"text_cfg": {"tokenizer_kwargs": {"trust\u005fremote_code": 1}}}}', "code of its own"),
             ('{"model_cfg": {"text_cfg": {"tokenizer_kwargs": {"revision": "x"}}}}', "options of its tokenizer"),

@@ -374,6 +374,15 @@ def test_a_picture_that_another_thread_has_read_turns_no_warning_into_damage() -
         warnings.warn("of others", DeprecationWarning, stacklevel=1)
 
 
+def test_a_progressive_picture_has_scans_by_the_dozen_and_no_more() -> None:
+    """Each is decoded as if it were the whole picture: a few bytes that are repeated could take hours."""
+    whole = encoded(RGB, "JPEG", progressive=True)
+    assert decode(whole).shape[0] == 3
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    with pytest.raises(UnreadableImage, match="at most 100 are read"):
+        decode(whole[:-2] + 100 * last + whole[-2:])
+
+
 def test_damaged_metadata_cost_no_picture() -> None:
     rng = random.Random(0)
     whole = encoded(RGB, "JPEG", exif=exif(6), icc_profile=SWAPPED)

@@ -171,6 +171,7 @@ def resume(
         frozen_epochs=_frozen_epochs(state, saved.config.train, config.train),
     )
     state.frozen_epochs = parts.derived.frozen_epochs
+    state.check(parts.derived.steps_per_epoch, path)
     parts = replace(parts, began={what: content["data"][what] for what in BEGAN if what in content["data"]})
     _check_data(parts, content["data"], run.name if isinstance(run, RunDir) else str(path))
     if state.evaluated_epochs >= parts.derived.frozen_epochs:

@@ -35,6 +35,8 @@ def train(*changes: object) -> list[str]:
 
 USAGE = [
     (["train", "--preset", "demo", "epochs", "3"], 2, ["as in train.epochs=VALUE"]),
+    (["eval", "x" * 5000], 2, ["xxx... is longer than a name can be"]),
+    (["search", "a dog", "--images", "x" * 5000], 2, ["xxx... is longer than a name can be"]),
     (["train"], 2, ["--preset NAME (demo, tiny, small, medium, full)"]),
     (["train", "--preset", "smal"], 2, ["no preset 'smal'", "Did you mean small?"]),
     (["train", "smal"], 2, ["no preset 'smal'", "Did you mean small?"]),
@@ -68,7 +70,7 @@ USAGE = [
 ]
 
 
-@pytest.mark.parametrize(("words", "code", "parts"), USAGE, ids=[" ".join(case[0]) for case in USAGE])
+@pytest.mark.parametrize(("words", "code", "parts"), USAGE, ids=[" ".join(case[0])[:60] for case in USAGE])
 def test_usage(clipcoco, empty, words, code, parts):
     assert_error(clipcoco(*words, cwd=empty), code, *parts)
     assert not list(empty.iterdir())

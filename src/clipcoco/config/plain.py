@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from clipcoco.config.messages import explain, unknown
 from clipcoco.config.schema import SECTIONS, SETTINGS, Config
-from clipcoco.config.text import shown, written
+from clipcoco.config.text import one_line, shown, written
 from clipcoco.errors import ConfigError
 
 # Settings born after format 1, with the value that an older checkpoint means by its silence.
@@ -153,4 +153,4 @@ def dump(loaded: LoadedConfig, derived: Sequence[str] = (), others: Sequence[Con
 
 
 def _short(source: str) -> str:
-    return source.removeprefix("presets/")
+    return one_line(source.removeprefix("presets/"))  # a file may be called anything

@@ -1,6 +1,7 @@
 """TrainState: all that a resume needs beside weights, moments and the schedule, which is a pure function."""
 
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -51,6 +52,15 @@ class TrainState:
         """All epochs are evaluated, or the last `early_stop_epochs` brought nothing better."""
         since_best, patience = self.evaluated_epochs - self.best_epoch, config.early_stop_epochs
         return self.evaluated_epochs >= config.epochs or 0 < patience <= since_best
+
+    def check(self, steps_per_epoch: int, path: Path) -> None:
+        """Raise CheckpointError where step and epochs contradict each other: somebody else made it."""
+        since = self.step - self.evaluated_epochs * steps_per_epoch
+        if not (0 <= since <= steps_per_epoch and self.best_epoch <= self.evaluated_epochs):
+            raise CheckpointError(
+                f"{path} contradicts itself: step {self.step:,}, {self.evaluated_epochs:,} epochs evaluated, epoch "
+                f"{self.best_epoch:,} the best, of {steps_per_epoch:,} steps each. Use another one"
+            )
 
     def to_plain(self) -> dict[str, Any]:
         return asdict(self)

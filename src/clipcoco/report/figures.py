@@ -176,6 +176,8 @@ def _drawing() -> Iterator[tuple["Figure", "Axes"]]:
 
 @contextmanager
 def _no_settings() -> Iterator[None]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        del sys.modules[name]  # half of it
     before = {name: os.environ.pop(name, None) for name in ("MPLBACKEND", "MATPLOTLIBRC")}
     os.environ["MATPLOTLIBRC"] = os.devnull
     try:
