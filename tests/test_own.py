@@ -811,6 +811,31 @@ def test_old_pictures_keep_their_ids_and_sides_when_others_come_and_go(tmp_path:
     assert sides(root)[1] < val
 
 
+def test_pictures_that_were_moved_keep_their_ids_and_sides(tmp_path: Path, images: Path) -> None:
+    (images / NAMES[1]).write_bytes((images / NAMES[0]).read_bytes())  # twins move, too
+    (images / NAMES[2]).write_bytes((images / NAMES[2]).read_bytes() + bytes(200_000))
+    captions, root = write(tmp_path, simple(NAMES)), tmp_path / "root"
+    take(captions, images, root, val_fraction=0.3)
+    old_ids, old_val = sides(root)
+    moved = [f"sub/new{name}" for name in NAMES]
+    (images / "sub").mkdir()
+    for name in NAMES:
+        (images / name).rename(images / f"sub/new{name}")
+    draw(images / "more.jpg")
+    write(tmp_path, simple([*moved, "more.jpg"]))
+    adopted = take(captions, images, root, val_fraction=0.3)
+    ids, val = sides(root)
+    assert {path.removeprefix("sub/new"): number for path, number in ids.items() if path in moved} == old_ids
+    assert {path.removeprefix("sub/new") for path in val} - {"more.jpg"} == old_val
+    assert any("20 images have moved, first" in note and f"as 'sub/new{NAMES[0]}'" in note for note in adopted.notes)
+    assert not any("from training" in note for note in adopted.notes)
+    (images / "copy.jpg").write_bytes((images / moved[5]).read_bytes())  # the old one is there still
+    write(tmp_path, simple([name for name in [*moved, "copy.jpg"] if name != moved[5]]))
+    adopted = take(captions, images, root, val_fraction=0.3)
+    assert sides(root)[0]["copy.jpg"] not in old_ids.values()
+    assert not any("have moved" in note for note in adopted.notes)
+
+
 def test_data_of_an_older_version_keep_their_ids_and_sides(tmp_path: Path, images: Path) -> None:
     captions, root = write(tmp_path, simple(NAMES[:10])), tmp_path / "root"
     take(captions, images, root, val_fraction=0.2)
@@ -835,7 +860,9 @@ def test_a_record_that_was_edited_is_not_believed(tmp_path: Path, images: Path, 
     take(captions, images, root)
     calm = sides(root)
     state = json.loads((root / ".clipcoco" / "own.json").read_text())
-    (root / ".clipcoco" / "own.json").write_text(json.dumps(state | {"pictures": known, "fingerprint": "", "draw": 3}))
+    (root / ".clipcoco" / "own.json").write_text(
+        json.dumps(state | {"pictures": known, "fingerprint": "", "draw": 3, "looks": known})
+    )
     take(captions, images, root)
     assert sides(root) == calm
 

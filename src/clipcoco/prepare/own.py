@@ -21,9 +21,9 @@ from clipcoco.events import ReportTask
 from clipcoco.files import link, read_own, sync_volume, write_json
 from clipcoco.links import allow, own_folder
 from clipcoco.prepare.own_captions import PARTS, by_image, once, read_rows
-from clipcoco.prepare.own_pictures import Found, Sizes, find, measure, nearly_named, same_content
+from clipcoco.prepare.own_pictures import Found, Sizes, find, looks, measure, nearly_named, same_content
 from clipcoco.prepare.own_rows import IMAGE, Row
-from clipcoco.prepare.own_split import Draw, Known, Picture, divided, keep, numbered, remembered
+from clipcoco.prepare.own_split import Draw, Known, Picture, divided, followed, keep, numbered, remembered
 
 MAX_LOST = 0.05  # of the rows: what is more is left out only by --allow-missing
 STATE = Path(".clipcoco", "own.json")
@@ -56,10 +56,11 @@ def adopt(
 
     Its own column of splits decides what is for validation; without one, a share `val_fraction` of the pictures
     (at most 5,000), drawn by `seed`, whatever the order of the rows. Called again, with more pictures, it leaves
-    the ids and the sides of the old ones as they are. Pictures get hard links, symbolic links on another file
-    system. The annotation files come last: an interrupted call is never taken for complete, and the same call does
-    nothing when it was complete and nothing has changed. Raises DataError, also when more than 5 % of the rows
-    would be left out and not `allow_missing`, ConfigError for `val_fraction`, EnvironmentProblem.
+    the ids and the sides of the old ones as they are, of those that were moved or renamed, too. Pictures get hard
+    links, symbolic links on another file system. The annotation files come last: an interrupted call is never taken
+    for complete, and the same call does nothing when it was complete and nothing has changed. Raises DataError, also
+    when more than 5 % of the rows would be left out and not `allow_missing`, ConfigError for `val_fraction`,
+    EnvironmentProblem.
     """
     if not 0 < val_fraction < 1:
         raise ConfigError(f"the share for validation is {val_fraction} (val_fraction). It lies between 0 and 1")
@@ -96,11 +97,12 @@ def _adopt(captions: Path, images: Path, root: Path, draw: Draw, allow_missing: 
             by_path.setdefault(path, []).extend(texts[name])
             part_of[path] = max(part_of.get(path, PARTS[0]), parts[name], key=PARTS.index)
     once(by_path, notes)
-    known = remembered(root, _SPLITS, before)
+    look = looks(by_path, images)
+    known = followed(remembered(root, _SPLITS, before), look, images, notes)
     pictures = _numbered(sizes, by_path, known)
     alike = same_content(by_path, images)
     train, val = divided(pictures, part_of, draw, known, alike, captions, notes)
-    state = call | keep(known, draw, (train, val))
+    state = call | keep(known, draw, (train, val), look)
     return _write(root, state, fingerprint, images, (train, val), notes)
 
 

@@ -119,6 +119,21 @@ def same_content(paths: Iterable[str], images: Path) -> list[list[str]]:
     return groups
 
 
+def looks(paths: Iterable[str], images: Path) -> dict[str, str]:
+    """By path, a digest by which a picture is known again under another name.
+
+    Of its size and of 64 KiB at either end: two photographs do not share them, and gigabytes need not be read.
+    """
+    found = {}
+    for path in paths:
+        with open(images / path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(2**16)
+            file.seek(max(len(start), size - 2**16))
+            found[path] = hashlib.sha256(b"%d:%b%b" % (size, start, file.read(2**16))).hexdigest()
+    return found
+
+
 def _size(path: Path) -> int:
     return os.stat(path).st_size
 

@@ -7,8 +7,9 @@ measured on by a run that was trained on it.
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Known:
     ids: Mapping[str, int]
     sides: Mapping[str, str]  # "train" or "val"
     draw: Draw | None  # None: not known
+    looks: Mapping[str, str]  # digests, of older versions none
 
 
 def remembered(root: Path, splits: Iterable[str], state: Mapping[str, Any]) -> Known:
@@ -65,19 +67,47 @@ def remembered(root: Path, splits: Iterable[str], state: Mapping[str, Any]) -> K
     }
     if len({number for number, _ in sound.values()}) < len(sound):  # edited by hand
         sound = {}
-    drawn = state.get("draw")
+    drawn, looks = state.get("draw"), state.get("looks")
     return Known(
         {path: number for path, (number, _) in sound.items()},
         {path: side for path, (_, side) in sound.items() if side in PARTS[:2]},
         Draw(drawn[0], drawn[1]) if isinstance(drawn, list) and len(drawn) == 2 else None,
+        {path: look for path, look in looks.items() if path in sound and isinstance(look, str)}
+        if isinstance(looks, dict)
+        else {},
     )
 
 
-def keep(known: Known, draw: Draw, splits: tuple[list[Picture], list[Picture]]) -> dict[str, Any]:
+def followed(known: Known, looks: Mapping[str, str], images: Path, notes: list[str]) -> Known:
+    """What is known, where pictures that were moved or renamed take over what their path of before was given."""
+    ids, sides = dict(known.ids), dict(known.sides)
+    new: dict[str, list[str]] = {}
+    for path in sorted(looks.keys() - ids.keys(), reverse=True):
+        new.setdefault(looks[path], []).append(path)
+    moved = []
+    for old, look in sorted(known.looks.items()):
+        if new.get(look) and old not in looks and not os.path.lexists(images / old):
+            path = new[look].pop()
+            ids[path] = ids.pop(old)
+            if old in sides:
+                sides[path] = sides.pop(old)
+            moved.append((old, path))
+    if moved:
+        first = " as ".join(f"{name!r:.80}" for name in moved[0])
+        notes.append(f"{len(moved):,} images have moved, first {first}: they keep their ids and sides")
+    return replace(known, ids=ids, sides=sides, looks={path: known.looks.get(path, "") for path in ids})
+
+
+def keep(
+    known: Known, draw: Draw, splits: tuple[list[Picture], list[Picture]], looks: Mapping[str, str]
+) -> dict[str, Any]:
     """What `remembered` finds in own.json the next time; pictures that are gone may come back."""
     before = {path: [number, known.sides.get(path, "")] for path, number in known.ids.items()}
     now = {one.path: [one.id, side] for side, pictures in zip(PARTS, splits, strict=False) for one in pictures}
-    return {"draw": [draw.val_fraction, draw.seed], "pictures": before | now}
+    pictures = before | now
+    merged = {**known.looks, **looks}
+    look = {path: merged[path] for path in sorted(pictures) if merged.get(path)}
+    return {"draw": [draw.val_fraction, draw.seed], "pictures": pictures, "looks": look}
 
 
 def numbered(paths: Iterable[str], known: Known) -> dict[str, int]:
