@@ -228,6 +228,9 @@ PIXELS = {
     "grey and alpha": (png(8, 4, bytes([0, 0, 0, 255])), [WHITE, (0, 0, 0)]),
     "a transparent colour": (png(8, 2, bytes([1, 2, 3, 255, 0, 0]), (b"tRNS", words(1, 2, 3))), [WHITE, RED]),
     "a transparent grey": (png(8, 0, bytes([7, 8]), (b"tRNS", words(7))), [WHITE, (8, 8, 8)]),
+    "a transparent grey of 4 bits": (png(4, 0, b"\x5a", (b"tRNS", words(5))), [WHITE, (170,) * 3]),
+    "a transparent grey of 2 bits": (png(2, 0, b"\x1b", (b"tRNS", words(2))), [(0,) * 3, (85,) * 3, WHITE, WHITE]),
+    "a transparent grey of 4 bits, with others above": (png(4, 0, b"\xf5", (b"tRNS", words(0x1F))), [WHITE, (85,) * 3]),
     "transparent black of 1 bit": (png(1, 0, b"\x40", (b"tRNS", words(0))), [WHITE] * 8),
     "1 bit": (png(1, 0, b"\x40"), [(0, 0, 0), WHITE, *[(0, 0, 0)] * 6]),
     "a palette": (png(8, 3, bytes([0, 1]), PALETTE), [RED, (0, 0, 255)]),
@@ -240,6 +243,10 @@ PIXELS = {
         png(16, 2, words(0x1234, 0x5678, 0x9ABC, 0xFFFF, 0, 0), (b"tRNS", words(0x1234, 0x5678, 0x9ABC))),
         [WHITE, RED],
     ),
+    "16 bits, a transparent colour near black": (
+        png(16, 2, words(1, 2, 3, 0xFFFF, 0, 0), (b"tRNS", words(1, 2, 3))),
+        [WHITE, RED],
+    ),
     "16 bits of RGB, alpha": (png(16, 6, words(0xFFFF, 0, 0, 0xFFFF, 0, 0, 0, 0)), [RED, WHITE]),
     "EXIF behind the pixels": (png(8, 0, bytes([7, 8]), behind=(b"eXIf", exif(3).tobytes()[6:])), [(8,) * 3, (7,) * 3]),
     "gAMA, which viewers differ in": (png(8, 0, bytes([90]), (b"gAMA", struct.pack(">I", 100_000))), [(90,) * 3]),
@@ -249,8 +256,28 @@ PIXELS = {
 @pytest.mark.parametrize("kind", PIXELS)
 def test_pixels_are_those_that_a_viewer_shows(kind: str) -> None:
     data, truth = PIXELS[kind]
-    for pixels in (decode(data), pixels_of(Image.open(io.BytesIO(data)))):
+    picture = Image.open(io.BytesIO(data))
+    for pixels in (decode(data), pixels_of(picture), pixels_of(picture), pixels_of(picture.copy())):
         assert pixels[:, 0].T.tolist() == [list(colour) for colour in truth]
+
+
+@pytest.mark.parametrize("kind", ["16 bits, a transparent colour", "16 bits, a transparent grey"])
+def test_a_picture_that_was_read_before_is_seen_alike(kind: str) -> None:
+    data, truth = PIXELS[kind]
+    read_before = Image.open(io.BytesIO(data))
+    read_before.load()
+    for picture in (read_before, Image.open(io.BytesIO(data)).copy()):
+        assert pixels_of(picture)[:, 0].T.tolist() == [list(colour) for colour in truth]
+
+
+def test_grey_with_alpha_of_16_bits_keeps_its_profile_when_it_was_read_before() -> None:
+    values = words(*(part for grey in range(0, 65_536, 4096) for part in (grey, 0xFFFF)))
+    data = png(16, 4, values, (b"iCCP", b"grey\0\0" + zlib.compress(LINEAR_GREY)))
+    picture = Image.open(io.BytesIO(data))
+    truth = tensor(in_srgb(Image.open(io.BytesIO(data)).convert("L"), LINEAR_GREY))
+    assert (truth[0, 0, 1:15].int() - torch.arange(16, 240, 16)).min() > 5
+    for pixels in (decode(data), pixels_of(picture), pixels_of(picture), pixels_of(picture.copy())):
+        assert (pixels.int() - truth.int()).abs().max() <= 1
 
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'

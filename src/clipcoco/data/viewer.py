@@ -33,6 +33,7 @@ _TURNS = {
 }
 _LYING = (5, 6, 7, 8)  # orientations that swap width and height
 _GREY = ("1", "L", "LA")
+_STEPS = {"L;2": 85, "L;4": 17}  # between the greys that Pillow makes of few bits
 # By the colour space of a profile: the mode that it takes, and others that it can be meant for.
 _SPACES = {"RGB ": ("RGB", "L"), "GRAY": ("L",), "CMYK": ("CMYK",)}
 _SAME = 1  # step of 255 by which a profile that says sRGB may differ from ours
@@ -106,15 +107,15 @@ def shown(picture: Image.Image) -> Image.Image:
 
     Turned as its EXIF says, colours in sRGB by its ICC profile, what is transparent on white, and the upper 8 of
     16 bits. Metadata that are damaged, or don't fit the pixels, count for nothing. PNG's gAMA and cHRM don't either:
-    viewers differ in them, and Pillow knows neither. Raises UnreadableImage for damaged pixels, and for modes I
+    viewers differ in them, and Pillow applies neither. Raises UnreadableImage for damaged pixels, and for modes I
     and F, which don't say which value is white.
     """
     with _parsing():
-        stored = _stored_mode(picture)
+        _fit_key(picture, _stored_mode(picture))
         picture.load()  # also what stands behind the pixels of a PNG
         if 0 in picture.size:
             raise UnreadableImage("it has no pixels")
-        colours, alpha = _parts(picture, stored)
+        colours, alpha = _parts(picture)
         transform = _to_srgb(picture.info.get("icc_profile"), colours.mode)
         seen = transform.apply(colours.convert(transform.input_mode)) if transform else colours.convert("RGB")
         if alpha is not None:
@@ -162,8 +163,8 @@ def narrow(paths: Iterable[Path]) -> str | None:
         count += 1
         try:
             with opened(path) as picture:
-                if ";16" in (stored := _stored_mode(picture)):
-                    values = np.asarray(_parts(picture, stored)[0])
+                if ";16" in _stored_mode(picture):
+                    values = np.asarray(_parts(picture)[0])
                     spans.append(int(values.max()) - int(values.min()))
         except UnreadableImage:
             continue
@@ -184,7 +185,21 @@ def _stored_mode(picture: Image.Image) -> str:
     return packed if isinstance(packed, str) else picture.mode
 
 
-def _parts(picture: Image.Image, stored: str) -> tuple[Image.Image, Image.Image | None]:
+def _fit_key(picture: Image.Image, stored: str) -> None:
+    """The colour that is transparent, in 8 bits as its pixels: Pillow leaves it in the bits of the file.
+
+    Changed in the picture itself, which no longer says how many they were once it is read: it is seen alike when it
+    is given again. Of one that was read before, a key of 2 or 4 bits, or of 16 below 256, can't be told from one of 8.
+    """
+    key = picture.info.get("transparency")
+    if isinstance(key, tuple) and (stored == "RGB;16B" or max(key) > 255):
+        # The lower 8 bits of the pixels are lost: all colours that differ from it in them alone are transparent too.
+        picture.info["transparency"] = tuple(value >> 8 for value in key)
+    elif isinstance(key, int) and (step := _STEPS.get(stored)):
+        picture.info["transparency"] = key % (255 // step + 1) * step
+
+
+def _parts(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """The colours, 8 bits of L, RGB or CMYK, and the alpha channel if there is one."""
     key = picture.info.get("transparency")
     if picture.mode in ("I", "F"):
@@ -193,14 +208,19 @@ def _parts(picture: Image.Image, stored: str) -> tuple[Image.Image, Image.Image 
         values = np.asarray(picture)
         alpha = None if key is None else Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
         return Image.fromarray((values >> 8).astype(np.uint8)), alpha
-    if stored == "RGB;16B" and key is not None:  # the colour that is transparent still has 16 bits
-        picture = picture.copy()
-        picture.info["transparency"] = tuple(value >> 8 for value in key)
     alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
     if picture.mode == "CMYK":
         return picture, alpha
-    grey = picture.mode in _GREY or stored == "LA;16B"  # which becomes RGBA
-    return picture.convert("L" if grey else "RGB"), alpha
+    return picture.convert("L" if picture.mode in _GREY or _is_deep_grey(picture) else "RGB"), alpha
+
+
+def _is_deep_grey(picture: Image.Image) -> bool:
+    """Grey with alpha of 16 bits, which Pillow makes RGBA: it matters to a profile of greys alone."""
+    profile = picture.info.get("icc_profile")
+    if picture.mode != "RGBA" or not isinstance(profile, bytes) or profile[16:20] != b"GRAY":
+        return False
+    red, green, blue, _ = picture.split()
+    return red.tobytes() == green.tobytes() == blue.tobytes()
 
 
 def _orientation(picture: Image.Image) -> int:
