@@ -417,6 +417,13 @@ def manifest(pretrained: Path, tmp_path: Path):
     return path, read
 
 
+@pytest.mark.parametrize("odd", [{"sha256": "\ud800"}, {"sha256": 5}, {"source": None}, {"size": 1.5}, {"size": True}])
+def test_a_manifest_whose_entries_are_of_another_kind_has_none(tmp_path, odd):
+    rows = [{"size": 256}, {"file": "val2017/1.jpg", "size": 1, "sha256": "0" * 64, "source": "", **odd}]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_manifest(tmp_path / "manifest.jsonl") == ({"size": 256}, {})
+
+
 def features(pretrained: Path, tmp_path: Path):
     key = FeatureKey("w" * 64, "resnet18", 64, "float32", "originals", True, 0, [1.0, 1.0], "v" * 64, 8)
     path = tmp_path / "features-x.f16"

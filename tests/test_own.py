@@ -407,6 +407,18 @@ def test_an_empty_entry_in_json_is_one_row_of_no_use(tmp_path: Path, images: Pat
     assert any("1 of 20 rows lack an image or a caption" in note and "entry 6" in note for note in adopted.notes)
 
 
+@pytest.mark.parametrize("odd", [10**400, -1, 1e308, float("inf"), 0.5])
+def test_a_number_that_names_no_picture_is_a_row_of_no_use(tmp_path: Path, images: Path, odd: float) -> None:
+    entries = [{"image": name, "caption": "a"} for name in NAMES]
+    adopted = take(
+        write(tmp_path, json.dumps([*entries, {"image": odd, "caption": "a"}])),
+        images,
+        tmp_path / "root",
+    )
+    assert by_file(tmp_path / "root").keys() == set(NAMES)
+    assert any(note.startswith("1 of 21 ") for note in adopted.notes)
+
+
 def test_karpathys_files_name_folders_too_and_splits(tmp_path: Path, images: Path) -> None:
     images.rename(tmp_path / "val2014")
     entries = [

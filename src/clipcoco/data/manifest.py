@@ -55,7 +55,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
                 settings = row
             elif number and row is not None:
                 entry = Entry(**row)
-                sums = _SUM.fullmatch(entry.sha256) and (not entry.source or _SUM.fullmatch(entry.source))
+                sums = _SUM.fullmatch(entry.sha256) and (entry.source == "" or _SUM.fullmatch(entry.source))
                 if sums and type(entry.size) is int and _FILE.fullmatch(entry.file):  # a name inside the folder
                     entries[entry.file] = entry
         except (ValueError, TypeError, RecursionError):

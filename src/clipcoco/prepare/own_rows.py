@@ -141,8 +141,10 @@ def _picture(value: object) -> str:
     """The name of a picture: a text, a number, or Hugging Face's {"path": text, "bytes": ...}."""
     if isinstance(value, dict):
         value = value.get("path")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:.0f}" if value == value // 1 else ""
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() else ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     return value.strip() if isinstance(value, str) else ""
 
 

@@ -58,7 +58,7 @@ def remembered(root: Path, splits: Iterable[str], state: Mapping[str, Any]) -> K
             try:
                 images = json.loads(read_own(annotation_file(root, split), MAX_FILE_SIZE))["images"]
                 pictures |= {row["original"]: [row["id"], side] for row in images}
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue
     sound = {
         path: (entry[0], entry[1])
