@@ -358,6 +358,13 @@ def test_a_run_whose_status_says_nothing_is_resumed(clipcoco, stopped):
     assert done.code == 0, done.stderr
 
 
+def test_a_checkpoint_that_has_seen_no_step_is_no_bug(clipcoco, stopped):
+    path = stopped / "runs/run/checkpoints/last.pt"
+    torch.save({**checkpoint.load(path), "state": {}}, path)
+    done = clipcoco("resume", "run", cwd=stopped)
+    assert done.code in (0, 4), done.stderr
+
+
 def test_init_from_a_path_that_is_no_text(clipcoco, stopped):
     odd = stopped / "odd\udcff\nname"
     odd.mkdir()

@@ -195,11 +195,11 @@ def _resume(
         content = checked(checkpoint.load(path), path) if path else {}
         if run is not None:
             newest, last, damaged = checkpoint.newest(run.checkpoints)
-            path, content, gone_on = path or newest, content or last, last["state"]["step"]
-            if content["state"]["step"] < gone_on:  # to go back would destroy what came after
+            path, content, gone_on = path or newest, content or last, TrainState.from_plain(last["state"]).step
+            if (step := TrainState.from_plain(content["state"]).step) < gone_on:  # it would destroy what came after
                 raise CheckpointError(
                     f"run {run.name} has gone on to step {gone_on:,}, {path.name} is of step "
-                    f"{content['state']['step']:,}. Go on: clipcoco resume {run.words}, or start anew from those "
+                    f"{step:,}. Go on: clipcoco resume {run.words}, or start anew from those "
                     f"weights: clipcoco train --preset NAME --init {path}"
                 )
         assert path is not None, "of a run, or a file"
