@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from html import escape
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -25,6 +24,7 @@ from clipcoco.report.page import is_measured, write_report
 from clipcoco.rundir import RunDir
 from clipcoco.seal import unsealed
 from conftest import TOY
+from waiting import until
 
 EVIL = "</style><script>alert(1)</script> & \"quoted\" '{{ 7 * 7 }}'"
 VOID = {"meta", "img", "br"}
@@ -249,10 +249,11 @@ def test_a_run_that_was_never_measured_shows_what_training_saw(run):
     assert "By chance 4.17, 20.83 and 41.67 %." in page.words
 
 
-def started(clipcoco, folder: Path, tmp_path: Path):
+def started(clipcoco, folder: Path, tmp_path: Path, prelude: str = ""):
     """A run that has evaluated once and would go on for long."""
     (tmp_path / "data").symlink_to(folder / "data")
-    process = clipcoco.start("train", "--preset", "demo", "--name", "run", *TOY, "train.epochs=500", cwd=tmp_path)
+    words = ["train", "--preset", "demo", "--name", "run", *TOY, "train.epochs=500"]
+    process = clipcoco.start(*words, cwd=tmp_path, prelude=prelude)
     process.wait_for("eval epoch 1 ")
     process.wait_for("saved")
     return process, RunDir(tmp_path / "runs" / "run")
@@ -273,15 +274,30 @@ def test_an_interrupted_run_has_a_page_and_report_completes_it(clipcoco, folder,
     assert len(page.all("svg")) == 11
 
 
+LONG = """
+import pathlib, time
+import clipcoco.report.page as page
+def write_report(run):
+    for rounds in range(10**9):
+        pathlib.Path("rounds.tmp").write_text(str(rounds))
+        pathlib.Path("rounds.tmp").replace("rounds")
+        time.sleep(0.01)
+page.write_report = write_report
+"""
+
+
 def test_a_second_ctrl_c_leaves_the_old_page_and_other_signals_wait_for_the_new_one(clipcoco, folder, tmp_path):
-    process, run = started(clipcoco, folder, tmp_path)
-    os.mkfifo(run.evaluation)  # the page waits for a writer
+    process, run = started(clipcoco, folder, tmp_path, prelude=LONG)
+
+    def rounds() -> int:
+        return int((tmp_path / "rounds").read_text()) if (tmp_path / "rounds").exists() else -1
+
     run.report.write_text("the old page")
     process.signal(signal.SIGINT)
-    process.wait_for("Saved step")
-    time.sleep(0.2)
+    until(lambda: rounds() >= 0, process)
     process.signal(signal.SIGTERM)
-    time.sleep(0.2)
+    heard = rounds() + 2
+    until(lambda: rounds() >= heard, process)
     assert process.poll() is None
     process.signal(signal.SIGINT)
     assert process.wait().code == 130

@@ -272,7 +272,7 @@ def test_a_manifest_names_no_file_outside(tmp_path):
         None,
         ["val2017/1.jpg"],
     ]
-    rows = [{}, *({"file": name, "size": 1, "sha256": "0"} for name in names)]
+    rows = [{}, *({"file": name, "size": 1, "sha256": "0" * 64} for name in names)]
     (tmp_path / "manifest.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + "[" * 10**5 + "\n")
     assert list(read_manifest(tmp_path / "manifest.jsonl")[1]) == ["val2017/1.jpg"]
 
