@@ -6,7 +6,7 @@ In Python: `load` a trained model, `train` one, `load_config`, `recall_at_k` of 
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from clipcoco.version import __version__
 
 __all__ = ["__version__", "load", "load_config", "recall_at_k", "train"]
 

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from clipcoco import __version__
 from clipcoco.config.derive import Derived, count_parameters, derive, resolve_frozen_epochs
 from clipcoco.config.schema import BACKBONES, Config
 from clipcoco.data.annotations import prepare_command
@@ -34,6 +33,7 @@ from clipcoco.engine.train import Schedule, Stop, Training, temperature
 from clipcoco.engine.trained_on import Pictures, pictures_of, with_earlier
 from clipcoco.errors import EnvironmentProblem
 from clipcoco.events import Report
+from clipcoco.version import __version__
 
 
 @dataclass(frozen=True)

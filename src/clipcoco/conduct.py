@@ -12,7 +12,6 @@ import numpy
 import torch
 import torchvision
 
-from clipcoco import __version__
 from clipcoco.assemble import Assembled, backbone_features, build_training
 from clipcoco.config.load import flatten, to_plain
 from clipcoco.data.viewer import VIEW
@@ -29,6 +28,7 @@ from clipcoco.events import CheckpointSaved, Event, Report, RunEnded, RunStarted
 from clipcoco.files import open_to_append
 from clipcoco.loggers import MetricsFile, TensorBoard, fan_out
 from clipcoco.rundir import RunDir
+from clipcoco.version import __version__
 
 MAX_REFUSED = 3  # saves in a row that the disk may refuse: the room that lacks can be made meanwhile
 

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from clipcoco import __version__
 from clipcoco.cli import env, evaluate, export, inspect, prepare, report, runs, search, train
 from clipcoco.cli.habits import say_usage
 from clipcoco.cli.options import debugging
@@ -18,6 +17,7 @@ from clipcoco.cli.signals import NAMES, handled
 from clipcoco.config.text import shown
 from clipcoco.console import error_line
 from clipcoco.errors import ClipcocoError, ConfigError, EnvironmentProblem, ExitCode, broken_package, is_out_of_memory
+from clipcoco.version import __version__
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -13,12 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from clipcoco import __version__
 from clipcoco.cli.options import Debug, Json, print_json
 from clipcoco.config.schema import BACKBONES
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
 from clipcoco.cores import cpu_quota, usable_cores
 from clipcoco.errors import ExitCode
+from clipcoco.version import __version__
 
 PACKAGES = (
     "torch",

@@ -6,12 +6,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from clipcoco import __version__
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.export.parity import Parity
 from clipcoco.model_file import ModelFile
 from clipcoco.report.record import read_record
 from clipcoco.rundir import RunDir
+from clipcoco.version import __version__
 
 _CARD = Template("""\
 ---

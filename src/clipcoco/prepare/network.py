@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from clipcoco import __version__
 from clipcoco.errors import ClipcocoError, DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
+from clipcoco.version import __version__
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient, Client, Request, Response
