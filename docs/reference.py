@@ -20,6 +20,7 @@ EXITS = {
     ExitCode.CHECKPOINT: "a checkpoint",
     ExitCode.ENVIRONMENT: "disk, device, permission, lock or network",
     ExitCode.NUMERIC: "numbers that are not finite",
+    ExitCode.DISTRIBUTED: "several processes",
     ExitCode.STOPPED: "stopped by a signal, saved; `clipcoco resume` goes on",
     ExitCode.INTERRUPTED: "Ctrl-C with nothing to save",
     ExitCode.TERMINATED: "SIGTERM with nothing to save",

@@ -1,4 +1,4 @@
-"""`python -m clipcoco`, `torchrun -m clipcoco` and the `clipcoco` command."""
+"""`python -m clipcoco` and the `clipcoco` command."""
 
 import os
 import signal

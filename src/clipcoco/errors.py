@@ -5,7 +5,8 @@ ClipcocoError
 ├── DataError          3  captions, images, annotation files
 ├── CheckpointError    4  a checkpoint that is missing, damaged or does not fit
 ├── EnvironmentProblem 5  disk, device, permission, lock, network
-└── NumericError       6  loss or gradient that is not finite
+├── NumericError       6  loss or gradient that is not finite
+└── DistributedError   7  several processes
 
 The message is one line, `WHAT (WHERE). NEXT`: what is wrong, in which file and line, and what to do.
 """
@@ -26,6 +27,7 @@ class ExitCode(IntEnum):
     CHECKPOINT = 4
     ENVIRONMENT = 5
     NUMERIC = 6
+    DISTRIBUTED = 7
     STOPPED = 75  # stopped by a signal, saved, resumable
     INTERRUPTED = 130  # Ctrl-C with nothing to save
     TERMINATED = 143  # SIGTERM, SIGUSR1 or SIGHUP with nothing to save
@@ -59,6 +61,10 @@ class EnvironmentProblem(ClipcocoError):
 
 class NumericError(ClipcocoError):
     exit_code = ExitCode.NUMERIC
+
+
+class DistributedError(ClipcocoError):
+    exit_code = ExitCode.DISTRIBUTED
 
 
 _PAIR = "torch torchvision"  # each is built for one version of the other

@@ -20,13 +20,14 @@ from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Training, start_epoch, train_step
 from clipcoco.events import Report, Warned
-from clipcoco.run import checked
+from clipcoco.run import checked, refuse_many_processes
 
 
 def rehearse(
     loaded: LoadedConfig, name: str | None, runs_dir: Path, device_name: str | None, init: Path | None, report: Report
 ) -> dict[str, str]:
     """All the checks of `start` and a few real steps on the device; writes nothing. What to tell, by label."""
+    refuse_many_processes()
     loaded, parts, model = checked(loaded, name, runs_dir, device_name, init, report)
     for message in parts.warnings:
         report(Warned(0, 1, message))

@@ -1,5 +1,6 @@
 """A run is begun or gone on with: what is checked first, and what a resume may change."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -20,7 +21,7 @@ from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import Stop
 from clipcoco.engine.trained_on import recorded
 from clipcoco.engine.weights import read_weights
-from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError
+from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError, DistributedError
 from clipcoco.events import Report, RunEnded
 from clipcoco.files import remove_leftovers
 from clipcoco.model_file import open_model
@@ -59,6 +60,7 @@ def start(
 
     But for the embedded data set, which is drawn where `to_be_drawn` says so.
     """
+    refuse_many_processes()
     if name is not None:
         check_name(runs_dir, name)
     choose_device(device_name, loaded.config.train.precision)  # its errors come first: drawing would be in vain
@@ -77,6 +79,16 @@ def start(
             if not state.step and not any(run.checkpoints.iterdir()):  # nothing came of it
                 shutil.rmtree(run.path)
             raise
+
+
+def refuse_many_processes() -> None:
+    """Raise DistributedError where a launcher such as torchrun has started several: each would train the whole run."""
+    many = os.environ.get("WORLD_SIZE", "")
+    if many.isdecimal() and int(many) > 1:
+        raise DistributedError(
+            f"{many} processes were started, and each would train the same run by itself (WORLD_SIZE). "
+            f"Start one, without torchrun: training with several is not supported yet"
+        )
 
 
 def checked(
@@ -153,6 +165,7 @@ def resume(
     Where `run` is a folder of runs, `path` lies in none, and a new one is made once all checks have passed.
     `config` is the checkpoint's with `changes` ("train.epochs=20") in it.
     """
+    refuse_many_processes()
     saved = open_model(path, content)
     state = TrainState.from_plain(content["state"])
     missing = {"optimizer", "scaler", "rng", "data", "metrics"} - content.keys()
