@@ -166,8 +166,7 @@ def resume(
     `config` is the checkpoint's with `changes` ("train.epochs=20") in it.
     """
     refuse_many_processes()
-    saved = open_model(path, content)
-    state = TrainState.from_plain(content["state"])
+    saved, state = open_model(path, content), TrainState.from_plain(content["state"])
     missing = {"optimizer", "scaler", "rng", "data", "metrics"} - content.keys()
     if missing:
         raise CheckpointError(
