@@ -42,7 +42,7 @@ def contents_of(table: CaptionTable, source: Source, report: Report = lambda eve
         if altered := [file for file, sha256 in held.items() if sha256 not in ("", source.copies[file])]:
             raise DataError(
                 f"{len(altered):,} copies in {table.folder} are not those that were made, first {altered[0]} "
-                f"(data.prepared_size). Make them anew: clipcoco prepare-data, or --set data.prepared_size=0"
+                f"(data.prepared_size). Remove them, and make them anew: clipcoco prepare-data; its --verify names all"
             )
         digests = [held[file] and (source.originals[file] or held[file]) for file in table.files]
     joined = bytearray().join(_bytes(digest) for digest in digests)
