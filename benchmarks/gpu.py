@@ -112,7 +112,9 @@ def watch(event):
 config = load_config("small", overrides={[*SETTINGS, "train.frozen_epochs=1"]!r})
 train(config, name="stopped", report=watch, stop=lambda: "test" if last[0] >= {STOP_AT} else None)
 """
-    subprocess.run([sys.executable, "-c", stopping], check=True, cwd=WORK, timeout=200)
+    code = [sys.executable, "-c", stopping]
+    told = subprocess.run(code, check=True, cwd=WORK, timeout=200, capture_output=True, text=True).stderr
+    say("tracebacks at the stop, of threads that read from workers:", told.count("Traceback"))
     told = clipcoco("resume", "stopped", "--plain").stderr
     say(*(line.strip() for line in told.splitlines() if line.strip().startswith("exact")))
     calm, stopped = rows("calm"), rows("stopped")
@@ -132,7 +134,8 @@ def float16() -> None:
     if CPU:
         train("half", "train.precision=float16", wanted=5)
         return
-    train("half", "train.precision=float16", "train.frozen_epochs=0")
+    little = ("data.train_fraction=0.1", "data.val_fraction=0.2")
+    train("half", "train.precision=float16", "train.frozen_epochs=0", *little)
     say("skipped steps that were told:", [row["step"] for row in rows("half") if row["event"] == "skipped"])
     scaler = checkpoint.load(WORK / "runs/half/checkpoints/last.pt")["scaler"]
     say("scale at the end:", scaler["scale"])
@@ -144,8 +147,9 @@ def memory() -> None:
     """Too large a batch in training, then in the evaluation: one line each, which names that batch."""
     if CPU:
         return
-    whole = ("data.train_fraction=1", "data.image_size=512", "train.frozen_epochs=0")
-    say(train("large", *whole, "train.batch_size=4096", wanted=5).stderr.strip().splitlines()[-1])
+    large = ("data.image_size=768", "train.batch_size=512", "train.frozen_epochs=0", "data.val_fraction=0.1")
+    told = train("large", *large, wanted=5).stderr
+    say(*(line for line in told.splitlines() if line.startswith("error")), "| threads:", told.count("in thread"))
     small = ("data.image_size=1024", "train.batch_size=2", "data.train_fraction=0.002", "model.vision.weights=none")
     code = f"""
 import torch

@@ -317,7 +317,7 @@ def test_a_float16_run_goes_on_in_float32_where_there_is_no_float16(scenes, tmp_
     run, events = RunDir(tmp_path / "run"), []
     for path in run.checkpoints.glob("*.pt"):
         content = checkpoint.load(path)
-        content["state"] |= {"precision": "float16", "evaluated_epochs": 1}
+        content["state"] |= {"precision": "float16", "evaluated_epochs": 1, "best_epoch": 1}
         content["scaler"] = torch.amp.GradScaler("cpu").state_dict()
         path.unlink()
         torch.save(content, path)

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -101,7 +102,10 @@ def guarded(loader: DataLoader[Any], stop: Callable[[], object]) -> Iterator[Any
     finally:
         if not at_rest:
             kept: Any = iterator if loader._iterator is None else loader._iterator
-            _kill(set(multiprocessing.active_children()) - others if kept is None else kept._workers)
+            if kept is None:
+                _kill(set(multiprocessing.active_children()) - others)
+            else:
+                _end(kept)
             loader._iterator = None  # to be started anew
         pool.shutdown(wait=False)
 
@@ -114,8 +118,19 @@ def _open(loader: DataLoader[Any], device: int | None) -> Any:
     with _starting():
         iterator: Any = iter(loader)
     if iterator is not known:  # at the exit multiprocessing would wait for them, and they are deaf to its SIGTERM
-        Finalize(iterator, _kill, (iterator._workers,), exitpriority=1)
+        there = weakref.ref(iterator)
+        Finalize(iterator, lambda: _end(there()), exitpriority=1)
     return iterator
+
+
+def _end(iterator: Any) -> None:
+    """The thread that pins batches leaves first: to it a worker's end is an error, told by a traceback."""
+    if hasattr(iterator, "_pin_memory_thread"):
+        iterator._pin_memory_thread_done_event.set()
+        iterator._worker_result_queue.cancel_join_thread()  # at our own exit nobody reads any more
+        iterator._worker_result_queue.put((None, None))  # wakes the thread
+        iterator._pin_memory_thread.join(1)  # not for ever: a worker may hang in the middle of a batch
+    _kill([] if iterator is None else iterator._workers)
 
 
 def _kill(workers: Iterable[BaseProcess]) -> None:
