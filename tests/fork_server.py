@@ -3,14 +3,18 @@
 Importing torch and torchvision costs seconds; hundreds of command lines would pay it hundreds of times.
 """
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+_FLAGS = (os.O_RDONLY, os.O_WRONLY | os.O_APPEND, os.O_WRONLY | os.O_APPEND)
 
 
 @dataclass(frozen=True)
@@ -89,23 +93,35 @@ class ForkServer:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, *arguments: object, cwd: Path, env: dict[str, str] | None = None, prelude: str = "") -> Process:
-        """`prelude` is Python that the process runs before the command, or alone where there is no command."""
+    def start(
+        self,
+        *arguments: object,
+        cwd: Path,
+        env: dict[str, str] | None = None,
+        prelude: str = "",
+        streams: tuple[str, str, str] | None = None,
+    ) -> Process:
+        """`prelude` is Python that the process runs before the command, or alone where there is no command. `streams`
+        are the files that it reads and writes; a terminal among them becomes its own, as if it had been started there.
+        """
         self.count += 1
-        stdout, stderr = (self.folder / f"{self.count}.{name}" for name in ("out", "err"))
-        stdout.touch()
-        stderr.touch()
+        if streams is None:
+            stdin, (stdout, stderr) = os.devnull, (str(self.folder / f"{self.count}.{name}") for name in ("out", "err"))
+            Path(stdout).touch()
+            Path(stderr).touch()
+        else:
+            stdin, stdout, stderr = streams
         pid = self.ask(
             {
                 "arguments": [str(argument) for argument in arguments],
                 "cwd": str(cwd),
                 "env": env or {},
                 "prelude": prelude,
-                "stdout": str(stdout),
-                "stderr": str(stderr),
+                "streams": (stdin, stdout, stderr),
             }
         )
-        return Process(self, pid, stdout, stderr)
+        read = (Path(name if os.path.isfile(name) else os.devnull) for name in (stdout, stderr))
+        return Process(self, pid, *read)
 
     def __call__(self, *arguments: object, cwd: Path, **more) -> Finished:
         return self.start(*arguments, cwd=cwd, **more).wait()
@@ -134,25 +150,30 @@ def _serve() -> None:
         if "poll" in request:
             pid, status = os.waitpid(request["poll"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
-        else:
+        else:  # opened here, so that they are when the caller has its answer
+            files = [os.open(name, flags | os.O_NOCTTY) for name, flags in zip(request["streams"], _FLAGS, strict=True)]
             answer = os.fork()
             if answer == 0:
-                _become(request)
+                _become(request, files)
+            for file in files:
+                os.close(file)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
 
-def _become(request: dict) -> None:
+def _become(request: dict, files: list[int]) -> None:
     from clipcoco.cli import run
 
     os.setsid()
     os.chdir(request["cwd"])
     os.environ.update(request["env"])
-    for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
-        file = os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND)
+    for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
-    prelude = request.get("prelude", "")
+    if os.isatty(0):
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that a typed Ctrl-C is a signal
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    prelude = request["prelude"]
     exec(prelude, {})
     sys.argv = ["clipcoco", *request["arguments"]]
     alone = prelude and not request["arguments"]

@@ -320,7 +320,7 @@ def test_an_unreadable_validation_image_is_an_error_before_training_images_are_r
 
 
 def test_a_run_goes_from_the_cache_into_fine_tuning_and_resumes_to_the_bit(clipcoco, data, light, tmp_path):
-    words = [*light, f"data.root={data}", "train.frozen_epochs=1"]
+    words = [*light, f"data.root={data}", "train.frozen_epochs=1", "train.epochs=2"]
     calm = clipcoco("train", *words, "--name", "calm", cwd=tmp_path)
     assert calm.code == 0, calm.stderr
     assert "backbone frozen for 1 epoch (as set)" in calm.stderr

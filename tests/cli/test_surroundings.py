@@ -11,7 +11,6 @@ import pytest
 
 from clipcoco.errors import EnvironmentProblem, broken_package
 from conftest import LIGHT
-from fork_server import Process
 
 COMMAND = f"{sys.executable} -m clipcoco"
 
@@ -48,10 +47,8 @@ def test_streams_that_are_closed_or_full_leave_the_exit_code_as_it_is(tmp_path, 
 
 def test_a_run_goes_on_without_anybody_to_tell(clipcoco, scenes, tmp_path):
     words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "train.epochs=1", "--name", "run"]
-    full = {"stdout": "/dev/full", "stderr": "/dev/full"}
-    pid = clipcoco.ask({"arguments": words, "cwd": str(tmp_path), "env": {}, "prelude": "", **full})
-    nothing = Path(os.devnull)
-    assert Process(clipcoco, pid, nothing, nothing).wait().code == 5  # the table could not be shown
+    full = (os.devnull, "/dev/full", "/dev/full")
+    assert clipcoco(*words, cwd=tmp_path, streams=full).code == 5  # the table could not be shown
     assert "Finished: 6 steps" in (tmp_path / "runs" / "run" / "log.txt").read_text()
     assert clipcoco("runs", cwd=tmp_path).stdout.count("finished") == 1
 

@@ -6,15 +6,15 @@ import pty
 import re
 import select
 import struct
-import subprocess
-import sys
 import termios
 import time
+from pathlib import Path
 
 import pyte
 import pytest
 
 from conftest import LIGHT
+from fork_server import ForkServer
 
 COLOURS = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
 
@@ -22,24 +22,16 @@ COLOURS = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*
 class Terminal:
     """A command on a pseudo-terminal of its own; `text()` is the screen."""
 
-    def __init__(self, *words: str, cwd, columns: int = 80, **changes: str) -> None:
+    def __init__(
+        self, server: ForkServer, *words: str, cwd: Path, columns: int = 80, prelude: str = "", **env: str
+    ) -> None:
         self.screen = pyte.HistoryScreen(columns, 40, history=1000)
         self.stream = pyte.ByteStream(self.screen)
         self.written = b""
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-        gone = ("CI", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
-        env = {key: value for key, value in os.environ.items() if key not in gone}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "clipcoco", *words],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            cwd=cwd,
-            env={**env, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **changes},
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that a typed Ctrl-C is a signal
-        )
+        env = {"TERM": "xterm-256color", "COLUMNS": "", **env}
+        self.process = server.start(*words, cwd=cwd, env=env, prelude=prelude, streams=(os.ttyname(slave),) * 3)
         os.close(slave)
 
     def text(self) -> str:
@@ -66,12 +58,12 @@ class Terminal:
         while self.read(0.1):
             pass
         os.close(self.master)
-        return self.process.wait(60)
+        return self.process.wait(60).code
 
 
-def test_the_panel_ctrl_c_and_a_resume_to_the_table(scenes, tmp_path):
-    words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "--name", "run", "train.epochs=8"]
-    terminal = Terminal(*words, cwd=tmp_path)
+def test_the_panel_ctrl_c_and_a_resume_to_the_table(clipcoco, scenes, tmp_path):
+    words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "--name", "run", "train.epochs=5"]
+    terminal = Terminal(clipcoco, *words, cwd=tmp_path)
     terminal.wait_for("╭─ run · epoch")
     terminal.wait_for("Ctrl-C saves and stops")
     terminal.wait_for("t2i R@1")
@@ -79,7 +71,7 @@ def test_the_panel_ctrl_c_and_a_resume_to_the_table(scenes, tmp_path):
     assert terminal.wait() == 75
     assert "Go on with: clipcoco resume run" in terminal.text()
     assert not terminal.screen.cursor.hidden
-    again = Terminal("resume", cwd=tmp_path)
+    again = Terminal(clipcoco, "resume", cwd=tmp_path)
     again.wait_for("run: stopped by Ctrl-C at step")
     assert again.wait() == 0
     assert "image -> text" in again.text()
@@ -87,18 +79,18 @@ def test_the_panel_ctrl_c_and_a_resume_to_the_table(scenes, tmp_path):
     assert not again.screen.cursor.hidden
 
 
-def test_a_narrow_terminal_gets_plain_lines(scenes, tmp_path):
+def test_a_narrow_terminal_gets_plain_lines(clipcoco, scenes, tmp_path):
     words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "train.epochs=1"]
-    terminal = Terminal(*words, cwd=tmp_path, columns=50)
+    terminal = Terminal(clipcoco, *words, cwd=tmp_path, columns=50)
     assert terminal.wait() == 0
     assert "╭" not in terminal.text()
     assert "saved checkpoints/last.pt" in terminal.text()
 
 
-def test_an_ascii_locale_gets_a_panel_in_ascii(scenes, tmp_path):
+def test_an_ascii_locale_gets_a_panel_in_ascii(clipcoco, scenes, tmp_path):
     words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "--name", "run", "train.epochs=1"]
-    ascii_ = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
-    terminal = Terminal(*words, cwd=tmp_path, NO_COLOR="1", **ascii_)
+    ascii_ = "import sys; [stream.reconfigure(encoding='ascii') for stream in (sys.stdout, sys.stderr)]"
+    terminal = Terminal(clipcoco, *words, cwd=tmp_path, NO_COLOR="1", LC_ALL="C", prelude=ascii_)
     terminal.wait_for("+- run - epoch")
     assert terminal.wait() == 0
     assert terminal.written.isascii()
@@ -107,9 +99,9 @@ def test_an_ascii_locale_gets_a_panel_in_ascii(scenes, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"CI": "true"}, {"TERM": "dumb", "FORCE_COLOR": "1"}])
-def test_nothing_moves_in_ci_and_on_a_dumb_terminal(scenes, tmp_path, changes):
+def test_nothing_moves_in_ci_and_on_a_dumb_terminal(clipcoco, scenes, tmp_path, changes):
     words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "train.epochs=1"]
-    terminal = Terminal(*words, cwd=tmp_path, **changes)
+    terminal = Terminal(clipcoco, *words, cwd=tmp_path, **changes)
     assert terminal.wait() == 0
     assert "saved checkpoints/last.pt" in terminal.text()
     assert set(re.findall(rb"\x1b\[[0-9;?]*([A-Za-z])", terminal.written)) <= (set() if "TERM" in changes else {b"m"})
