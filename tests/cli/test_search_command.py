@@ -187,37 +187,21 @@ def newest_index(work: Path) -> Path:
     return max((work / "runs/first/index").glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)
 
 
-class Recorder(Terminal):
-    """Keeps all that was written, for pyte shows no links."""
-
-    raw = b""
-
-    def __init__(self, *words: str, cwd: Path, columns: int = 80) -> None:
-        super().__init__(*words, cwd=cwd, columns=columns)
-        feed = self.stream.feed
-
-        def record(data: bytes) -> None:
-            self.raw += data
-            feed(data)
-
-        self.stream.feed = record
-
-
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_was_encoded(work, tmp_path):
+def test_ctrl_c_keeps_what_was_encoded(clipcoco, work, tmp_path):
     folder = tmp_path / "many pictures"
     folder.mkdir()
     Image.linear_gradient("L").resize((1500, 1500)).convert("RGB").save(tmp_path / "large.jpg")
     for number in range(400):  # what follows the end of a JPEG makes it another file, and no other picture
         (folder / f"{number:03}.jpg").write_bytes((tmp_path / "large.jpg").read_bytes() + number.to_bytes(2))
     search = ["search", "a red square", "--images", str(folder)]
-    terminal = Terminal(*search, cwd=work)
+    terminal = Terminal(clipcoco, *search, cwd=work)
     terminal.wait_for("encoding ")
     os.write(terminal.master, b"\x03")
     assert terminal.wait() == 130
     assert "of 400 are done and kept; the same command goes on there" in " ".join(terminal.text().split())
     assert not terminal.screen.cursor.hidden
-    again = Terminal(*search, cwd=work, columns=46)
+    again = Terminal(clipcoco, *search, cwd=work, columns=46)
     assert again.wait() == 0
     done = int(terminal.text().split("note: ")[1].split()[0])
     assert f"Encoding {400 - done:,} images" in again.text()
@@ -225,16 +209,16 @@ def test_ctrl_c_keeps_what_was_encoded(work, tmp_path):
     assert [line.split()[-1] for line in hits] == [f"{number:03}.jpg" for number in range(5)]  # all equal: by name
 
 
-def test_a_terminal_gets_links_and_captions_cut_to_its_width(work, scenes):
-    terminal = Recorder("search", "a red square", cwd=work, columns=60)
+def test_a_terminal_gets_links_and_captions_cut_to_its_width(clipcoco, work, scenes):
+    terminal = Terminal(clipcoco, "search", "a red square", cwd=work, columns=60)
     assert terminal.wait() == 0
     hits = [line for line in terminal.text().splitlines() if ".jpg  " in line]
     assert len(hits) == 5
     assert any(line.endswith("…") for line in hits)
     assert all(len(line) <= 60 for line in hits)
     for hit in hits:
-        assert (scenes / "val2017" / hit.split()[2]).as_uri().encode() + b"\x1b\\" in terminal.raw
-    assert (work / "runs/first/search/a-red-square.html").as_uri().encode() in terminal.raw
+        assert (scenes / "val2017" / hit.split()[2]).as_uri().encode() + b"\x1b\\" in terminal.written
+    assert (work / "runs/first/search/a-red-square.html").as_uri().encode() in terminal.written
 
 
 class TestFolders:
