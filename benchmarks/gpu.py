@@ -31,10 +31,11 @@ from clipcoco.data.images import evaluation_view, read
 from clipcoco.data.loader import Batch, TrainingLoader
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import choose_device, make_deterministic
+from clipcoco.engine.loss import LOSSES
 from clipcoco.engine.model import build
 from clipcoco.engine.optim import build_optimizer
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.train import Schedule, Training, start_epoch, train_step
+from clipcoco.engine.step import Schedule, Training, start_epoch, train_step
 
 CPU = "--cpu" in sys.argv
 WORK, DATA, *ONLY = (word for word in sys.argv[1:] if not word.startswith("--"))
@@ -203,15 +204,16 @@ def full_step(weights: str, precision: str) -> tuple[Training, Batch]:
     schedule = Schedule(config.train, 0, 1000, 50, 0, 500)
     optimizer = build_optimizer(model, 3e-4, 0.01, 0.1)
     loader = SimpleNamespace(steps_per_epoch=924)
+    loss, state = LOSSES["infonce"], TrainState()
     run = Training(
-        model, optimizer, device.scaler(), device, schedule, TrainState(), loader, None, lambda: None, lambda *_: None
+        model, loss, optimizer, device.scaler(), device, schedule, state, loader, None, lambda: None, lambda *_: None
     )
     generator = torch.Generator().manual_seed(0)
     size = 8 if CPU else 128
     images = torch.randint(256, (size, 3, 224, 224), dtype=torch.uint8, generator=generator)
     tokens = torch.randint(3, 9999, (size, 24), dtype=torch.int32, generator=generator)
     tokens[:, 0], tokens[:, 20], tokens[:, 21:] = 1, 2, 0
-    return run, Batch(images if CPU else images.pin_memory(), tokens, torch.arange(size), ())
+    return run, Batch(images if CPU else images.pin_memory(), None, tokens, torch.arange(size), ())
 
 
 def rate(run: Training, batch: Batch, steps: int) -> float:

@@ -21,7 +21,7 @@ import torch
 from clipcoco.assemble import Assembled, Cached, assemble, build_training
 from clipcoco.config.load import load_config
 from clipcoco.data.captions import read_captions
-from clipcoco.data.sources import choose_source
+from clipcoco.data.split import choose_source
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import make_deterministic
 from clipcoco.engine.evaluate import Split, embed

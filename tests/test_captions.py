@@ -17,7 +17,7 @@ import pytest
 
 from clipcoco.data.annotations import count_entries
 from clipcoco.data.captions import overlap, read_captions
-from clipcoco.data.presence import check_files
+from clipcoco.data.split import check_files
 from clipcoco.errors import DataError
 from clipcoco.links import allow
 

@@ -13,8 +13,7 @@ import torch
 from clipcoco import assemble, conduct, rehearse
 from clipcoco import run as runs
 from clipcoco.config.load import config_from_plain, load_config
-from clipcoco.engine import checkpoint
-from clipcoco.engine import train as loop
+from clipcoco.engine import checkpoint, step
 from clipcoco.engine.device import choose_as_trained
 from clipcoco.errors import DataError, EnvironmentProblem, NumericError
 from clipcoco.events import CheckpointSaved, Progress, RunEnded, RunStarted, StepDone, Warned
@@ -277,13 +276,13 @@ def test_a_status_says_that_the_run_failed_even_on_a_full_disk(tmp_path, monkeyp
 
 def sick(monkeypatch, first: int) -> None:
     """The loss is NaN from step `first` on."""
-    real, calls = loop.contrastive_loss, []
+    real, calls = step.gradient, []
 
-    def loss(*arguments):
+    def gradient(*arguments):
         calls.append(1)
         return real(*arguments) * (float("nan") if len(calls) >= first else 1)
 
-    monkeypatch.setattr(loop, "contrastive_loss", loss)
+    monkeypatch.setattr(step, "gradient", gradient)
 
 
 def test_a_numeric_error_names_the_checkpoint_that_is_left(scenes, tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from conftest import LIGHT
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +46,8 @@ def test_the_loss_is_changed_in_ten_lines(clipcoco, scenes, tmp_path):
     assert len(body) <= 10
     shutil.copytree(ROOT / "src", tmp_path / "src")
     shutil.copytree(ROOT / "presets", tmp_path / "presets")
-    (tmp_path / "src/clipcoco/engine/loss.py").write_text(code)
+    loss = tmp_path / "src/clipcoco/engine/loss.py"
+    loss.write_text(loss.read_text() + "\n\n" + code)
     words = ["train", "--preset", "demo", f"data.root={scenes}", *LIGHT, "--name"]
     assert clipcoco(*words, "ours", "train.epochs=1", cwd=tmp_path).code == 0
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
@@ -57,6 +60,8 @@ def test_the_loss_is_changed_in_ten_lines(clipcoco, scenes, tmp_path):
         losses[name] = [row["loss"] for row in rows if row["event"] == "step"]
     assert losses["ours"][0] != losses["theirs"][0]
     assert losses["theirs"][-1] < losses["theirs"][0]  # it learns
+    status = json.loads((tmp_path / "runs/theirs/status.json").read_text())
+    assert status["chance_loss"] == pytest.approx(3.02, abs=0.005)  # of a batch of 8: ln 9 + 7 ln 1.125
 
 
 def test_ones_own_pictures(clipcoco, scenes, tmp_path):

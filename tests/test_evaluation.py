@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from clipcoco.data.captions import read_captions
 from clipcoco.engine.embeddings import Embeddings, write_embeddings
 from clipcoco.engine.evaluate import in_order, validation_loss
+from clipcoco.engine.loss import LOSSES
 from clipcoco.engine.recall import folds_table
 from clipcoco.evaluation import evaluate_embeddings
 from clipcoco.prepare.own import adopt
@@ -37,7 +38,7 @@ def test_neither_folds_nor_the_validation_loss_know_how_folders_are_sorted():
         for name, ids in (("by folder", by_folder), ("shuffled", shuffled)):
             embeddings = in_order(of_folders(ids), order)
             table = folds_table(embeddings.images, embeddings.texts, embeddings.owners)
-            found[order, name] = table.r1, table.interval.r1, validation_loss(embeddings, 32, 0.07)
+            found[order, name] = table.r1, table.interval.r1, validation_loss(embeddings, LOSSES["infonce"], 32, 0.07)
     _, (low, high), loss = found["ids", "shuffled"]
     for name in ("by folder", "shuffled"):
         assert low < found["hashed ids", name][0] < high

@@ -21,7 +21,7 @@ from clipcoco.data.captions import read_captions
 from clipcoco.data.contents import contents_of
 from clipcoco.data.features import FeatureFile, FeatureKey
 from clipcoco.data.manifest import Entry, Manifest, read_manifest
-from clipcoco.data.sources import ORIGINALS, Source, choose_source
+from clipcoco.data.split import ORIGINALS, Source, choose_source
 from clipcoco.engine import checkpoint
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.optim import build_optimizer, restore_moments

@@ -20,10 +20,10 @@ from clipcoco.assemble import Assembled, assemble, backbone_features, build_trai
 from clipcoco.config.load import load_config
 from clipcoco.data.images import _resized
 from clipcoco.engine.device import make_deterministic
-from clipcoco.engine.evaluate import Split, embed
+from clipcoco.engine.evaluate import Inputs, embed
 from clipcoco.engine.model import DualEncoder, build, pretrained_backbone
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.train import start_epoch, train_step
+from clipcoco.engine.step import start_epoch, train_step
 from clipcoco.errors import DataError
 from clipcoco.events import Progress
 from clipcoco.locks import lock
@@ -93,7 +93,7 @@ def test_recall_from_the_cache_is_that_through_the_whole_model(data, weights):
     parts, model = parts_of(data, weights)
     features = cached(parts, model)
     tokens = parts.tokenizer.encode(parts.val_table.captions, parts.config.model.text.context_length)
-    split = Split(parts.config.data, parts.val_table, tokens, workers=0)
+    split = Inputs(parts.config.data, parts.val_table, tokens, workers=0)
     whole, short = (
         embed(model, part, parts.device, lambda event: None, lambda: None)
         for part in (split, dataclasses.replace(split, features=features.val))
@@ -111,7 +111,7 @@ def test_half_of_the_samples_are_mirrored_and_no_two_epochs_are_equal(data, weig
     shown = {}
     for epoch in range(8):
         for batch in run.loader.epoch(epoch, features=features.train):
-            for image, row in zip(batch.image_ids.tolist(), batch.images.numpy(), strict=True):
+            for image, row in zip(batch.image_ids.tolist(), batch.features.numpy(), strict=True):
                 shown.setdefault(image, set()).add(row.tobytes())
     assert max(len(views) for views in shown.values()) == 2
     assert sum(len(views) for views in shown.values()) > 1.8 * len(shown)
@@ -129,7 +129,7 @@ def test_crops_are_further_views_that_no_seed_changes(data, weights):
     shown: dict[int, set[bytes]] = {}
     for epoch in range(20):
         for batch in run.loader.epoch(epoch, features=features.train):
-            for image, row in zip(batch.image_ids.tolist(), batch.images.numpy(), strict=True):
+            for image, row in zip(batch.image_ids.tolist(), batch.features.numpy(), strict=True):
                 shown.setdefault(image, set()).add(row.tobytes())
     assert max(map(len, shown.values())) == 4
     assert sum(map(len, shown.values())) > 3.8 * len(shown)
@@ -171,7 +171,7 @@ def test_a_later_run_finds_them_and_a_larger_subset_adds_to_them(data, weights):
     whole = next(path for path in (data / ".clipcoco").glob("*train2017.f16")).read_bytes()
     assert whole[: len(half)] == half
     model.eval()
-    images = next(iter(Split(parts.config.data, parts.train_table, np.zeros((1, 1)), 0).images(False)))
+    images = next(iter(Inputs(parts.config.data, parts.train_table, np.zeros((1, 1)), 0).images(False)))
     with torch.inference_mode():
         expected = model.visual.features(images).numpy()
     got = features.train.take(range(len(expected)), [0] * len(expected))

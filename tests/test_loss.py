@@ -3,7 +3,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from clipcoco.engine.loss import contrastive_loss
+from clipcoco.engine.loss import infonce
 
 
 def literal_loss(images, texts, temperature):
@@ -25,7 +25,7 @@ def leaves(seed=0, size=5):
 
 def test_loss_and_gradients_equal_the_literal_double_loop():
     results = []
-    for loss_of in (contrastive_loss, literal_loss):
+    for loss_of in (infonce, literal_loss):
         images, texts, temperature = leaves()
         loss = loss_of(F.normalize(images, dim=1), F.normalize(texts, dim=1), temperature)
         loss.backward()
@@ -36,9 +36,9 @@ def test_loss_and_gradients_equal_the_literal_double_loop():
 
 def test_a_model_that_knows_nothing_is_at_chance():
     same = F.normalize(torch.ones(64, 8), dim=1)
-    assert math.isclose(contrastive_loss(same, same, torch.tensor(0.07)), math.log(64), rel_tol=1e-6)
+    assert math.isclose(infonce(same, same, torch.tensor(0.07)), math.log(64), rel_tol=1e-6)
 
 
 def test_matching_pairs_cost_nearly_nothing():
     pairs = torch.eye(8)
-    assert contrastive_loss(pairs, pairs, torch.tensor(0.01)) < 1e-6
+    assert infonce(pairs, pairs, torch.tensor(0.01)) < 1e-6

@@ -8,6 +8,7 @@ import torchvision
 from clipcoco.config.derive import count_parameters
 from clipcoco.config.load import load_config
 from clipcoco.config.schema import BACKBONES, ModelConfig
+from clipcoco.data.loader import Batch
 from clipcoco.engine.model import build, pretrained_backbone
 from clipcoco.engine.weights import file_sha256, read_weights
 from clipcoco.errors import CheckpointError, EnvironmentProblem
@@ -26,9 +27,13 @@ def captions(*rows: list[int], length: int = 16) -> torch.Tensor:
     return torch.tensor([row + [0] * (length - len(row)) for row in rows], dtype=torch.int32)
 
 
+def batch_of(images: torch.Tensor, tokens: torch.Tensor) -> Batch:
+    return Batch(images, None, tokens, torch.arange(len(images)), ())
+
+
 def test_embeddings_are_float32_unit_vectors_of_the_shared_space():
     model = build(toy(), 300).eval()
-    images, texts, temperature = model(random_images(3), captions([1, 7, 2], [1, 9, 8, 2], [1, 2]))
+    images, texts, temperature = model(batch_of(random_images(3), captions([1, 7, 2], [1, 9, 8, 2], [1, 2])))
     assert images.shape == texts.shape == (3, 16)
     assert images.dtype == texts.dtype == torch.float32
     torch.testing.assert_close(images.norm(dim=1), torch.ones(3))
@@ -39,7 +44,7 @@ def test_embeddings_are_float32_unit_vectors_of_the_shared_space():
 def test_bfloat16_autocast_still_gives_float32_embeddings():
     model = build(toy(), 300).eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        images, texts, _ = model(random_images(2), captions([1, 7, 2], [1, 9, 8, 2]))
+        images, texts, _ = model(batch_of(random_images(2), captions([1, 7, 2], [1, 9, 8, 2])))
     assert images.dtype == texts.dtype == torch.float32
 
 
@@ -59,11 +64,11 @@ def test_training_encodes_captions_by_length_and_gives_what_encode_texts_gives()
     tokens = captions(*([1, *row[: 1 + number * 7 % 14], 2] for number, row in enumerate(rows)))
     weights = torch.rand(100, 16)
     images, gradients = random_images(100), []
-    for texts in (model(images, tokens)[1], model.encode_texts(tokens)):
+    for texts in (model(batch_of(images, tokens))[1], model.encode_texts(tokens)):
         gradients.append(torch.autograd.grad((texts * weights).sum(), list(model.text.parameters())))
     for grouped, whole in zip(*gradients, strict=True):
         torch.testing.assert_close(grouped, whole, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(model(images, tokens)[1], model.encode_texts(tokens), rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(batch_of(images, tokens))[1], model.encode_texts(tokens), rtol=0, atol=1e-6)
 
 
 def test_every_token_before_the_end_token_matters():
@@ -97,7 +102,7 @@ def test_a_pretrained_backbone_keeps_its_batchnorm_still():
     still, moving = build(toy("model.vision.weights=imagenet-v1"), 300), build(toy(), 300)
     for model in (still, moving):
         model.train()
-        model(random_images(4), captions(*[[1, 7, 2]] * 4))
+        model(batch_of(random_images(4), captions(*[[1, 7, 2]] * 4)))
     assert still.visual.trunk.bn1.running_mean.abs().max() == 0
     assert moving.visual.trunk.bn1.running_mean.abs().max() > 0
 

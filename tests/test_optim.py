@@ -5,7 +5,7 @@ import torch
 
 from clipcoco.engine.model import build
 from clipcoco.engine.optim import build_optimizer, learning_rate, set_learning_rate
-from test_model import captions, random_images, toy
+from test_model import batch_of, captions, random_images, toy
 
 
 def test_learning_rate_warms_up_linearly_then_follows_half_a_cosine():
@@ -43,7 +43,7 @@ def test_the_backbone_moves_at_its_own_rate_and_not_at_all_when_frozen():
     assert rates["visual.trunk.conv1.weight"] == pytest.approx(0.001)
     assert rates["visual.head.proj.weight"] == pytest.approx(0.01)
     before = {name: value.clone() for name, value in model.named_parameters()}
-    images, texts, temperature = model(random_images(2), captions([1, 7, 2], [1, 9, 2]))
+    images, texts, temperature = model(batch_of(random_images(2), captions([1, 7, 2], [1, 9, 2])))
     ((images * texts).sum() / temperature).backward()
     optimizer.step()
     for name, value in model.named_parameters():

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from clipcoco.data.captions import CaptionTable, overlap, read_captions
-from clipcoco.data.presence import check_files
+from clipcoco.data.split import check_files
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
 from clipcoco.events import TaskProgress
 from clipcoco.links import may_lead

@@ -147,7 +147,7 @@ def test_a_finished_run_ends_in_its_page(clipcoco, folder):
         "resnet18 at 32 pixels, from scratch",
         "48 images of train2017 in data/demo (originals), 3 epochs of 6 steps × 8 images",  # noqa: RUF001
         "24 images and 120 captions",
-        "ln 8 = 2.079",
+        "chance 2.079",
         "clipcoco train --config runs/first/config.yaml",
         "clipcoco train --preset demo --set data.image_size=32",
         "settings differ from the preset demo",

@@ -19,11 +19,13 @@ from clipcoco.engine.device import (
 )
 from clipcoco.engine.embeddings import Embeddings
 from clipcoco.engine.evaluate import retrievals_worth_showing
+from clipcoco.engine.loss import Loss, infonce
 from clipcoco.engine.model import build
 from clipcoco.engine.recall import ranks
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.train import train, train_step
-from clipcoco.engine.watch import Step, count_step, log_interval
+from clipcoco.engine.step import Step, train_step
+from clipcoco.engine.train import train
+from clipcoco.engine.watch import count_step, log_interval
 from clipcoco.errors import ConfigError, EnvironmentProblem, NumericError
 from clipcoco.events import Evaluated, StepDone, StepSkipped, Warned
 from conftest import TOY
@@ -162,16 +164,26 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(scenes):
     assert ended.step < 240
 
 
-def test_a_loss_that_stays_at_chance_is_told_once():
+def test_a_loss_that_stays_at_chance_is_told_once(scenes):
     events = []
-    state = TrainState()
+    run = training(scenes)
     for _ in range(400):
-        state.step += 1
-        count_step(state, 1, Step(math.log(8), 0.0, 1e-3, False, torch.arange(8)), None, events.append)
-        log_interval(state, 1, 8, 1e-3, 0.07, events.append)
+        run.state.step += 1
+        count_step(run.state, 1, Step(math.log(8), 0.0, 1e-3, False, torch.arange(8)), None, events.append)
+        log_interval(run, 1, 1e-3, events.append)
     warnings = [event for event in events if isinstance(event, Warned)]
     assert [event.step for event in warnings] == [300]
-    assert "has stayed at or above chance (ln 8 = 2.079)" in warnings[0].message
+    assert "has stayed at or above chance (2.079)" in warnings[0].message
+
+
+def test_chance_is_that_of_the_loss(scenes):
+    events = []
+    run = dataclasses.replace(training(scenes), loss=Loss(infonce, chance=lambda batch: 3.0))
+    for _ in range(400):
+        run.state.step += 1
+        count_step(run.state, 1, Step(math.log(8) + 0.5, 0.0, 1e-3, False, torch.arange(8)), None, events.append)
+        log_interval(run, 1, 1e-3, events.append)
+    assert not [event for event in events if isinstance(event, Warned)]
 
 
 def test_devices_and_precisions_that_are_not_here_are_errors():

@@ -29,7 +29,7 @@ from clipcoco.config.schema import Config
 from clipcoco.data.captions import read_captions
 from clipcoco.data.images import decode, evaluation_view, pixels_of, read, training_view
 from clipcoco.data.manifest import copies_manifest
-from clipcoco.data.sources import Source, choose_source
+from clipcoco.data.split import Source, choose_source
 from clipcoco.data.viewer import UnreadableImage, opened, size_shown, thumbnail
 from clipcoco.engine.device import choose_device
 from clipcoco.engine.features import feature_key

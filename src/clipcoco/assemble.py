@@ -12,24 +12,24 @@ import torch
 from clipcoco.config.derive import Derived, count_parameters, derive, resolve_frozen_epochs
 from clipcoco.config.schema import BACKBONES, Config
 from clipcoco.data.annotations import prepare_command
-from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.data.captions import CaptionTable
 from clipcoco.data.doubts import doubts, encoded
 from clipcoco.data.features import Features
 from clipcoco.data.loader import EVALUATION_BATCH, TrainingLoader
-from clipcoco.data.presence import check_files
 from clipcoco.data.readable import refuse_unreadable
-from clipcoco.data.sources import ORIGINALS, Source, choose_source
+from clipcoco.data.split import ORIGINALS, Source, open_splits
 from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.data.workers import choose_workers
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import Device, choose_as_trained, choose_device, encoding_in_memory
-from clipcoco.engine.evaluate import Split, embed, in_order, validation_loss
+from clipcoco.engine.evaluate import Inputs, embed, in_order, validation_loss
 from clipcoco.engine.features import cache_features, feature_key
+from clipcoco.engine.loss import LOSSES, Loss
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.optim import build_optimizer
 from clipcoco.engine.recall import RecallTable, recall_table
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.train import Schedule, Stop, Training, temperature
+from clipcoco.engine.step import Schedule, Stop, Training, temperature
 from clipcoco.engine.trained_on import Pictures, pictures_of, with_earlier
 from clipcoco.errors import EnvironmentProblem
 from clipcoco.events import Report
@@ -54,6 +54,10 @@ class Assembled:
     pictures: Pictures | None = None  # None: nobody has looked at them yet
     before: Pictures | None = None  # those that the weights have learnt from already
     began: dict[str, str] = field(default_factory=dict)  # SHA-256 of what the run began with, "weights" or "init"
+
+    @property
+    def loss(self) -> Loss:
+        return LOSSES["infonce"]
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -111,25 +115,19 @@ def assemble(
     get_them = prepare_command(config.data, preset)
     device = (choose_device if source_like is None else choose_as_trained)(device_name, precision)
     root = config.data.folder
-    train_all, val_all = (read_captions(root, split, get_them=get_them) for split in ("train2017", "val2017"))
-    subsets = (
-        train_all.subset(config.data.train_fraction, config.data.subset_seed),
-        val_all.subset(config.data.val_fraction, config.data.subset_seed),
-    )
-    source, (train_table, val_table) = choose_source(config.data, subsets, source_like)
+    train, val = open_splits(config.data, "train", "val", like=source_like, get_them=get_them)
+    train_table, val_table, source = train.table, val.table, train.source
     derived = derive(
         config,
-        train_images=len(train_all.files),
-        train_captions=len(train_all.captions),
-        val_images=len(val_all.files),
-        val_captions=len(val_all.captions),
+        train_images=len(train.whole.files),
+        train_captions=len(train.whole.captions),
+        val_images=len(val.whole.files),
+        val_captions=len(val.whole.captions),
         counted_from=str(root),
         device=device.device.type,
     )
     if frozen_epochs is not None:
         derived = replace(derived, frozen_epochs=frozen_epochs)
-    check_files(train_table, get_them=get_them)
-    check_files(val_table, get_them=get_them)
     if tokenizer is None:
         tokenizer = Tokenizer.train(train_table.captions, config.model.text.vocab_size)
     views = 1 + (config.data.cached_crops if derived.frozen_epochs else 0)
@@ -179,7 +177,7 @@ def build_training(
     config, derived, device = parts.config, parts.derived, parts.device
     device.place(model)
     train_tokens, val_tokens = parts.tokens
-    val = Split(config.data, parts.val_table, val_tokens, parts.workers)
+    val = Inputs(config.data, parts.val_table, val_tokens, parts.workers)
 
     def evaluate() -> tuple[float, RecallTable] | None:
         frozen = cached is not None and state.evaluated_epochs < derived.frozen_epochs
@@ -189,11 +187,12 @@ def build_training(
             if embeddings is None:
                 return None
             ordered = in_order(embeddings, parts.val_table.order)
-            loss = validation_loss(ordered, config.train.batch_size, temperature(model))
-            return loss, recall_table(embeddings.images, embeddings.texts, embeddings.owners)
+            val_loss = validation_loss(ordered, parts.loss, config.train.batch_size, temperature(model))
+            return val_loss, recall_table(embeddings.images, embeddings.texts, embeddings.owners)
 
     return Training(
         model=model,
+        loss=parts.loss,
         optimizer=build_optimizer(model, config.train.lr, config.train.weight_decay, derived.backbone_lr_scale),
         scaler=device.scaler(),
         device=device,

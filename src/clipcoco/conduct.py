@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import math
 import platform
 import traceback
 from dataclasses import asdict, replace
@@ -21,7 +20,8 @@ from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.optim import learning_rate, restore_moments, set_learning_rate
 from clipcoco.engine.recall import chance_levels
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.train import Stop, Training, train
+from clipcoco.engine.step import Stop, Training
+from clipcoco.engine.train import train
 from clipcoco.engine.trained_on import changed, recorded
 from clipcoco.errors import CheckpointError, ClipcocoError, DataError, EnvironmentProblem, ExitCode, NumericError
 from clipcoco.events import CheckpointSaved, Event, Report, RunEnded, RunStarted, Warned
@@ -161,7 +161,6 @@ class Saver:
     def _content(self) -> dict[str, Any]:
         return {
             "model": self.training.model.state_dict(),
-            "ema": None,
             "optimizer": self.training.optimizer.state_dict(),
             "scaler": self.training.scaler.state_dict(),
             "state": self.training.state.to_plain(),
@@ -228,6 +227,7 @@ def _keep_status(run: RunDir, parts: Assembled, state: TrainState, event: Event)
             val_images=len(parts.val_table.files),
             device=str(parts.device.device),
             chance=event.chance,
+            chance_loss=event.chance_loss,
             exit_code=None,
             reason="",
         )
@@ -255,6 +255,6 @@ def _started(run: RunDir, parts: Assembled, state: TrainState, rows: tuple[dict[
         batch_size=config.batch_size,
         header=(*parts.header, ("run", str(run.path))),
         chance={direction: asdict(levels) for direction, levels in chance.items()},
-        chance_loss=math.log(config.batch_size),
+        chance_loss=parts.loss.chance(config.batch_size),
         rows=rows,
     )

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from clipcoco.config.schema import DataConfig
-from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.data.annotations import SPLITS
+from clipcoco.data.captions import CaptionTable
 from clipcoco.data.doubts import say_cut
 from clipcoco.data.loader import EVALUATION_BATCH
-from clipcoco.data.presence import check_files
-from clipcoco.data.sources import choose_source
+from clipcoco.data.split import open_splits
 from clipcoco.data.workers import choose_workers
 from clipcoco.engine.analysis import Hubs, geometry, hubs, rank_counts, similarities
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import choose_as_trained, choose_deterministic_kernels, encoding_in_memory
 from clipcoco.engine.embeddings import Embeddings, read_embeddings
-from clipcoco.engine.evaluate import Retrieval, Split, embed, in_order, retrievals_worth_showing
+from clipcoco.engine.evaluate import Inputs, Retrieval, embed, in_order, retrievals_worth_showing
 from clipcoco.engine.recall import Ranks, folds_table, hits_by_image, ranks, table_of
 from clipcoco.engine.trained_on import learnt_from, recorded
 from clipcoco.errors import ConfigError
@@ -57,20 +57,16 @@ def evaluate_checkpoint(
     start = time.monotonic()
     device = choose_as_trained(device_name, model_file.content["state"].get("precision", "float32"))
     choose_deterministic_kernels(device.device)  # as in training, for the same digits
-    root = data.folder
-    if fraction is None:
-        fraction = data.val_fraction if split == "val" else data.train_fraction
-    table = read_captions(root, f"{split}2017").subset(fraction, data.subset_seed)
     trained_on = model_file.content.get("data", {}).get("source")
-    source, (table,) = choose_source(data, [table], trained_on)
-    check_files(table)
+    [opened] = open_splits(data, split, fraction=fraction, like=trained_on)
+    table, source = opened.table, opened.source
     context = model_file.config.model.text.context_length
     tokens, cut, equal = model_file.tokenizer.encode_counted(table.captions, context)
     _check_protocols(protocols, len(table.files))
     workers, _ = choose_workers(data.workers, device.device.type, data.image_size, EVALUATION_BATCH)
     with encoding_in_memory("an evaluation", device), device.made_current():
         model = device.place(model_file.model)
-        embeddings = embed(model, Split(data, table, tokens, workers), device, report, stop=lambda: None)
+        embeddings = embed(model, Inputs(data, table, tokens, workers), device, report, stop=lambda: None)
     assert embeddings is not None, "only a stop gives none"
     found = ranks(embeddings.images, embeddings.texts, embeddings.owners, report)
     result = {
@@ -78,7 +74,7 @@ def evaluate_checkpoint(
         "run": run,
         "checkpoint": str(model_file.path),
         "step": model_file.content["state"].get("step", 0),
-        "split": f"{split}2017",
+        "split": SPLITS[split],
         "source": source.name,
         "trained_on": trained_on,
         "trained_images": learnt_from(recorded(model_file.content), table, source, report),

@@ -24,7 +24,7 @@ class RunStarted:
     batch_size: int
     header: tuple[tuple[str, str], ...]  # (label, text) lines for a person, e.g. ("data", "...")
     chance: dict[str, Any]  # chance level of the validation gallery: {"i2t": {"r1", ...}, "t2i": {...}}
-    chance_loss: float  # ln(batch size)
+    chance_loss: float  # of guessing among one batch
     rows: tuple[dict[str, Any], ...]  # rows of metrics.jsonl so far, when resumed
 
 

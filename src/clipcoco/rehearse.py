@@ -15,10 +15,10 @@ from clipcoco.data.features import Features
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.readable import check_readable
 from clipcoco.engine.device import encoding_in_memory, training_in_memory
-from clipcoco.engine.evaluate import Split, embed
+from clipcoco.engine.evaluate import Inputs, embed
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.train import Training, start_epoch, train_step
+from clipcoco.engine.step import Training, start_epoch, train_step
 from clipcoco.events import Report, Warned
 from clipcoco.run import checked, refuse_many_processes
 
@@ -69,7 +69,7 @@ def _encode_a_batch(parts: Assembled, model: DualEncoder) -> None:
     config = parts.config
     table = parts.val_table.subset(min(1, EVALUATION_BATCH / len(parts.val_table.files)), config.data.subset_seed)
     tokens = parts.tokenizer.encode(table.captions, config.model.text.context_length)
-    embed(model, Split(config.data, table, tokens, workers=0), parts.device, lambda event: None, lambda: None)
+    embed(model, Inputs(config.data, table, tokens, workers=0), parts.device, lambda event: None, lambda: None)
 
 
 def _blank_features(config: Config, images: int) -> Features:
@@ -96,9 +96,10 @@ def _seconds_an_image(training: Training, views: int) -> float:
     batches = training.loader.epoch(0)
     for _ in range(min(2, training.loader.steps_per_epoch)):
         began = time.monotonic()
-        images = next(batches).images.to(device.device)
+        batch = next(batches).to(device.device)
         reading = time.monotonic() - began
         with device.autocast():
-            float(training.model.visual.features(images).sum())
-        seconds.append((reading + views * (time.monotonic() - began - reading)) / len(images))
+            assert batch.images is not None
+            float(training.model.visual.features(batch.images).sum())
+        seconds.append((reading + views * (time.monotonic() - began - reading)) / len(batch.images))
     return min(seconds)

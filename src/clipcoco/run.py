@@ -18,7 +18,7 @@ from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import choose_device, make_deterministic
 from clipcoco.engine.model import DualEncoder, build, pretrained_backbone
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.train import Stop
+from clipcoco.engine.step import Stop
 from clipcoco.engine.trained_on import recorded
 from clipcoco.engine.weights import read_weights
 from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError, DistributedError

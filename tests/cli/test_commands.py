@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from clipcoco import load_config, train
+from clipcoco.engine.checkpoint import weights_sha256
 from conftest import TOY
 
 
@@ -189,14 +191,45 @@ def test_a_dry_run_takes_real_steps_and_writes_nothing(clipcoco, scenes, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_the_demo_data_are_drawn_when_they_are_missing(clipcoco, tmp_path):
-    done = clipcoco("prepare-data", "--preset", "demo", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def drawn(clipcoco, tmp_path_factory) -> Path:
+    """A folder with the demo's data in it."""
+    folder = tmp_path_factory.mktemp("demo")
+    done = clipcoco("prepare-data", "--preset", "demo", cwd=folder)
     assert done.code == 0, done.stderr
     assert "Ready: 6,000 train and 500 val images" in done.stdout
     assert "Next: clipcoco train --preset demo" in done.stdout
-    assert "Nothing to do" in clipcoco("prepare-data", "--preset", "demo", cwd=tmp_path).stdout
-    again = clipcoco("prepare-data", "--preset", "demo", "--json", cwd=tmp_path)
+    return folder
+
+
+def test_the_demo_data_are_drawn_when_they_are_missing(clipcoco, drawn):
+    assert "Nothing to do" in clipcoco("prepare-data", "--preset", "demo", cwd=drawn).stdout
+    again = clipcoco("prepare-data", "--preset", "demo", "--json", cwd=drawn)
     assert again.json["val_captions"] == 2500
+
+
+def test_the_demo_begins_as_it_always_has(drawn, tmp_path):
+    """Its first 20 steps, to the bit. A commit that renews the golden file says which numbers change, and why."""
+    golden = json.loads((Path(__file__).parents[1] / "golden/demo.json").read_text())
+    here = {
+        "cpu": {name: value for name, value in torch.cpu.get_capabilities().items() if value is not False},
+        "torch": torch.__version__.partition("+")[0],
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+    if here != golden["machine"]:
+        pytest.skip("the golden numbers are of another CPU, torch or device")
+    done = [0]
+
+    def watch(event) -> None:
+        done[0] = event.done if getattr(event, "phase", "") == "train" else done[0]
+
+    config = load_config("demo", overrides=[f"data.root={drawn / 'data/demo'}", "train.log_every_steps=1"])
+    stop = lambda: "a test" if done[0] >= 20 else None  # noqa: E731
+    run = train(config, runs_dir=tmp_path, report=watch, stop=stop)
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == golden["losses"]
+    model = torch.load(run.path / "checkpoints/last.pt", weights_only=True)["model"]
+    assert weights_sha256(model) == golden["weights_sha256"]
 
 
 def test_prepare_data_checks_a_coco_folder(clipcoco, scenes, tmp_path):

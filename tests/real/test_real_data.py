@@ -10,7 +10,7 @@ from tokenizers import models
 
 from clipcoco.data.captions import overlap, read_captions
 from clipcoco.data.images import evaluation_view, read
-from clipcoco.data.presence import check_files
+from clipcoco.data.split import check_files
 from clipcoco.data.tokenizer import END, START, Tokenizer, pipeline
 
 SHARED = Path(__file__).parents[2].parent / "shared"

@@ -25,6 +25,7 @@ from clipcoco.cli.options import (
 from clipcoco.config.load import LoadedConfig, flatten, load_config, override
 from clipcoco.config.schema import DataConfig
 from clipcoco.console import RunConsole, Terminal, open_terminal, recall_tables, say_seconds, show
+from clipcoco.data.annotations import SPLITS
 from clipcoco.errors import CheckpointError, ConfigError, DataError, ExitCode
 from clipcoco.rundir import RunDir
 
@@ -185,7 +186,7 @@ def _say_learnt_from(result: dict[str, Any], terminal: Terminal) -> None:
     """Of a validation split a warning: a picture that was trained on is found again all too well."""
     if many := result["trained_images"]:
         of = f"{many:,} of {result['images']:,} images were trained on"
-        meant = result["split"] == "train2017"
+        meant = result["split"] == SPLITS["train"]
         show(terminal.err, f"note: {of}" if meant else f"warning: {of}: recall on them says little", "")
 
 

@@ -11,7 +11,7 @@ from clipcoco.cli.options import Debug, Json, Set, complete_config, print_json, 
 from clipcoco.config.derive import OFFICIAL, Derived, derive
 from clipcoco.config.load import LoadedConfig, dump, load_config, preset_in, preset_names, presets_folder, to_plain
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
-from clipcoco.data.annotations import count_entries
+from clipcoco.data.annotations import SPLITS, count_entries
 from clipcoco.errors import ConfigError, ExitCode
 
 
@@ -57,7 +57,7 @@ def inspect_config(
         f"{derived.train_images:,} images · {derived.steps_per_epoch:,} steps an epoch · "
         f"{derived.total_steps:,} steps (counts: {derived.counted_from})",
         f"{derived.parameters / 1e6:.1f} M parameters and {say_bytes(derived.checkpoint_bytes)} a checkpoint at most, "
-        f"{derived.checkpoints_kept} kept · loss at chance {derived.chance_loss:.3f}",
+        f"{derived.checkpoints_kept} kept",
     ]
     show(terminal.out, *dump(loaded, lines, diff=diff).splitlines())
     return ExitCode.OK
@@ -65,14 +65,14 @@ def inspect_config(
 
 def _derive(loaded: LoadedConfig) -> Derived:
     root = loaded.config.data.folder
-    train, val = count_entries(root, "train2017"), count_entries(root, "val2017")
+    train, val = (count_entries(root, split) for split in SPLITS.values())
     where = str(root)
     if not (train and val):
         from clipcoco.prepare.scenes import to_be_drawn  # and Pillow
 
         drawn = to_be_drawn(loaded)
         where = "the scenes that will be drawn" if drawn else "the official table"
-        train, val = ((6000, 30_000), (500, 2500)) if drawn else (OFFICIAL["train2017"], OFFICIAL["val2017"])
+        train, val = ((6000, 30_000), (500, 2500)) if drawn else (OFFICIAL["train"], OFFICIAL["val"])
     return derive(
         loaded.config,
         train_images=train[0],

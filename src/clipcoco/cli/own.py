@@ -23,8 +23,9 @@ def prepare_own(
     changes: list[str],
     json_: bool,
 ) -> int:
+    from clipcoco.data.annotations import SPLITS
     from clipcoco.data.captions import read_captions
-    from clipcoco.data.presence import check_files
+    from clipcoco.data.split import check_files
     from clipcoco.prepare.lock import lock
     from clipcoco.prepare.own import adopt
     from clipcoco.prepare.resize import make_copies
@@ -39,7 +40,7 @@ def prepare_own(
         adopted = adopt(captions, images, root, val_fraction=share, allow_missing=allow_missing, report=report)
         made = 0
         if size:
-            for split in ("train2017", "val2017"):
+            for split in SPLITS.values():
                 table = read_captions(root, split)
                 check_files(table)
                 made += make_copies(root, table.files, size, report).made

@@ -1,6 +1,7 @@
 """What `prepare-data` is about to do, as rows for a person."""
 
 from clipcoco.console import say_bytes
+from clipcoco.data.annotations import SPLITS
 from clipcoco.prepare.plan import COCO, Part, Plan, Wish
 
 
@@ -13,7 +14,7 @@ def say_plan(plan: Plan, wish: Wish) -> list[tuple[str, str]]:
     return [*rows, ("to", room)]
 
 
-_LABELS = {"captions": "captions", "val2017": "val images", "train2017": "train images"}
+_LABELS = {"captions": "captions", SPLITS["val"]: "val images", SPLITS["train"]: "train images"}
 
 
 def _say_part(part: Part, wish: Wish) -> str:

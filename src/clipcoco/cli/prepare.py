@@ -14,6 +14,7 @@ from clipcoco.cli.verify import show_verified, working
 from clipcoco.config.load import LoadedConfig, load_config, preset_names
 from clipcoco.config.text import expanded, written
 from clipcoco.console import Terminal, open_terminal, say_bytes, say_seconds, show, summary_rows
+from clipcoco.data.annotations import SPLITS
 from clipcoco.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _wish(
         raise ConfigError("--only-prepared keeps copies alone, and data.prepared_size is 0. Set it, as to 256")
     return Wish(
         root=expanded(root or data.root),
-        fractions={"train2017": data.train_fraction, "val2017": data.val_fraction},
+        fractions={SPLITS["train"]: data.train_fraction, SPLITS["val"]: data.val_fraction},
         subset_seed=data.subset_seed,
         prepared_size=data.prepared_size,
         only_prepared=only_prepared,
@@ -164,7 +165,7 @@ def _fetch(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: b
         return ExitCode.OK
     with working(terminal) as report:
         prepared = prepare(wish, plan, report)
-    train, val = prepared.tables["train2017"], prepared.tables["val2017"]
+    train, val = (prepared.tables[SPLITS[split]] for split in ("train", "val"))
     for note in filter(None, (prepared.note, *train.notes, *val.notes)):
         show(terminal.err, f"note: {note}")
     if both := overlap(train, val):
@@ -205,7 +206,7 @@ def _fetch(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: b
 
 def _draw(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: bool) -> int:
     from clipcoco.data.captions import read_captions
-    from clipcoco.data.presence import check_files
+    from clipcoco.data.split import check_files
     from clipcoco.prepare.scenes import draw_scenes, is_drawn
 
     drawn = is_drawn(wish.root)
@@ -219,8 +220,7 @@ def _draw(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: bo
         with working(terminal, "The same command draws them anew."):
             draw_scenes(wish.root)
     train, val = (
-        read_captions(wish.root, split).subset(wish.fractions[split], wish.subset_seed)
-        for split in ("train2017", "val2017")
+        read_captions(wish.root, split).subset(wish.fractions[split], wish.subset_seed) for split in SPLITS.values()
     )
     check_files(train)
     check_files(val)

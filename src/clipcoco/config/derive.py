@@ -7,7 +7,7 @@ from clipcoco.config.schema import BACKBONES, Config, ModelConfig, TrainConfig
 from clipcoco.errors import ConfigError, DataError
 
 # Images and captions of COCO 2017, as published.
-OFFICIAL = {"train2017": (118_287, 591_753), "val2017": (5_000, 25_014)}
+OFFICIAL = {"train": (118_287, 591_753), "val": (5_000, 25_014)}
 _HEAD_STEPS = 2_000  # before the backbone's pretrained features are exposed to the heads' gradients
 _BYTES_A_PARAMETER = 12  # a float32 weight and AdamW's two moments
 _CHECKPOINTS = 3  # last, previous and best
@@ -27,7 +27,6 @@ class Derived:
     parameters: int  # with a full vocabulary; small training sets yield a smaller one
     checkpoint_bytes: int
     checkpoints_kept: int
-    chance_loss: float  # nats, of guessing among one batch
     counted_from: str  # where the counts of images and captions come from
 
 
@@ -129,6 +128,5 @@ def derive(
         parameters=parameters,
         checkpoint_bytes=_BYTES_A_PARAMETER * parameters,
         checkpoints_kept=_CHECKPOINTS + config.checkpoint.keep,
-        chance_loss=math.log(train.batch_size),
         counted_from=counted_from,
     )

@@ -21,6 +21,7 @@ Rows = list[dict[str, Any]]
 MAX_FILE_SIZE = 2 * 2**30  # bytes; captions_train2017.json has 92 MB
 MAX_DROPPED = 0.01  # above this share, rows are not dropped: the file is at fault
 PREPARE = "clipcoco prepare-data"
+SPLITS = {"train": "train2017", "val": "val2017"}  # the folders of COCO's layout, and the names of its caption files
 
 _FILE_NAME = re.compile(r"[a-z0-9._-]+\.(jpg|jpeg|png)", re.ASCII | re.IGNORECASE)
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
@@ -57,7 +58,7 @@ def count_entries(root: Path, split: str) -> tuple[int, int] | None:
 
 def check_captions(data: DataConfig, preset: str) -> None:
     """Raise DataError unless both splits have a file of captions: told before seconds go by with imports."""
-    for split in ("train2017", "val2017"):
+    for split in SPLITS.values():
         _check_there(annotation_file(data.folder, split), prepare_command(data, preset))
 
 

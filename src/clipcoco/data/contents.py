@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from clipcoco.cores import usable_cores
 from clipcoco.data.captions import CaptionTable
-from clipcoco.data.sources import ORIGINALS, Source
+from clipcoco.data.split import ORIGINALS, Source
 from clipcoco.errors import DataError
 from clipcoco.events import Progress, Report
 from clipcoco.files import read_own, write_json

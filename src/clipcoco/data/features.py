@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.contents import contents_of
-from clipcoco.data.sources import ORIGINALS, Source
+from clipcoco.data.split import ORIGINALS, Source
 from clipcoco.data.viewer import VIEW
 from clipcoco.files import open_to_append, read_own, write_json, write_whole
 from clipcoco.seal import seal, unsealed

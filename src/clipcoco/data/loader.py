@@ -32,14 +32,23 @@ def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batch:
-    images: Tensor  # uint8 (B,3,H,W), or a frozen backbone's features of them, float16 (B,F)
+    """Images with a caption each; of a frozen backbone, what it saw in them in their place."""
+
+    images: Tensor | None  # uint8 (B,3,H,W)
+    features: Tensor | None  # float16 (B,F)
     tokens: Tensor  # int32 (B,L), L the longest caption rounded up to 8, at least 16
     image_ids: Tensor  # int64 (B,)
     replaced: tuple[int, ...]  # rows of the table whose image could not be read
 
     def to(self, device: torch.device) -> "Batch":
-        images = self.images.to(device, non_blocking=True)
-        return Batch(images, self.tokens.to(device, non_blocking=True), self.image_ids, self.replaced)
+        images, features = self.images, self.features
+        return Batch(
+            None if images is None else images.to(device, non_blocking=True),
+            None if features is None else features.to(device, non_blocking=True),
+            self.tokens.to(device, non_blocking=True),
+            self.image_ids,
+            self.replaced,
+        )
 
 
 class _EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -148,7 +157,7 @@ class TrainingLoader:
         self._batches.epoch, self._batches.start = epoch, start
         cached = (self._cached(features, keys) for keys in self._batches) if features else None
         samples = cached or guarded(self._loader, self.stop)
-        for images, rows, captions, replaced in samples:
+        for seen, rows, captions, replaced in samples:
             if (captions < 0).any():
                 file = self.table.files[int(replaced[captions < 0][0])]
                 raise DataError(
@@ -157,7 +166,8 @@ class TrainingLoader:
                 )
             length = max(16, -(-int(self.lengths[captions].max()) // 8) * 8)
             yield Batch(
-                images,
+                None if features else seen,
+                seen if features else None,
                 self.tokens[captions, :length],
                 torch.from_numpy(self.table.image_ids)[rows],
                 tuple(replaced[replaced >= 0].tolist()),

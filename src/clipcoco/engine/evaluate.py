@@ -17,15 +17,15 @@ from clipcoco.data.loader import EVALUATION_BATCH, evaluation_images
 from clipcoco.data.tokenizer import PAD
 from clipcoco.engine.device import Device
 from clipcoco.engine.embeddings import Embeddings
-from clipcoco.engine.loss import contrastive_loss
+from clipcoco.engine.loss import Loss
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.recall import Ranks
 from clipcoco.events import Progress, Report
 
 
 @dataclass(frozen=True)
-class Split:
-    """All that evaluation needs to know of a split."""
+class Inputs:
+    """What evaluation encodes of a split."""
 
     config: DataConfig
     table: CaptionTable
@@ -34,18 +34,18 @@ class Split:
     features: Features | None = None  # of a frozen backbone: then no image is read
 
     def images(self, pin_memory: bool, stop: Callable[[], object] = lambda: None) -> Iterator[Tensor]:
-        """Batches of at most EVALUATION_BATCH, until a stop: uint8 (B,3,H,W), or the features of them (B,F)."""
-        features = self.features
-        if features is None or not features.readable.all():  # the images then say which one can't be read
-            yield from evaluation_images(self.config, self.table, self.workers, pin_memory, stop)
-            return
+        """Batches of at most EVALUATION_BATCH, until a stop: uint8 (B,3,H,W)."""
+        return evaluation_images(self.config, self.table, self.workers, pin_memory, stop)
+
+    def kept(self, features: Features) -> Iterator[Tensor]:
+        """The same images in the same batches, as a frozen backbone saw them: float16 (B,F)."""
         for rows in torch.arange(len(self.table.files)).split(EVALUATION_BATCH):
             yield torch.from_numpy(features.take(rows.tolist(), [0] * len(rows)))
 
 
 @torch.inference_mode()
 def embed(
-    model: DualEncoder, split: Split, device: Device, report: Report, stop: Callable[[], object]
+    model: DualEncoder, inputs: Inputs, device: Device, report: Report, stop: Callable[[], object]
 ) -> Embeddings | None:
     """Encode every image and every distinct caption once, in batches of a fixed size; None when stopped.
 
@@ -55,11 +55,15 @@ def embed(
     model.eval()
     try:
         images, texts = [], []
-        distinct, inverse = _distinct_by_length(split.tokens)
-        total, done = len(split.table.files) + len(distinct), 0
-        for batch in split.images(device.device.type == "cuda", stop):
+        distinct, inverse = _distinct_by_length(inputs.tokens)
+        total, done = len(inputs.table.files) + len(distinct), 0
+        encode: Callable[[Tensor], Tensor] = model.encode_images
+        batches = inputs.images(device.device.type == "cuda", stop)
+        if inputs.features is not None and inputs.features.readable.all():  # else the images say which can't be read
+            batches, encode = inputs.kept(inputs.features), model.encode_features
+        for batch in batches:
             with device.autocast():
-                images.append(model.encode_images(batch.to(device.device, non_blocking=True)).cpu())
+                images.append(encode(batch.to(device.device, non_blocking=True)).cpu())
             report(Progress("evaluate", done := done + len(batch), total))
             if stop():
                 return None
@@ -75,9 +79,9 @@ def embed(
     return Embeddings(
         torch.cat(images),
         torch.cat(texts)[torch.from_numpy(inverse)],
-        split.table.image_ids,
-        split.table.caption_ids,
-        torch.from_numpy(split.table.owners),
+        inputs.table.image_ids,
+        inputs.table.caption_ids,
+        torch.from_numpy(inputs.table.owners),
     )
 
 
@@ -105,8 +109,8 @@ def in_order(embeddings: Embeddings, order: str) -> Embeddings:
     )
 
 
-def validation_loss(embeddings: Embeddings, batch_size: int, temperature: float) -> float:
-    """The training loss over the split, in nats: consecutive batches of `batch_size` images in full batches.
+def validation_loss(embeddings: Embeddings, loss: Loss, batch_size: int, temperature: float) -> float:
+    """The training's loss over the split, in nats: consecutive batches of `batch_size` images in full batches.
 
     Each image comes with its first caption, then again with its second, and so on as long as all have one.
     """
@@ -115,7 +119,7 @@ def validation_loss(embeddings: Embeddings, batch_size: int, temperature: float)
     first = counts.cumsum(0) - counts
     size = min(batch_size, images)
     losses = [
-        contrastive_loss(
+        loss.of(
             embeddings.images[start : start + size],
             embeddings.texts[first[start : start + size] + slot],
             torch.tensor(temperature),

@@ -18,7 +18,7 @@ from clipcoco.data.captions import CaptionTable
 from clipcoco.data.features import FeatureFile, FeatureKey, Features, stamps_of
 from clipcoco.data.images import evaluation_view, sample_rng, training_view
 from clipcoco.data.loader import MAX_REPLACEMENTS, Crops, evaluation_views
-from clipcoco.data.sources import Source
+from clipcoco.data.split import Source
 from clipcoco.engine.device import Device
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import Progress, Report, Warned

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clipcoco.config.schema import BACKBONES, ModelConfig, TextConfig, VisionConfig
 from clipcoco.config.text import shown
+from clipcoco.data.loader import Batch
 from clipcoco.data.tokenizer import END, PAD
 from clipcoco.engine.weights import Weights, first_spoilt, fits, read_weights
 from clipcoco.errors import CheckpointError
@@ -61,10 +62,12 @@ class ImageEncoder(nn.Module):
         return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Of images, or of features (B,F) that a frozen trunk gave earlier."""
-        features = images if images.dim() == 2 else self.features(images)
+        return self.project(self.features(images))
+
+    def project(self, features: Tensor) -> Tensor:
+        """What the trunk saw, now or earlier, (B,F) -> float32 (B,D)."""
         # In float32 even under autocast: its cost is nil, and rounding here would make ties.
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(features.device.type, enabled=False):
             embeddings: Tensor = self.head(features.float())
             return embeddings
 
@@ -161,17 +164,27 @@ class DualEncoder(nn.Module):
         self.logit_scale.requires_grad = config.learn_temperature
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """uint8 (B,3,H,W), or features of the trunk (B,F) -> float32 unit vectors (B,D)."""
+        """uint8 (B,3,H,W) -> float32 unit vectors (B,D)."""
         return F.normalize(self.visual(images), dim=1)
+
+    def encode_features(self, features: Tensor) -> Tensor:
+        """What a frozen trunk saw in images, (B,F) -> float32 unit vectors (B,D)."""
+        return F.normalize(self.visual.project(features), dim=1)
 
     def encode_texts(self, tokens: Tensor) -> Tensor:
         """int (B,L), each row with an end token -> float32 unit vectors (B,D)."""
         return F.normalize(self.text(tokens), dim=1)
 
-    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit vectors (B,D) of images and of captions, and the temperature, a scalar."""
-        texts = self._texts_by_length(tokens) if tokens.device.type == "cpu" else self.encode_texts(tokens)
-        return self.encode_images(images), texts, (-self.logit_scale).exp()
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit vectors (B,D) of a batch's images and captions, and the temperature, a scalar."""
+        by_length = batch.tokens.device.type == "cpu"
+        texts = self._texts_by_length(batch.tokens) if by_length else self.encode_texts(batch.tokens)
+        if batch.images is not None:
+            images = self.encode_images(batch.images)
+        else:
+            assert batch.features is not None
+            images = self.encode_features(batch.features)
+        return images, texts, (-self.logit_scale).exp()
 
     def _texts_by_length(self, tokens: Tensor) -> Tensor:
         """`encode_texts` in groups of like length: to a CPU padding is as much work as words, half of a batch."""

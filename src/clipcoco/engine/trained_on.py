@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.contents import WIDTH, Digests, contents_of
-from clipcoco.data.sources import Source
+from clipcoco.data.split import Source
 from clipcoco.engine.weights import fits
 from clipcoco.events import Report
 

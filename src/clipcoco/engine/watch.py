@@ -4,29 +4,17 @@ Everything that is noted stands in TrainState, so that a resumed run notes the s
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from clipcoco.data.captions import CaptionTable
 from clipcoco.engine.state import TrainState
+from clipcoco.engine.step import Step, Training, temperature
 from clipcoco.errors import DataError, NumericError
 from clipcoco.events import ImageReplaced, Report, StepDone, StepSkipped, Warned
 
 MAX_SKIPPED_IN_A_ROW = 10
-CHANCE_STEPS = 300  # so long at ln(batch) and a warning is due
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a training step came to; it changed nothing where its loss or gradient is not finite."""
-
-    loss: float  # nats
-    grad_norm: float  # before clipping
-    lr: float
-    calibrating: bool  # only float16's scale was too large for its gradient, and is now halved
-    image_ids: Tensor  # int64 (B,)
+CHANCE_STEPS = 300  # so long at the loss of chance and a warning is due
 
 
 def count_step(state: TrainState, epoch: int, step: Step, table: CaptionTable, report: Report) -> None:
@@ -55,8 +43,9 @@ def count_step(state: TrainState, epoch: int, step: Step, table: CaptionTable, r
         )
 
 
-def log_interval(state: TrainState, epoch: int, batch_size: int, lr: float, temperature: float, report: Report) -> None:
+def log_interval(training: Training, epoch: int, lr: float, report: Report) -> None:
     """Report the means since the last logged step, and warn when nothing is learnt."""
+    state, chance = training.state, training.chance_loss
     if state.interval_steps:
         loss = state.interval_loss / state.interval_steps
         seconds = max(state.interval_seconds, 1e-9)
@@ -66,20 +55,19 @@ def log_interval(state: TrainState, epoch: int, batch_size: int, lr: float, temp
                 epoch=epoch,
                 loss=loss,
                 lr=lr,
-                temperature=temperature,
+                temperature=temperature(training.model),
                 grad_norm=state.interval_grad_norm / state.interval_steps,
                 clock={
                     "seconds": seconds,
-                    "images_per_second": state.interval_steps * batch_size / seconds,
+                    "images_per_second": state.interval_steps * training.schedule.config.batch_size / seconds,
                     "data_wait": state.interval_waited / seconds,
                 },
             )
         )
-        chance = math.log(batch_size)
         state.steps_at_chance = state.steps_at_chance + state.interval_steps if loss > chance - 0.01 else 0
         if state.steps_at_chance >= CHANCE_STEPS:
             message = (
-                f"loss {loss:.3f} has stayed at or above chance (ln {batch_size} = {chance:.3f}) for "
+                f"loss {loss:.3f} has stayed at or above chance ({chance:.3f}) for "
                 f"{state.steps_at_chance} steps: nothing is learned. Usual causes: train.lr too high, "
                 f"captions not matching images"
             )
@@ -88,12 +76,12 @@ def log_interval(state: TrainState, epoch: int, batch_size: int, lr: float, temp
     state.interval_steps = 0
 
 
-def watch_overfitting(state: TrainState, batch_size: int, val_loss: float, report: Report) -> None:
+def watch_overfitting(state: TrainState, chance_loss: float, val_loss: float, report: Report) -> None:
     """Close an epoch's sums; warn when validation loss rises while training loss falls."""
     train_loss = state.epoch_loss / max(1, state.epoch_steps)
     before_train, before_val = state.last_train_loss, state.last_val_loss
     # 1 % more is no noise, and what is not below chance has learnt nothing by heart yet
-    learnt = train_loss < min(val_loss, math.log(batch_size) - 0.05)
+    learnt = train_loss < min(val_loss, chance_loss - 0.05)
     if learnt and before_train and before_val and val_loss > before_val * 1.01 and train_loss < before_train:
         message = (
             f"validation loss rose from {before_val:.3f} to {val_loss:.3f} while training loss fell to "

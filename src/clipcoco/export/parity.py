@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from clipcoco.config.schema import DataConfig
+from clipcoco.data.annotations import SPLITS
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.loader import EVALUATION_BATCH, evaluation_images
-from clipcoco.data.presence import check_files
-from clipcoco.data.sources import choose_source
+from clipcoco.data.split import open_splits
 from clipcoco.data.tokenizer import END
 from clipcoco.data.workers import choose_workers
 from clipcoco.engine.recall import RecallTable, recall_table
@@ -70,12 +70,9 @@ def compare(model_file: ModelFile, name: str, exported: Exported, data: DataConf
     _refuse_above(FORMATS[name].tolerance, difference, name)
     captions, recall, note = list(TEXTS), None, None
     try:
-        table = read_captions(data.folder, "val2017").subset(data.val_fraction, data.subset_seed)
-        captions += table.captions
-        some = table.subset(min(1, IMAGES / len(table.files)), data.subset_seed)
-        source, (some,) = choose_source(data, [some], model_file.content.get("data", {}).get("source"))
-        check_files(some)
-        on_images, recall = _on_images(model_file, name, exported, data, some, source.name, report)
+        captions += read_captions(data.folder, SPLITS["val"]).captions
+        [some] = open_splits(data, "val", most=IMAGES, like=model_file.content.get("data", {}).get("source"))
+        on_images, recall = _on_images(model_file, name, exported, data, some.table, some.source.name, report)
         difference = max(difference, on_images)
     except DataError as error:
         note = str(error)

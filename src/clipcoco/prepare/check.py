@@ -10,7 +10,7 @@ from pathlib import Path
 from clipcoco.cores import usable_cores
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.manifest import Entry, copies_folder, copies_manifest, read_manifest
-from clipcoco.data.presence import missing_files
+from clipcoco.data.split import missing_files
 from clipcoco.data.viewer import UnreadableImage, opened, size_shown
 from clipcoco.events import ReportTask, TaskProgress
 from clipcoco.prepare.coco import originals_manifest

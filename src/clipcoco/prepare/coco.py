@@ -15,7 +15,7 @@ from clipcoco.cores import usable_cores
 from clipcoco.data.annotations import annotation_file
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest, read_manifest
-from clipcoco.data.presence import check_files, missing_files
+from clipcoco.data.split import check_files, missing_files
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
 from clipcoco.files import link, sync_folder, take_name, write_temporary

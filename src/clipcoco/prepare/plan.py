@@ -10,7 +10,7 @@ from clipcoco.config.derive import OFFICIAL, subset_size
 from clipcoco.data.annotations import annotation_file
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest, same_settings
-from clipcoco.data.presence import missing_files
+from clipcoco.data.split import missing_files
 from clipcoco.links import check_link, check_root, may_lead
 from clipcoco.prepare.download import RemoteFile
 from clipcoco.prepare.resize import copy_bytes, settings
@@ -64,7 +64,7 @@ COCO = Coco(
             "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
         ),
     },
-    counts=OFFICIAL,
+    counts={"train2017": OFFICIAL["train"], "val2017": OFFICIAL["val"]},
     captions_bytes=100_000_000,
 )
 

@@ -72,6 +72,7 @@ class Status(BaseModel):
     reason: str = ""
     started: float | None = Field(None, ge=0, le=32503680000)  # seconds since 1970, up to the year 3000
     chance: Chance | None = None  # of the validation gallery
+    chance_loss: float | None = None
 
 
 def read_status(run: RunDir) -> Status:

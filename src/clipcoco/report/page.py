@@ -36,7 +36,7 @@ def write_report(run: RunDir) -> Path:
     history, settings, status = read_history(run), read_settings(run), read_status(run)
     record, why_not = read_record(run)
     chance = record.result.protocols.own.chance if record else status.chance
-    plots = training_plots(history, settings.config, chance)
+    plots = training_plots(history, settings.config, chance, status.chance_loss)
     measured = evaluation_plots(record) if record else []
     page = template("clipcoco.report", thousands="{:,}".format, size=_size, duration=_duration).render(
         name=run.name,

@@ -15,9 +15,11 @@ Points = list[tuple[float, float]]
 DIRECTIONS = {"i2t": "Image to text", "t2i": "Text to image"}
 
 
-def training_plots(history: History, config: Config | None, chance: Chance | None) -> list[Drawing]:
+def training_plots(
+    history: History, config: Config | None, chance: Chance | None, chance_loss: float | None
+) -> list[Drawing]:
     """Loss, recalls, then what the optimiser and the machine did. What has no rows yet is left out."""
-    found = [_loss(history, config.train.batch_size if config else None)]
+    found = [_loss(history, chance_loss)]
     found += [_recalls(history.evaluations, direction, chance) for direction in DIRECTIONS]
     found += [
         _rate(history),
@@ -51,7 +53,7 @@ def _line(points: Points, label: str = "", color: str | None = None, style: str 
     return Line(line.xs, line.ys, label, color, style, marker) if color else line
 
 
-def _loss(history: History, batch_size: int | None) -> Drawing | None:
+def _loss(history: History, chance: float | None) -> Drawing | None:
     train = _column(history, "loss")
     val: Points = [(row.step, row.val_loss) for row in history.evaluations if row.val_loss is not None]
     if not train and not val:
@@ -66,10 +68,9 @@ def _loss(history: History, batch_size: int | None) -> Drawing | None:
         low = min(val, key=lambda point: point[1])
         words.append(f"Validation loss {val[-1][1]:.3f} at the end, lowest {low[1]:.3f} at step {low[0]:,}.")
         lines.append(_line(val, "validation", INK, "--", "o"))
-    levels = [math.log(batch_size)] if batch_size else []
-    label = f"ln {batch_size} = {levels[0]:.3f}" if levels else ""
+    levels, label = ([], "") if chance is None else ([chance], f"chance {chance:.3f}")
     if levels:
-        words.append(f"Guessing among a batch of {batch_size:,} gives ln {batch_size:,} = {levels[0]:.3f}.")
+        words.append(f"Guessing among a batch gives {chance:.3f}.")
     return curve(
         "loss", "Loss (nats)", " ".join(words), "step", lines, levels=levels, level_label=label, zero=_positive(lines)
     )

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipcoco.config.schema import DataConfig
-from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.data.annotations import SPLITS
+from clipcoco.data.captions import CaptionTable
 from clipcoco.data.helpers import is_helper
-from clipcoco.data.presence import check_files
-from clipcoco.data.sources import choose_source
+from clipcoco.data.split import open_splits
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.search import check_folder
 from clipcoco.search.index import Item
 
-SPLIT = "val2017"
 MAX_BYTES = 2**30  # of one file
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
@@ -49,15 +48,13 @@ class Gallery:
 
 def validation_gallery(data: DataConfig, trained_on: str | None) -> Gallery:
     """The images that `eval` measures on. Raises DataError."""
-    root = data.folder
-    table = read_captions(root, SPLIT).subset(data.val_fraction, data.subset_seed)
-    _, (table,) = choose_source(data, [table], trained_on)
-    check_files(table)
+    [split] = open_splits(data, "val", like=trained_on)
+    root, table = data.folder, split.table
     items = []
     for file in sorted(table.files):
         found = os.stat(table.folder / file)
         items.append(Item(file, found.st_size, found.st_mtime_ns))
-    return Gallery(SPLIT, table.folder, root, items, table, ())
+    return Gallery(SPLITS["val"], table.folder, root, items, table, ())
 
 
 def folder_gallery(folder: Path) -> Gallery:

@@ -1,0 +1,133 @@
+"""The one door to a split: the part of it that is asked for, where its images are read from, and that all are there."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from clipcoco.config.schema import DataConfig
+from clipcoco.data.annotations import PREPARE, SPLITS
+from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest
+from clipcoco.data.viewer import VIEW
+from clipcoco.errors import DataError, EnvironmentProblem
+from clipcoco.links import check_link, may_lead
+
+ORIGINALS = "originals"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Originals, or copies that were made smaller once."""
+
+    name: str  # "originals", or "prepared-256" for copies whose shorter side has 256 pixels
+    sha256: str  # of the copies of all images in question, in hexadecimal; "" for originals
+    why: str  # for a person; "" where nothing else was possible
+    copies: dict[str, str] = field(default_factory=dict, repr=False)  # file -> SHA-256 of its copy
+    originals: dict[str, str] = field(default_factory=dict, repr=False)  # of copies: file -> SHA-256 of what was copied
+
+
+@dataclass(frozen=True)
+class Split:
+    whole: CaptionTable  # all that the annotations name, whether or not it is on the disk
+    table: CaptionTable  # the part that is asked for; its folder is where the images are read
+    source: Source
+
+
+def open_splits(
+    data: DataConfig,
+    *names: str,
+    fraction: float | None = None,
+    most: int | None = None,
+    like: str | None = None,
+    get_them: str = PREPARE,
+) -> list[Split]:
+    """The splits `names`, "train" or "val", with one source for all.
+
+    `fraction` None is the configuration's own; `most` is a limit of images. `like` is the source of an earlier run,
+    `get_them` the command that errors recommend. Raises DataError, or EnvironmentProblem without access.
+    """
+    wholes, tables = [], []
+    for name in names:
+        own = data.train_fraction if name == "train" else data.val_fraction
+        whole = read_captions(data.folder, SPLITS[name], get_them=get_them)
+        table = whole.subset(own if fraction is None else fraction, data.subset_seed)
+        if most is not None:
+            table = table.subset(min(1, most / len(table.files)), data.subset_seed)
+        wholes.append(whole)
+        tables.append(table)
+    source, tables = choose_source(data, tables, like)
+    for table in tables:
+        check_files(table, get_them=get_them)
+    return [Split(whole, table, source) for whole, table in zip(wholes, tables, strict=True)]
+
+
+def choose_source(
+    data: DataConfig, tables: Sequence[CaptionTable], like: str | None = None
+) -> tuple[Source, list[CaptionTable]]:
+    """The source, and the tables with their folder in it.
+
+    Copies are taken when there is one of every image and they are no smaller than what the model sees. `like` is
+    the source of an earlier run: one that was trained on originals goes on with originals.
+    """
+    size, name = data.prepared_size, f"prepared-{data.prepared_size}"
+    if like not in (None, name):
+        return Source(ORIGINALS, "", "as the run began"), list(tables)
+    if size == 0:
+        return Source(ORIGINALS, "", ""), list(tables)
+    settings, entries = read_manifest(copies_manifest(tables[0].folder, size))
+    files = [file for table in tables for file in table.files]
+    lacking = sum(file not in entries for file in files)
+    if lacking == len(files) or settings.get("size") != size:
+        return Source(ORIGINALS, "", ""), list(tables)
+    if like is None and settings.get("view") != VIEW:
+        return Source(ORIGINALS, "", f"{name} is of an older version, prepare-data makes it anew"), list(tables)
+    if data.image_size > size:
+        return Source(ORIGINALS, "", f"{name} is smaller than {data.image_size} px"), list(tables)
+    if lacking:
+        return Source(ORIGINALS, "", f"{name} lacks {lacking:,} of {len(files):,} images"), list(tables)
+    copies = {file: entries[file].sha256 for file in sorted(files)}
+    digest = hashlib.sha256("\n".join(f"{file} {sha256}" for file, sha256 in copies.items()).encode())
+    folder = copies_folder(tables[0].folder, size)
+    originals = {file: entries[file].source for file in copies}
+    source = Source(name, digest.hexdigest(), "smaller copies", copies, originals)
+    return source, [replace(table, folder=folder) for table in tables]
+
+
+def check_files(table: CaptionTable, *, get_them: str = PREPARE) -> None:
+    """See that every image of the table is a file below its folder, without opening or asking after each.
+
+    That folder itself may be a symbolic link; a link below it must not lead out of it, but into a folder that
+    the user allowed. Raises DataError.
+    """
+    if missing := missing_files(table):
+        some = f"{len(missing):,} of {len(table.files):,} images are missing in {table.folder} (data.root)"
+        first = ", ".join(missing[:3])
+        raise DataError(f"{some}, first {first}. Get them: {get_them}, or use yours: --set data.root=DIR")
+
+
+def missing_files(table: CaptionTable) -> list[str]:
+    """The images of the table that are no files below its folder, sorted."""
+    wanted, found, inside = set(table.files), set(), may_lead(table.folder)
+    for folder in sorted({file.split("/")[0] for file in wanted}):
+        check_link(table.folder, folder, inside)
+        found |= _present(table.folder, folder, wanted, inside)
+    return sorted(wanted - found)
+
+
+def _present(root: Path, folder: str, wanted: set[str], inside: list[str]) -> set[str]:
+    found = set()
+    try:
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if (file := f"{folder}/{entry.name}") in wanted:
+                    if entry.is_symlink():
+                        check_link(root, file, inside)
+                    if entry.is_file():
+                        found.add(file)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # all of it is missing
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot list {root / folder} ({error.strerror}). May you read it?") from None
+    return found
