@@ -18,13 +18,12 @@ from pathlib import Path
 import timm
 import torch
 
-from clipcoco.assemble import Assembled, Cached, assemble, build_training
 from clipcoco.config.load import load_config
 from clipcoco.data.captions import read_captions
 from clipcoco.data.split import choose_source
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import make_deterministic
-from clipcoco.engine.evaluate import Split, embed
+from clipcoco.engine.evaluate import Inputs, embed
 from clipcoco.engine.features import Encode, cache_features, feature_key
 from clipcoco.engine.model import DualEncoder, build
 from clipcoco.engine.recall import recall_table
@@ -32,6 +31,7 @@ from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import train
 from clipcoco.events import Evaluated, Progress
 from clipcoco.prepare.resize import make_copies
+from clipcoco.runs.plan import Assembled, Cached, assemble, build_training
 
 NAME = "efficientnet_lite0"
 
@@ -73,7 +73,7 @@ def compare_copies(root: Path, parts: Assembled, model: DualEncoder, encode: Enc
         source, (table,) = choose_source(data, [whole])
         key = replace(feature_key(parts.config, weights, parts.device.precision, source, False), backbone=NAME)
         features = cache_features(encode, key, table, root, source, 0, parts.device, quiet, lambda: None)
-        embeddings = embed(model, Split(data, table, tokens, 0, features), parts.device, quiet, lambda: None)
+        embeddings = embed(model, Inputs(data, table, tokens, 0, features), parts.device, quiet, lambda: None)
         assert embeddings is not None
         recalls = recall_table(embeddings.images, embeddings.texts, embeddings.owners).to_plain()
         rows = ["/".join(f"{recalls[way][key]:.2f}" for key in ("r1", "r5", "r10")) for way in ("i2t", "t2i")]

@@ -18,8 +18,8 @@ import pytest
 from clipcoco.data.annotations import count_entries
 from clipcoco.data.captions import overlap, read_captions
 from clipcoco.data.split import check_files
+from clipcoco.disk.links import allow
 from clipcoco.errors import DataError
-from clipcoco.links import allow
 
 IMAGES, CAPTIONS = 120, 5
 GOLDEN = [15, 36, 99, 204, 246, 302, 323, 463, 477, 554, 729, 820]

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipcoco import assemble, conduct, rehearse
-from clipcoco import run as runs
 from clipcoco.config.load import config_from_plain, load_config
 from clipcoco.engine import checkpoint, step
 from clipcoco.engine.device import choose_as_trained
 from clipcoco.errors import DataError, EnvironmentProblem, NumericError
 from clipcoco.events import CheckpointSaved, Progress, RunEnded, RunStarted, StepDone, Warned
-from clipcoco.rundir import RunDir
+from clipcoco.runs import go, plan
+from clipcoco.runs import rehearse as rehearsing
+from clipcoco.runs import resume as resuming
+from clipcoco.runs import start as starting
+from clipcoco.runs.directory import RunDir
 from conftest import TOY
 
 QUICK = ("train.epochs=2", "train.batch_size=24", "checkpoint.keep=0", "model.vision.backbone=mobilenet_v3_large")
@@ -27,7 +29,7 @@ def start(root, folder, *changes, events=None, stop=lambda: None, device="cpu") 
     """Two epochs of two steps, unless `changes` say otherwise."""
     events = [] if events is None else events
     loaded = load_config("demo", overrides=[*TOY, *QUICK, f"data.root={root}", *changes])
-    run, _ = runs.start(
+    run, _ = starting.start(
         loaded,
         name="run",
         runs_dir=folder,
@@ -43,7 +45,7 @@ def resume(run: RunDir, events=None, **changed) -> RunEnded:
     events = [] if events is None else events
     path, content, _ = checkpoint.newest(run.checkpoints)
     content["state"] |= changed
-    _, ended = runs.resume(
+    _, ended = resuming.resume(
         run,
         path,
         content,
@@ -78,7 +80,7 @@ def assert_same(run: RunDir, calm: RunDir, *names: str) -> None:
 @pytest.fixture
 def sick_evaluation(monkeypatch):
     """The second evaluation fails, by whatever is asked for."""
-    real, calls = assemble.embed, []
+    real, calls = plan.embed, []
 
     def fail_with(error):
         def embed(*arguments):
@@ -87,7 +89,7 @@ def sick_evaluation(monkeypatch):
                 raise error
             return real(*arguments)
 
-        monkeypatch.setattr(assemble, "embed", embed)
+        monkeypatch.setattr(plan, "embed", embed)
 
     return fail_with
 
@@ -153,7 +155,7 @@ def test_a_damaged_validation_image_is_told_before_the_first_step(scenes, tmp_pa
 
 def rehearsal(root: Path, folder: Path, *changes: str) -> dict[str, str]:
     loaded = load_config("demo", overrides=[*TOY, *QUICK, f"data.root={root}", *changes])
-    return rehearse.rehearse(loaded, None, folder, "cpu", None, lambda event: None)
+    return rehearsing.rehearse(loaded, None, folder, "cpu", None, lambda event: None)
 
 
 def test_a_dry_run_encodes_a_batch_of_an_evaluation(scenes, tmp_path, monkeypatch):
@@ -163,8 +165,8 @@ def test_a_dry_run_encodes_a_batch_of_an_evaluation(scenes, tmp_path, monkeypatc
         seen.append((model.training, len(split.table.files)))
         raise MemoryError
 
-    monkeypatch.setattr(rehearse, "embed", embed)
-    monkeypatch.setattr(rehearse, "EVALUATION_BATCH", 16)  # of 24 images
+    monkeypatch.setattr(rehearsing, "embed", embed)
+    monkeypatch.setattr(rehearsing, "EVALUATION_BATCH", 16)  # of 24 images
     with pytest.raises(EnvironmentProblem, match=r"an evaluation, in batches of 128, does not fit"):
         rehearsal(scenes, tmp_path)
     assert [images for _, images in seen] == [16]
@@ -261,7 +263,7 @@ def test_a_status_says_that_the_run_failed_even_on_a_full_disk(tmp_path, monkeyp
         real(self, **changes)
 
     monkeypatch.setattr(RunDir, "write_status", write)
-    conduct._note_failure(run, conduct.TrainState(step=7), EnvironmentProblem("\n\n  the disk is full\nby far"))
+    go._note_failure(run, go.TrainState(step=7), EnvironmentProblem("\n\n  the disk is full\nby far"))
     assert run.status() == {
         "state": "failed",
         "step": 7,
@@ -301,7 +303,7 @@ def test_embeddings_that_can_not_be_ranked_name_the_best_where_there_is_one(
     if epoch == 2:
         sick_evaluation(error)
     else:
-        monkeypatch.setattr(assemble, "embed", lambda *arguments: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(plan, "embed", lambda *arguments: (_ for _ in ()).throw(error))
     with pytest.raises(NumericError) as told:
         start(scenes, tmp_path)
     assert ("--init" in str(told.value)) == (epoch == 2)

@@ -35,7 +35,7 @@ import math, os, sys, time
 from pathlib import Path
 from clipcoco.console import RunConsole, TaskConsole, open_terminal
 from clipcoco.events import *
-from clipcoco.loggers import LogFile
+from clipcoco.runs.metrics import LogFile
 
 def pause():
     if "GATE" in os.environ:
@@ -440,7 +440,8 @@ def test_error_line_is_one_line_a_mistake(tmp_path: Path) -> None:
 
 
 def test_console_imports_no_torch() -> None:
-    code = "import sys, clipcoco.console, clipcoco.loggers; print({'torch', 'tensorboard'} & set(sys.modules))"
+    modules = "clipcoco.console, clipcoco.runs.metrics, clipcoco.runs.tensorboard"
+    code = f"import sys, {modules}; print({{'torch', 'tensorboard'}} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from clipcoco.engine.embeddings import Embeddings, read_embeddings
 from clipcoco.errors import DataError, NumericError
-from clipcoco.evaluation import evaluate_embeddings
+from clipcoco.runs.measure import evaluate_embeddings
 
 IMAGES, CAPTIONS, WIDTH = 6, 12, 8
 TEXTS = np.array([f"{n:012d}" for n in range(IMAGES)])

@@ -13,8 +13,8 @@ from clipcoco.engine.embeddings import Embeddings, write_embeddings
 from clipcoco.engine.evaluate import in_order, validation_loss
 from clipcoco.engine.loss import LOSSES
 from clipcoco.engine.recall import folds_table
-from clipcoco.evaluation import evaluate_embeddings
 from clipcoco.prepare.own import adopt
+from clipcoco.runs.measure import evaluate_embeddings
 
 FOLDERS, EACH = 20, 100
 

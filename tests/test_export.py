@@ -14,15 +14,15 @@ import tokenizers
 import torch
 
 from clipcoco.data.tokenizer import Tokenizer
+from clipcoco.disk.files import write_json
+from clipcoco.disk.seal import unsealed
 from clipcoco.engine.checkpoint import weights_sha256
+from clipcoco.engine.model_file import ModelFile, open_model
 from clipcoco.errors import ConfigError, EnvironmentProblem
 from clipcoco.export import check_request
 from clipcoco.export.formats import FORMATS, whole_tokenizer
 from clipcoco.export.write import export_model
-from clipcoco.files import write_json
-from clipcoco.model_file import ModelFile, open_model
-from clipcoco.rundir import RunDir
-from clipcoco.seal import unsealed
+from clipcoco.runs.directory import RunDir
 from conftest import TOY
 from waiting import until
 

@@ -16,19 +16,20 @@ import pytest
 import torch
 import torchvision
 
-from clipcoco.assemble import Assembled, assemble, backbone_features, build_training
 from clipcoco.config.load import load_config
 from clipcoco.data.images import _resized
+from clipcoco.disk.locks import lock
 from clipcoco.engine.device import make_deterministic
 from clipcoco.engine.evaluate import Inputs, embed
-from clipcoco.engine.model import DualEncoder, build, pretrained_backbone
+from clipcoco.engine.model import DualEncoder, build
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.step import start_epoch, train_step
+from clipcoco.engine.weights import pretrained_backbone
 from clipcoco.errors import DataError
 from clipcoco.events import Progress
-from clipcoco.locks import lock
 from clipcoco.prepare.resize import make_copies
-from clipcoco.run import start
+from clipcoco.runs.plan import Assembled, assemble, backbone_features, build_training
+from clipcoco.runs.start import start
 from conftest import LIGHT, TOY
 
 

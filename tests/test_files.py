@@ -6,10 +6,10 @@ import stat
 
 import pytest
 
-from clipcoco import files
+from clipcoco.disk import files
 from clipcoco.engine import checkpoint
 from clipcoco.errors import EnvironmentProblem
-from clipcoco.rundir import create
+from clipcoco.runs.directory import create
 
 
 def refuse(code: int, folders_only: bool = True):

@@ -32,8 +32,8 @@ from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.engine.plain_parts import checked
 from clipcoco.engine.state import TrainState
 from clipcoco.errors import ClipcocoError, ConfigError, ExitCode
-from clipcoco.evaluation import evaluate_embeddings
 from clipcoco.prepare.own import adopt
+from clipcoco.runs.measure import evaluate_embeddings
 
 CASES = int(os.environ.get("FUZZ_CASES", "40"))
 ONLY = os.environ.get("FUZZ_ONLY")

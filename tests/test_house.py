@@ -16,6 +16,7 @@ EVENING = [
     "data/loader",
     "engine/model",
     "engine/loss",
+    "engine/step",
     "engine/train",
     "engine/recall",
     "engine/evaluate",

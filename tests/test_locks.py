@@ -5,10 +5,10 @@ import os
 import pytest
 
 from clipcoco.cli.standing import read_standing
+from clipcoco.disk.locks import Held, is_held, lock
 from clipcoco.errors import EnvironmentProblem
-from clipcoco.locks import Held, is_held, lock
 from clipcoco.prepare.lock import lock as lock_root
-from clipcoco.rundir import create
+from clipcoco.runs.directory import create
 
 
 def test_who_holds_it_is_named_and_it_is_free_afterwards(tmp_path):

@@ -23,7 +23,8 @@ from clipcoco.events import (
     StepSkipped,
     Warned,
 )
-from clipcoco.loggers import LogFile, MetricsFile, TensorBoard, fan_out
+from clipcoco.runs.metrics import LogFile, MetricsFile, fan_out
+from clipcoco.runs.tensorboard import TensorBoard
 
 
 def step(number: int, loss: float = 3.0) -> StepDone:

@@ -9,8 +9,8 @@ from clipcoco.config.derive import count_parameters
 from clipcoco.config.load import load_config
 from clipcoco.config.schema import BACKBONES, ModelConfig
 from clipcoco.data.loader import Batch
-from clipcoco.engine.model import build, pretrained_backbone
-from clipcoco.engine.weights import file_sha256, read_weights
+from clipcoco.engine.model import build
+from clipcoco.engine.weights import file_sha256, pretrained_backbone, read_weights
 from clipcoco.errors import CheckpointError, EnvironmentProblem
 from conftest import TOY
 

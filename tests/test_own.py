@@ -18,9 +18,9 @@ from PIL import Image
 
 from clipcoco.data.captions import CaptionTable, overlap, read_captions
 from clipcoco.data.split import check_files
+from clipcoco.disk.links import may_lead
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
 from clipcoco.events import TaskProgress
-from clipcoco.links import may_lead
 from clipcoco.prepare.own import Adopted, adopt
 
 NAMES = [f"{1000268201 + 7919 * number}_{number:010x}.jpg" for number in range(20)]

@@ -18,11 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
+from clipcoco.disk.seal import unsealed
 from clipcoco.engine import analysis
 from clipcoco.engine.embeddings import Embeddings
 from clipcoco.report.page import is_measured, write_report
-from clipcoco.rundir import RunDir
-from clipcoco.seal import unsealed
+from clipcoco.runs.directory import RunDir
 from conftest import TOY
 from waiting import until
 
@@ -453,7 +453,7 @@ def test_it_needs_no_torch_no_backend_and_no_home(run, tmp_path):
     program = (
         "import sys, pathlib\n"
         "from clipcoco.report.page import write_report\n"
-        "from clipcoco.rundir import RunDir\n"
+        "from clipcoco.runs.directory import RunDir\n"
         f"write_report(RunDir(pathlib.Path({str(run.path)!r})))\n"
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)\n"
         "import matplotlib, os\n"

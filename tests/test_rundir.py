@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from clipcoco.errors import CheckpointError, ConfigError
-from clipcoco.rundir import RunDir, create, find, is_ours
+from clipcoco.runs.directory import RunDir, create, is_ours
+from clipcoco.runs.names import find_run
 
 
 def make(runs: Path, name: str, started: float) -> RunDir:
@@ -28,14 +29,16 @@ def test_words_find_the_run_that_they_mean(tmp_path):
     old, new = make(tmp_path, "small-20260101-000000", 1.0), make(tmp_path, "small-20260102-000000", 2.0)
     other = make(tmp_path, "first-try", 0.5)
     create(tmp_path, "demo", "never-saved").write_status(started=9.0)
-    found = {words: find(tmp_path, words).run for words in (None, "small", "first", "small-20260101", str(old.path))}
+    found = {
+        words: find_run(tmp_path, words).run for words in (None, "small", "first", "small-20260101", str(old.path))
+    }
     assert found == {None: new, "small": new, "first": other, "small-20260101": old, str(old.path): old}
-    assert find(tmp_path, "small/last").checkpoint == new.checkpoints / "last.pt"
+    assert find_run(tmp_path, "small/last").checkpoint == new.checkpoints / "last.pt"
     for words in ("", "/", "nobody", "small/best"):
         with pytest.raises(CheckpointError):
-            find(tmp_path, words)
+            find_run(tmp_path, words)
     with pytest.raises(CheckpointError, match="could be any of 2 runs"):
-        find(tmp_path, "small-202601")
+        find_run(tmp_path, "small-202601")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,7 @@ def test_a_run_that_can_not_be_begun_leaves_no_folder(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("clipcoco.rundir.write_json", full)
+    monkeypatch.setattr("clipcoco.runs.directory.write_json", full)
     with pytest.raises(OSError, match="No space"):
         create(tmp_path, "demo", "run")
     assert not list(tmp_path.iterdir())

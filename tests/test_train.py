@@ -7,7 +7,6 @@ import os
 import pytest
 import torch
 
-from clipcoco.assemble import assemble, build_training, check_disk
 from clipcoco.config.load import load_config
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import (
@@ -28,6 +27,7 @@ from clipcoco.engine.train import train
 from clipcoco.engine.watch import count_step, log_interval
 from clipcoco.errors import ConfigError, EnvironmentProblem, NumericError
 from clipcoco.events import Evaluated, StepDone, StepSkipped, Warned
+from clipcoco.runs.plan import assemble, build_training, check_disk
 from conftest import TOY
 
 

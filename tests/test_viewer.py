@@ -22,21 +22,21 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from clipcoco.api.model import _pixels
-from clipcoco.assemble import assemble
-from clipcoco.conduct import _versions, changed_versions
 from clipcoco.config.load import load_config
 from clipcoco.config.schema import Config
 from clipcoco.data.captions import read_captions
 from clipcoco.data.images import decode, evaluation_view, pixels_of, read, training_view
 from clipcoco.data.manifest import copies_manifest
 from clipcoco.data.split import Source, choose_source
+from clipcoco.data.thumbnails import thumbnails
 from clipcoco.data.viewer import UnreadableImage, opened, size_shown, thumbnail
 from clipcoco.engine.device import choose_device
 from clipcoco.engine.features import feature_key
 from clipcoco.prepare.check import verify
 from clipcoco.prepare.own import Adopted, adopt
 from clipcoco.prepare.resize import make_copies, reduced
-from clipcoco.report.thumbnails import thumbnails
+from clipcoco.runs.go import _versions, changed_versions
+from clipcoco.runs.plan import assemble
 from clipcoco.search import page, query
 from clipcoco.search.galleries import folder_gallery
 from clipcoco.search.models import Towers, open_folder

@@ -14,8 +14,8 @@ from rich.cells import cell_len
 
 from clipcoco.config.load import dump, load_config
 from clipcoco.config.schema import BACKBONES
-from clipcoco.rundir import RunDir
-from clipcoco.seal import unsealed
+from clipcoco.disk.seal import unsealed
+from clipcoco.runs.directory import RunDir
 from conftest import LIGHT
 
 RECALLS = {"r1": 10.0, "r5": 20.0, "r10": 30.0, "median_rank": 40.0}

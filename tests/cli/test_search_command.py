@@ -46,7 +46,7 @@ def encoded(done) -> int:
 
 
 def query_vector(work: Path, text: str) -> np.ndarray:
-    from clipcoco.model_file import open_model
+    from clipcoco.engine.model_file import open_model
 
     file = open_model(work / "runs/first/checkpoints/best.pt")
     with torch.no_grad():

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from clipcoco import files, links
 from clipcoco.cli import run
 from clipcoco.data.manifest import Manifest, read_manifest
+from clipcoco.disk import files, links
 from clipcoco.errors import DataError
-from clipcoco.loggers import LogFile
+from clipcoco.runs.metrics import LogFile
 
 OF_A_RUN = [
     "log.txt",

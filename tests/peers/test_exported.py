@@ -13,9 +13,9 @@ import torch
 
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.engine.model import build
+from clipcoco.engine.model_file import ModelFile, open_model
 from clipcoco.engine.recall import recall_table
 from clipcoco.export.write import export_model
-from clipcoco.model_file import ModelFile, open_model
 from conftest import TOY
 
 pytestmark = [

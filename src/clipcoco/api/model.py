@@ -15,19 +15,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipcoco import rundir
 from clipcoco.api.restore import globals_restored, kernels_restored
 from clipcoco.config.schema import Config
 from clipcoco.data.images import evaluation_view, pixels_of, read
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.data.viewer import UnreadableImage
+from clipcoco.disk.files import read_own
+from clipcoco.disk.seal import unsealed
 from clipcoco.engine.device import Device, choose_as_trained, choose_deterministic_kernels, in_memory
 from clipcoco.engine.model import DualEncoder
+from clipcoco.engine.model_file import open_model
 from clipcoco.errors import DataError
-from clipcoco.files import read_own
-from clipcoco.model_file import open_model
-from clipcoco.seal import unsealed
+from clipcoco.runs.directory import RunDir
+from clipcoco.runs.names import Found, find_run
 
 Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 
@@ -107,10 +108,10 @@ def load(run_or_file: str | os.PathLike[str], *, runs_dir: str | Path = "runs", 
     >>> load("first/last").config.train.epochs
     2
     """
-    return open_found(rundir.find(Path(runs_dir), os.fspath(run_or_file)), device)
+    return open_found(find_run(Path(runs_dir), os.fspath(run_or_file)), device)
 
 
-def open_found(found: rundir.Found, device_name: str | None) -> Model:
+def open_found(found: Found, device_name: str | None) -> Model:
     with globals_restored():
         file = open_model(found.weights())
         device = choose_as_trained(device_name, file.content["state"].get("precision", "float32"))
@@ -119,7 +120,7 @@ def open_found(found: rundir.Found, device_name: str | None) -> Model:
     return Model(file.path, file.config, file.tokenizer, model, device, _measured(found.run, file.content))
 
 
-def _measured(run: rundir.RunDir | None, content: dict[str, Any]) -> dict[str, Any] | None:
+def _measured(run: RunDir | None, content: dict[str, Any]) -> dict[str, Any] | None:
     """The recall of the weights in `content`, and of no others: those of this very step."""
     step = content["state"].get("step")
     try:

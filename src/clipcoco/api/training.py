@@ -6,13 +6,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipcoco import run as runs
-from clipcoco import rundir
 from clipcoco.api.model import Model, open_found
 from clipcoco.api.restore import globals_restored
 from clipcoco.config.load import LoadedConfig, config_from_plain, load_config, preset_names, to_plain
 from clipcoco.config.schema import SETTINGS, Config
 from clipcoco.events import Evaluated, Event
+from clipcoco.runs.directory import RunDir
+from clipcoco.runs.names import Found
+from clipcoco.runs.start import start
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class TrainedRun:
 
     def model(self) -> Model:
         """The best weights, or the last ones before the first evaluation."""
-        return open_found(rundir.Found(rundir.RunDir(self.path), None), self.device)
+        return open_found(Found(RunDir(self.path), None), self.device)
 
 
 def train(
@@ -64,7 +65,7 @@ def train(
             report(event)
 
     with globals_restored():
-        run, ended = runs.start(
+        run, ended = start(
             _loaded(config),
             name=name,
             runs_dir=Path(runs_dir),

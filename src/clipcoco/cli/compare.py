@@ -12,16 +12,16 @@ from pathlib import Path
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from clipcoco import rundir
 from clipcoco.cli.options import print_json
 from clipcoco.cli.standing import Standing, read_standing
 from clipcoco.config.load import flatten, load_config
 from clipcoco.config.text import shown
 from clipcoco.console import Terminal, printable, say_half, show
 from clipcoco.errors import ConfigError, ExitCode
-from clipcoco.report.record import Hits, Protocol, read_record
 from clipcoco.rows import EvaluationRow
-from clipcoco.rundir import RunDir
+from clipcoco.runs.directory import RunDir
+from clipcoco.runs.names import find_run
+from clipcoco.runs.record import Hits, Protocol, read_record
 
 DIRECTIONS = {"i2t": "image -> text", "t2i": "text -> image", "mean": "mean"}
 CUTOFFS = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
@@ -87,7 +87,7 @@ def compare(terminal: Terminal, runs_dir: Path, a: str, b: str, json_: bool) -> 
 
 
 def _find(runs_dir: Path, words: str) -> RunDir:
-    found = rundir.find(runs_dir, words)
+    found = find_run(runs_dir, words)
     if found.run is None or found.checkpoint is not None:
         raise ConfigError(f"'{words}' is a checkpoint, and whole runs are compared (command line). Give the run's name")
     return found.run

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipcoco import rundir
 from clipcoco.cli.options import (
     RUNS,
     ConfigFile,
@@ -27,10 +26,11 @@ from clipcoco.config.schema import DataConfig
 from clipcoco.console import RunConsole, Terminal, open_terminal, recall_tables, say_seconds, show
 from clipcoco.data.annotations import SPLITS
 from clipcoco.errors import CheckpointError, ConfigError, DataError, ExitCode
-from clipcoco.rundir import RunDir
+from clipcoco.runs.directory import RunDir
+from clipcoco.runs.names import Found, find_run, found_file
 
 if TYPE_CHECKING:
-    from clipcoco.evaluation import Evaluation
+    from clipcoco.runs.measure import Evaluation
 
 Checkpoint = Annotated[
     Path | None, typer.Option(help="A checkpoint file instead.", show_default=False, callback=expanded_path)
@@ -85,12 +85,12 @@ def evaluate(
             raise ConfigError("--from-embeddings judges the file as it is (command line). Keep only --protocol, --json")
         if not from_embeddings.exists():
             raise DataError(f"no file at {from_embeddings} (--from-embeddings)")
-        from clipcoco.evaluation import evaluate_embeddings
+        from clipcoco.runs.measure import evaluate_embeddings
 
         return _show(evaluate_embeddings(from_embeddings, protocols), protocols, json_)
     given = load_config(file=config) if config is not None else None
     settings = data_changes(changes, bare, "the measurement")
-    found = _found_file(checkpoint, runs_dir) if checkpoint is not None else rundir.find(runs_dir, word)
+    found = _found_file(checkpoint, runs_dir) if checkpoint is not None else find_run(runs_dir, word)
     if embeddings is not None and not embeddings.absolute().parent.is_dir():
         raise ConfigError(f"{embeddings.parent} is no folder (--embeddings). Make it first")
     evaluation = _measure(found, given, settings, split, fraction, protocols, device)
@@ -102,19 +102,19 @@ def evaluate(
     return _show(evaluation, protocols, json_)
 
 
-def _found_file(checkpoint: Path, runs_dir: Path) -> rundir.Found:
+def _found_file(checkpoint: Path, runs_dir: Path) -> Found:
     if checkpoint.is_file():
-        return rundir.found_file(checkpoint)
+        return found_file(checkpoint)
     hint = "A run keeps its own in RUN/checkpoints"
     with suppress(CheckpointError, ConfigError):  # where it is no run either
-        found = rundir.find(runs_dir, str(checkpoint))
+        found = find_run(runs_dir, str(checkpoint))
         typed = shlex.quote(str(checkpoint))
         hint = f"It is a run: clipcoco eval {found.run.words if found.run and not found.checkpoint else typed}"
     raise CheckpointError(f"no checkpoint at {checkpoint} (--checkpoint). {hint}")
 
 
 def _measure(
-    found: rundir.Found,
+    found: Found,
     given: LoadedConfig | None,
     changes: list[str],
     split: str,
@@ -122,8 +122,8 @@ def _measure(
     protocols: tuple[str, ...],
     device: str | None,
 ) -> "Evaluation":
-    from clipcoco.evaluation import evaluate_checkpoint
-    from clipcoco.model_file import open_model
+    from clipcoco.engine.model_file import open_model
+    from clipcoco.runs.measure import evaluate_checkpoint
 
     path = found.weights()
     model_file = open_model(path)
@@ -157,10 +157,10 @@ def _measure(
 
 def measure_run(run: RunDir, data: DataConfig | None, device: str | None, terminal: Terminal) -> "Evaluation":
     """What `eval` would say of the run's best checkpoint, kept as evaluation.json; `data` None: as it was trained."""
-    from clipcoco.evaluation import evaluate_checkpoint, write_record
-    from clipcoco.model_file import open_model
+    from clipcoco.engine.model_file import open_model
+    from clipcoco.runs.measure import evaluate_checkpoint, write_record
 
-    model_file = open_model(rundir.Found(run, None).weights())
+    model_file = open_model(Found(run, None).weights())
     data = data or model_file.config.data
     with RunConsole(terminal) as console:
         evaluation = evaluate_checkpoint(model_file, run.name, data, "val", None, ("own", "1k"), device, console)
@@ -172,9 +172,9 @@ def measure_run(run: RunDir, data: DataConfig | None, device: str | None, termin
 
 def _add_pictures(run: RunDir) -> None:
     """The report's retrievals for TensorBoard too: a second copy, so that a full disk costs no word."""
-    from clipcoco.loggers import TensorBoard
-    from clipcoco.report.record import read_record
     from clipcoco.report.strips import strips
+    from clipcoco.runs.record import read_record
+    from clipcoco.runs.tensorboard import TensorBoard
 
     record, _ = read_record(run)
     if record is not None:

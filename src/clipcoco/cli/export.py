@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipcoco import rundir
 from clipcoco.cli.options import (
     RUNS,
     Debug,
@@ -23,6 +22,7 @@ from clipcoco.config.load import override
 from clipcoco.console import RunConsole, open_terminal, say_bytes, show
 from clipcoco.errors import ConfigError, ExitCode
 from clipcoco.export import NEEDS, check_request
+from clipcoco.runs.names import Found, find_run
 
 if TYPE_CHECKING:
     from clipcoco.export.write import Export
@@ -54,9 +54,9 @@ def export(
     word, bare = split_words(words)
     changes = data_changes(changes, bare, "the comparison")
     check_request(format_, output)
-    found = rundir.find(runs_dir, word)
+    found = find_run(runs_dir, word)
+    from clipcoco.engine.model_file import open_model
     from clipcoco.export.write import export_model
-    from clipcoco.model_file import open_model
 
     model_file = open_model(found.weights())
     data = override(model_file.config, changes).data if changes else model_file.config.data
@@ -65,7 +65,7 @@ def export(
     return _show(exported, found, format_, json_)
 
 
-def _show(exported: "Export", found: rundir.Found, format_: str, json_: bool) -> int:
+def _show(exported: "Export", found: Found, format_: str, json_: bool) -> int:
     terminal, parity = open_terminal(), exported.parity
     if parity.note:
         show(terminal.err, f"note: recall was not compared: {parity.note}")

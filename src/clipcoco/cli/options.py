@@ -15,7 +15,7 @@ from clipcoco.config.messages import check_device, suggestion
 from clipcoco.config.schema import SETTINGS
 from clipcoco.config.text import expanded, one_line
 from clipcoco.errors import ConfigError
-from clipcoco.rundir import RunDir
+from clipcoco.runs.directory import RunDir
 
 _debug = False
 

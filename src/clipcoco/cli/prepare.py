@@ -100,7 +100,7 @@ def _refuse(unused: tuple[object, ...]) -> None:
 
 
 def _allow(terminal: Terminal, root: Path | None, folder: Path) -> int:
-    from clipcoco.links import allow
+    from clipcoco.disk.links import allow
 
     if root is None or not expanded(folder).is_dir():
         raise ConfigError(f"links below which folder may lead into {folder}? Give --root DIR --allow-links DIR")

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 
-from clipcoco import rundir
 from clipcoco.cli.evaluate import measure_run
 from clipcoco.cli.options import RUNS, Debug, Device, Json, Run, RunsDir, print_json, split_words
 from clipcoco.config.load import load_config
 from clipcoco.config.schema import DataConfig
 from clipcoco.console import Terminal, open_terminal, printable, show, summary_rows
 from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError, ExitCode, broken_package
-from clipcoco.rundir import RunDir
+from clipcoco.runs.directory import RunDir
+from clipcoco.runs.names import find_run
 
 
 def report(
@@ -30,7 +30,7 @@ def report(
     word, bare = split_words(words)
     if bare:
         raise ConfigError(f"a report changes no setting: {bare[0]} (command line). Leave it out")
-    found = rundir.find(runs_dir, word)
+    found = find_run(runs_dir, word)
     if found.run is None:
         raise CheckpointError(f"{found.checkpoint} lies in no run directory, and a report is of a run. Name a run")
     run, terminal = found.run, open_terminal()

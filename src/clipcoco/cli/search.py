@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from clipcoco import rundir
 from clipcoco.cli.options import (
     RUNS,
     Debug,
@@ -27,8 +26,9 @@ from clipcoco.cli.options import (
 )
 from clipcoco.config.load import override
 from clipcoco.console import RunConsole, Terminal, open_terminal, printable, say_seconds, show
+from clipcoco.disk.links import refuse_links
 from clipcoco.errors import CheckpointError, ConfigError, ExitCode
-from clipcoco.links import refuse_links
+from clipcoco.runs.names import Found, find_run
 from clipcoco.search import check_folder, check_picture, check_words
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def search(
     if images is not None:
         check_folder(images)
     settings = data_changes(changes, [], "the search")
-    found = rundir.find(runs_dir, run) if model is None or run is not None else None
+    found = find_run(runs_dir, run) if model is None or run is not None else None
     if found is None or found.run is None:
         refuse_links(runs_dir / "search", CheckpointError)
     from clipcoco.search.query import Query, Told, answer
@@ -129,9 +129,7 @@ def _checked(words: list[str] | None, image: Path | None, both_outputs: bool) ->
     return text
 
 
-def _open(
-    found: rundir.Found | None, images: Path | None, model: str | None, changes: list[str]
-) -> tuple["Model", "Gallery"]:
+def _open(found: Found | None, images: Path | None, model: str | None, changes: list[str]) -> tuple["Model", "Gallery"]:
     """The gallery first when it is a folder: a mistyped path is told before a model is loaded."""
     if found is None and images is None:
         raise ConfigError("a model has no pictures of its own (--model). Add --images DIR, or --run RUN")

@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipcoco.config.load import load_config
 from clipcoco.console import say_seconds
+from clipcoco.disk.files import read_own
+from clipcoco.disk.locks import is_held
 from clipcoco.errors import ConfigError, ExitCode
-from clipcoco.files import read_own
-from clipcoco.locks import is_held
 from clipcoco.rows import EvaluationRow
-from clipcoco.rundir import RunDir, free_name
+from clipcoco.runs.directory import RunDir, free_name
 
 Count = Annotated[int, Field(ge=0, le=10**12)]
 Clock = Annotated[float, Field(ge=0, le=10**11)]  # seconds: neither of these overflows what it is put into

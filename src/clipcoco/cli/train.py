@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipcoco import rundir
 from clipcoco.cli.options import (
     RUNS,
     Bare,
@@ -36,11 +35,12 @@ from clipcoco.config.text import expanded
 from clipcoco.console import RunConsole, Terminal, open_terminal, recall_tables, show, summary_rows
 from clipcoco.data.annotations import check_captions
 from clipcoco.errors import CheckpointError, ConfigError, ExitCode
-from clipcoco.rundir import RunDir
+from clipcoco.runs.directory import RunDir, check_name, check_spelling, is_ours
+from clipcoco.runs.names import Found, find_run
 
 if TYPE_CHECKING:
     from clipcoco.events import Report, RunEnded
-    from clipcoco.run import ReportTo, Stopping
+    from clipcoco.runs.start import ReportTo, Stopping
 
 
 def train(
@@ -69,14 +69,15 @@ def train(
     show(terminal.err, *(f"warning: {note}" for note in loaded.notes))
     resumes = or_resume and _exists(runs_dir, name)
     if name is not None and not resumes:
-        rundir.check_name(runs_dir, name)
-    start_from = rundir.find(runs_dir, init).weights() if init is not None else None
+        check_name(runs_dir, name)
+    start_from = find_run(runs_dir, init).weights() if init is not None else None
     drawing = _will_draw(loaded, device, dry_run)
-    from clipcoco import rehearse, run
+    from clipcoco.runs.rehearse import rehearse
+    from clipcoco.runs.start import start
 
     if dry_run:
         with RunConsole(terminal) as console:
-            told = rehearse.rehearse(loaded, name, runs_dir, device, start_from, console)
+            told = rehearse(loaded, name, runs_dir, device, start_from, console)
         if json_:
             print_json({"schema": 1, **{label or "versions": text for label, text in told.items()}})
         else:
@@ -88,7 +89,7 @@ def train(
         show(terminal.err, f"Drawing 6,500 scenes into {loaded.config.data.root}, once.", "")
     return _conduct(
         terminal,
-        lambda report, stopping: run.start(
+        lambda report, stopping: start(
             loaded,
             name=name,
             runs_dir=runs_dir,
@@ -117,14 +118,14 @@ def _exists(runs_dir: Path, name: str | None) -> bool:
     """Whether there is a run to resume. One that never saved is cleared away: a job must not stumble over it."""
     if name is None:
         raise ConfigError("--or-resume needs the run's name. Give --name NAME")
-    rundir.check_spelling(name)
+    check_spelling(name)
     run = RunDir(runs_dir / name)
     if run.path.is_symlink():
         raise CheckpointError(f"{run.path} is a link (--name). Resume the run it leads to: clipcoco resume {run.words}")
     run.check()
     if any(run.checkpoints.glob("*.pt")):
         return True
-    if not rundir.is_ours(run):  # nothing there, or a folder that must not be touched
+    if not is_ours(run):  # nothing there, or a folder that must not be touched
         return False
     with run.lock():
         if run.status().get("checkpoint"):
@@ -152,7 +153,7 @@ def resume(
     word, bare = split_words(words)
     changes = [*(changes or []), *bare]
     load_config("base", overrides=changes)  # whether they are settings at all, without the checkpoint
-    found = rundir.find(runs_dir, word)
+    found = find_run(runs_dir, word)
     return _resume(found, runs_dir, changes, device, terminal, json_)
 
 
@@ -160,7 +161,7 @@ def _resume_same(run: RunDir, loaded: LoadedConfig, device: str | None, terminal
     """--or-resume: the run must be of the same configuration."""
     from clipcoco.engine import checkpoint
     from clipcoco.engine.weights import file_sha256
-    from clipcoco.run import CHANGEABLE
+    from clipcoco.runs.resume import CHANGEABLE
 
     _, content, _ = checkpoint.newest(run.checkpoints)
     old = flatten(config_from_plain(content["config"], str(run.path)))
@@ -175,18 +176,18 @@ def _resume_same(run: RunDir, loaded: LoadedConfig, device: str | None, terminal
         raise ConfigError(
             f"run {run.name} began with another {weights}, of SHA-256 {began[:12]} (--or-resume). Take another --name"
         )
-    return _resume(rundir.Found(run, None), run.path.parent, [], device, terminal, json_)
+    return _resume(Found(run, None), run.path.parent, [], device, terminal, json_)
 
 
 def _resume(
-    found: rundir.Found, runs_dir: Path, changes: list[str], device: str | None, terminal: Terminal, json_: bool
+    found: Found, runs_dir: Path, changes: list[str], device: str | None, terminal: Terminal, json_: bool
 ) -> int:
     """A run goes on in its directory; a checkpoint file that lies in none, in a new one."""
-    from clipcoco import run as runs
     from clipcoco.engine import checkpoint
     from clipcoco.engine.plain_parts import checked
     from clipcoco.engine.state import TrainState
     from clipcoco.report.page import is_measured
+    from clipcoco.runs import resume as resuming
 
     run, path, damaged = found.run, found.checkpoint, list[str]()
     with run.lock() if run else nullcontext("") as note:
@@ -206,7 +207,7 @@ def _resume(
         words, name = (run.words, run.name) if run else (shlex.quote(str(path)), str(path))
         before = config_from_plain(content["config"], str(path))
         config = override(before, changes) if changes else before
-        changed = runs.check_changes(before, config)
+        changed = resuming.check_changes(before, config)
         state = TrainState.from_plain(content["state"])
         measured = run is None or (is_measured(run) and run.report.exists() and not json_)
         if state.is_finished(config.train) and measured:
@@ -223,7 +224,7 @@ def _resume(
         show(terminal.err, where_it_stands(run, state.step) if run else alone, *changed, "")
         return _conduct(
             terminal,
-            lambda report, stopping: runs.resume(
+            lambda report, stopping: resuming.resume(
                 run or runs_dir,
                 path,
                 content,
@@ -247,7 +248,7 @@ def _conduct(
     json_: bool,
 ) -> int:
     """Run `work` with the panel and the signals; after the last step, measure the best checkpoint and show it."""
-    from clipcoco.loggers import LogFile
+    from clipcoco.runs.metrics import LogFile
 
     console = RunConsole(terminal)
 

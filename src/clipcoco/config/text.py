@@ -9,8 +9,8 @@ import select
 import stat
 from pathlib import Path
 
+from clipcoco.disk.seal import CutShort, is_edited
 from clipcoco.errors import ConfigError
-from clipcoco.seal import CutShort, is_edited
 
 _MAX_BYTES = 2**20
 _MAX_DIGITS = 40

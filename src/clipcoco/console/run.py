@@ -24,7 +24,7 @@ from clipcoco.console.terminal import (
     show,
     summary_rows,
 )
-from clipcoco.rundir import RunDir
+from clipcoco.runs.directory import RunDir
 
 LINE_SECONDS = 30.0  # between two plain lines of progress
 WORDS = {"evaluate": "encoding", "rank": "ranking", "features": "features", "check": "reading", "hash": "hashing"}

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from clipcoco.config.schema import DataConfig
+from clipcoco.disk.links import check_link, check_root, may_lead
 from clipcoco.errors import DataError, EnvironmentProblem
-from clipcoco.links import check_link, check_root, may_lead
 
 Rows = list[dict[str, Any]]
 

@@ -18,10 +18,10 @@ import numpy.typing as npt
 from clipcoco.cores import usable_cores
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.split import ORIGINALS, Source
+from clipcoco.disk.files import read_own, write_json
+from clipcoco.disk.seal import seal, unsealed
 from clipcoco.errors import DataError
 from clipcoco.events import Progress, Report
-from clipcoco.files import read_own, write_json
-from clipcoco.seal import seal, unsealed
 
 Digests = npt.NDArray[np.uint8]
 WIDTH = 16  # bytes of a SHA-256: no two pictures share them by chance

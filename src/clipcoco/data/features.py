@@ -19,8 +19,8 @@ from clipcoco.data.captions import CaptionTable
 from clipcoco.data.contents import contents_of
 from clipcoco.data.split import ORIGINALS, Source
 from clipcoco.data.viewer import VIEW
-from clipcoco.files import open_to_append, read_own, write_json, write_whole
-from clipcoco.seal import seal, unsealed
+from clipcoco.disk.files import open_to_append, read_own, write_json, write_whole
+from clipcoco.disk.seal import seal, unsealed
 
 _CHUNK = 2**22
 

@@ -13,8 +13,8 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
-from clipcoco.files import open_to_append, read_own, write_atomically
-from clipcoco.seal import seal, unsealed
+from clipcoco.disk.files import open_to_append, read_own, write_atomically
+from clipcoco.disk.seal import seal, unsealed
 
 _SUM = re.compile("[0-9a-f]{64}")
 _FILE = re.compile(r"(?!\.+/)[\w.-]+/(?!\.+$)[\w.-]+")

@@ -11,8 +11,8 @@ from clipcoco.data.annotations import PREPARE, SPLITS
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest
 from clipcoco.data.viewer import VIEW
+from clipcoco.disk.links import check_link, may_lead
 from clipcoco.errors import DataError, EnvironmentProblem
-from clipcoco.links import check_link, may_lead
 
 ORIGINALS = "originals"
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from clipcoco.disk.files import FULL, copy_beside, sync_folder, take_name, temporary_name, write_temporary
 from clipcoco.engine.archive import check_sums
 from clipcoco.engine.plain_parts import checked
 from clipcoco.errors import CheckpointError, EnvironmentProblem
-from clipcoco.files import FULL, copy_beside, sync_folder, take_name, temporary_name, write_temporary
 
 FORMAT = 1
 KIND = "clipcoco checkpoint"

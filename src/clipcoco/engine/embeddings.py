@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from clipcoco.data.npz import read_npz
+from clipcoco.disk.files import take_name, write_temporary
 from clipcoco.errors import DataError
-from clipcoco.files import take_name, write_temporary
 
 WHERE = "--from-embeddings"
 

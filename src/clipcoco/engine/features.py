@@ -19,11 +19,11 @@ from clipcoco.data.features import FeatureFile, FeatureKey, Features, stamps_of
 from clipcoco.data.images import evaluation_view, sample_rng, training_view
 from clipcoco.data.loader import MAX_REPLACEMENTS, Crops, evaluation_views
 from clipcoco.data.split import Source
+from clipcoco.disk.files import FULL, remove_leftovers
+from clipcoco.disk.locks import Held, lock
 from clipcoco.engine.device import Device
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import Progress, Report, Warned
-from clipcoco.files import FULL, remove_leftovers
-from clipcoco.locks import Held, lock
 
 Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B,3,H,W) -> (B,F)
 _SAVE_SECONDS = 20.0

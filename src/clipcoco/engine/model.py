@@ -13,11 +13,9 @@ import torchvision
 from torch import Tensor, nn
 
 from clipcoco.config.schema import BACKBONES, ModelConfig, TextConfig, VisionConfig
-from clipcoco.config.text import shown
 from clipcoco.data.loader import Batch
 from clipcoco.data.tokenizer import END, PAD
-from clipcoco.engine.weights import Weights, first_spoilt, fits, read_weights
-from clipcoco.errors import CheckpointError
+from clipcoco.engine.weights import classifier
 
 # Statistics of ImageNet's pixels (0..255), which torchvision's weights expect; kept from scratch too.
 MEAN = (123.675, 116.28, 103.53)
@@ -38,7 +36,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: VisionConfig, projection_dim: int) -> None:
         super().__init__()
         self.trunk = torchvision.models.get_model(config.backbone, weights=None)
-        setattr(self.trunk, _classifier(self.trunk), nn.Identity())
+        setattr(self.trunk, classifier(self.trunk), nn.Identity())
         features = BACKBONES[config.backbone][0]
         self.head = nn.Sequential(OrderedDict(proj=nn.Linear(features, projection_dim, bias=False)))
         self.pretrained = config.weights != "none"
@@ -201,39 +199,3 @@ class DualEncoder(nn.Module):
 def build(config: ModelConfig, vocab_size: int) -> DualEncoder:
     """The one constructor of models: random weights from torch's global generator."""
     return DualEncoder(config, vocab_size)
-
-
-def pretrained_backbone(config: VisionConfig, weights: Weights | None = None) -> dict[str, Tensor] | None:
-    """The trunk's part of `weights`, or of what the configuration asks for; None for `none`.
-
-    Raises what `read_weights` does, and CheckpointError when they are those of another backbone.
-    """
-    weights = weights or read_weights(config)
-    if weights is None:
-        return None
-    with torch.device("meta"):
-        expected = torchvision.models.get_model(config.backbone, weights=None)
-    head = _classifier(expected) + "."
-    state = {name: value for name, value in weights.state.items() if not name.startswith(head)}
-    # BatchNorm's counter has no effect here, and files older than it lack it, published ones too: torch fills it in.
-    state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    own = {
-        name: value
-        for name, value in expected.state_dict().items()
-        if not name.startswith(head) and not name.endswith("num_batches_tracked")
-    }
-    wrong = [name for name in own if not fits(state.get(name), own[name])]
-    if wrong or len(state) != len(own):
-        first = shown((wrong or [name for name in state if name not in own])[0])
-        raise CheckpointError(
-            f"{config.weights} holds no {config.backbone} weights, first difference: {first} "
-            f"(model.vision.weights). Give a torchvision state dict of that backbone"
-        )
-    if spoilt := first_spoilt(state):
-        raise CheckpointError(f"{config.weights} holds weights of no use: {spoilt} (model.vision.weights). Get it anew")
-    return state
-
-
-def _classifier(trunk: nn.Module) -> str:
-    """The name of torchvision's last part, which we have no use for."""
-    return "fc" if hasattr(trunk, "fc") else "classifier"

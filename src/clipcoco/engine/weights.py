@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipcoco.config.schema import VisionConfig
 from clipcoco.config.text import expanded, shown
@@ -126,3 +126,39 @@ def _fetched(config: VisionConfig) -> Path:
             f"begins with {target.stem.rpartition('-')[2]}; or train from scratch: --set model.vision.weights=none"
         ) from error
     return target
+
+
+def pretrained_backbone(config: VisionConfig, weights: Weights | None = None) -> dict[str, Tensor] | None:
+    """The trunk's part of `weights`, or of what the configuration asks for; None for `none`.
+
+    Raises what `read_weights` does, and CheckpointError when they are those of another backbone.
+    """
+    weights = weights or read_weights(config)
+    if weights is None:
+        return None
+    with torch.device("meta"):
+        expected = torchvision.models.get_model(config.backbone, weights=None)
+    head = classifier(expected) + "."
+    state = {name: value for name, value in weights.state.items() if not name.startswith(head)}
+    # BatchNorm's counter has no effect here, and files older than it lack it, published ones too: torch fills it in.
+    state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    own = {
+        name: value
+        for name, value in expected.state_dict().items()
+        if not name.startswith(head) and not name.endswith("num_batches_tracked")
+    }
+    wrong = [name for name in own if not fits(state.get(name), own[name])]
+    if wrong or len(state) != len(own):
+        first = shown((wrong or [name for name in state if name not in own])[0])
+        raise CheckpointError(
+            f"{config.weights} holds no {config.backbone} weights, first difference: {first} "
+            f"(model.vision.weights). Give a torchvision state dict of that backbone"
+        )
+    if spoilt := first_spoilt(state):
+        raise CheckpointError(f"{config.weights} holds weights of no use: {spoilt} (model.vision.weights). Get it anew")
+    return state
+
+
+def classifier(trunk: nn.Module) -> str:
+    """The name of a torchvision model's last part, which we have no use for."""
+    return "fc" if hasattr(trunk, "fc") else "classifier"

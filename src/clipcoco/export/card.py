@@ -7,10 +7,10 @@ from string import Template
 from typing import Any
 
 from clipcoco.engine.checkpoint import weights_sha256
+from clipcoco.engine.model_file import ModelFile
 from clipcoco.export.parity import Parity
-from clipcoco.model_file import ModelFile
-from clipcoco.report.record import read_record
-from clipcoco.rundir import RunDir
+from clipcoco.runs.directory import RunDir
+from clipcoco.runs.record import read_record
 from clipcoco.version import __version__
 
 _CARD = Template("""\

@@ -21,7 +21,7 @@ from clipcoco.config.schema import BACKBONES
 from clipcoco.data.tokenizer import END, PAD, START, Tokenizer, pipeline
 from clipcoco.data.viewer import opened, shown
 from clipcoco.engine.model import MEAN, STD, DualEncoder, build
-from clipcoco.model_file import ModelFile
+from clipcoco.engine.model_file import ModelFile
 
 # torchvision's backbones that timm has under the same name, with the same weights in the same order, if under other
 # names. Its MobileNetV3 has a layer more behind the pooling than torchvision's trunk.

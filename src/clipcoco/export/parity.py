@@ -18,11 +18,11 @@ from clipcoco.data.loader import EVALUATION_BATCH, evaluation_images
 from clipcoco.data.split import open_splits
 from clipcoco.data.tokenizer import END
 from clipcoco.data.workers import choose_workers
+from clipcoco.engine.model_file import ModelFile
 from clipcoco.engine.recall import RecallTable, recall_table
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import Progress, Report
 from clipcoco.export.formats import FORMATS, Exported
-from clipcoco.model_file import ModelFile
 
 IMAGES = 500  # at most, so that encoding them three times takes about a minute
 BATCH = 32

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from clipcoco.config.schema import DataConfig
+from clipcoco.disk.files import sync_folder, temporary_name
+from clipcoco.engine.model_file import ModelFile
 from clipcoco.errors import ConfigError, EnvironmentProblem
 from clipcoco.events import Report
 from clipcoco.export import NEEDS, check_request
 from clipcoco.export.card import write_card
 from clipcoco.export.formats import FORMATS, IN_TIMM, Exported
 from clipcoco.export.parity import Parity, compare
-from clipcoco.files import sync_folder, temporary_name
-from clipcoco.model_file import ModelFile
-from clipcoco.rundir import RunDir
+from clipcoco.runs.directory import RunDir
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from clipcoco.disk.files import link
+from clipcoco.disk.links import allow, own_folder
 from clipcoco.errors import EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.files import link
-from clipcoco.links import allow, own_folder
 from clipcoco.prepare.plan import SPLITS, Wish, in_source
 from clipcoco.prepare.resize import CopyStore
 

@@ -16,10 +16,10 @@ from clipcoco.data.annotations import annotation_file
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest, read_manifest
 from clipcoco.data.split import check_files, missing_files
+from clipcoco.disk.files import link, sync_folder, take_name, write_temporary
+from clipcoco.disk.links import own_folder
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.files import link, sync_folder, take_name, write_temporary
-from clipcoco.links import own_folder
 from clipcoco.prepare import carried
 from clipcoco.prepare.download import download
 from clipcoco.prepare.lock import lock

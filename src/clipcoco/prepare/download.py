@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from clipcoco.disk.files import open_to_append, read_own, sync_folder, write_json
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.files import open_to_append, read_own, sync_folder, write_json
 from clipcoco.prepare.network import (
     MOST_REDIRECTS,
     Failure,

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from clipcoco import locks
+from clipcoco.disk import locks
+from clipcoco.disk.links import check_root
 from clipcoco.errors import EnvironmentProblem
-from clipcoco.links import check_root
 from clipcoco.prepare.plan import WORK
 
 

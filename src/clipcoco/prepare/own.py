@@ -16,10 +16,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from clipcoco.data.annotations import annotation_file
+from clipcoco.disk.files import link, read_own, sync_volume, write_json
+from clipcoco.disk.links import allow, own_folder
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
 from clipcoco.events import ReportTask
-from clipcoco.files import link, read_own, sync_volume, write_json
-from clipcoco.links import allow, own_folder
 from clipcoco.prepare.own_captions import PARTS, by_image, once, read_rows
 from clipcoco.prepare.own_pictures import Found, Sizes, find, looks, measure, nearly_named, same_content
 from clipcoco.prepare.own_rows import IMAGE, Row

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from clipcoco.data.annotations import MAX_FILE_SIZE, annotation_file
+from clipcoco.disk.files import read_own
 from clipcoco.errors import DataError
-from clipcoco.files import read_own
 from clipcoco.prepare.own_captions import PARTS
 
 MAX_VAL_IMAGES = 5_000  # as many as COCO has

@@ -11,7 +11,7 @@ from clipcoco.data.annotations import annotation_file
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest, same_settings
 from clipcoco.data.split import missing_files
-from clipcoco.links import check_link, check_root, may_lead
+from clipcoco.disk.links import check_link, check_root, may_lead
 from clipcoco.prepare.download import RemoteFile
 from clipcoco.prepare.resize import copy_bytes, settings
 from clipcoco.prepare.single_images import RemoteImage

@@ -25,9 +25,9 @@ from PIL import Image
 from clipcoco.cores import usable_cores
 from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest
 from clipcoco.data.viewer import VIEW, UnreadableImage, opened
+from clipcoco.disk.files import open_new, sync_volume
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.files import open_new, sync_volume
 
 # Seen at 224 px, 4:2:0 costs chroma alone, where the error stays 9 dB below that of luma; a quality of 95 gains
 # 0.3 dB of luma with files 1.4 times as large, which are slower to decode.

@@ -16,9 +16,9 @@ from random import Random
 from typing import Literal
 
 from clipcoco.config.load import LoadedConfig, load_config
+from clipcoco.disk.files import open_new, read_own, sync_volume, write_atomically
+from clipcoco.disk.links import refuse_link
 from clipcoco.errors import DataError
-from clipcoco.files import open_new, read_own, sync_volume, write_atomically
-from clipcoco.links import refuse_link
 from clipcoco.prepare.drawing import COLOURS, SHAPES, Piece, draw
 
 Split = Literal["train", "val"]

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipcoco.data.manifest import Entry
+from clipcoco.disk.files import open_new, sync_folder, sync_volume
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.files import open_new, sync_folder, sync_volume
 
 MAX_MEMBERS = 200_000  # train2017.zip has 118,288
 MAX_DIRECTORY = 64 * 2**20  # bytes of the list of members; about 11 MB in train2017.zip

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from clipcoco.report.record import RankCounts, Similarities
+from clipcoco.runs.record import RankCounts, Similarities
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clipcoco.files import read_own
-from clipcoco.report.record import Chance
+from clipcoco.disk.files import read_own
 from clipcoco.rows import EvaluationRow, ReplacedRow, SkippedRow, StepRow, WarningRow, read_row
-from clipcoco.rundir import RunDir
+from clipcoco.runs.directory import RunDir
+from clipcoco.runs.record import Chance
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from clipcoco.console import say_half, say_order
-from clipcoco.files import write_atomically
+from clipcoco.disk.files import write_atomically
 from clipcoco.report.history import History, Status, read_history, read_status
 from clipcoco.report.plots import evaluation_plots, training_plots
-from clipcoco.report.record import Record, read_record
 from clipcoco.report.settings import command, commands, read_settings
 from clipcoco.report.template import template
 from clipcoco.rows import EvaluationRow, Recalls
-from clipcoco.rundir import RunDir
+from clipcoco.runs.directory import RunDir
+from clipcoco.runs.record import Record, read_record
 
 OURS = ("report.html", "figures")  # of the files of a run: made here, so not listed in what is made
 

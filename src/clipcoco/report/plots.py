@@ -8,8 +8,8 @@ from statistics import median
 from clipcoco.config.schema import Config
 from clipcoco.report.figures import DIM, INK, Drawing, Line, curve, rank_histogram, similarity_histogram
 from clipcoco.report.history import History
-from clipcoco.report.record import Chance, Record
 from clipcoco.rows import EvaluationRow, Recalls
+from clipcoco.runs.record import Chance, Record
 
 Points = list[tuple[float, float]]
 DIRECTIONS = {"i2t": "Image to text", "t2i": "Text to image"}

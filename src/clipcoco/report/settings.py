@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from clipcoco.config.load import flatten, load_config
 from clipcoco.config.schema import Config
 from clipcoco.config.text import written
+from clipcoco.disk.files import read_own
 from clipcoco.errors import ConfigError
-from clipcoco.files import read_own
-from clipcoco.run_config import init_of
-from clipcoco.rundir import RunDir
+from clipcoco.runs.config_file import init_of
+from clipcoco.runs.directory import RunDir
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import io
 
 from PIL import Image
 
-from clipcoco.loggers import Picture
-from clipcoco.report.record import Record
+from clipcoco.runs.record import Record
+from clipcoco.runs.tensorboard import Picture
 
 CELL = 168  # pixels, a thumbnail and its frame
 RIGHT, OTHER = (46, 125, 50), (238, 238, 238)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clipcoco.disk.files import read_own
+from clipcoco.disk.links import refuse_links
 from clipcoco.errors import CheckpointError
-from clipcoco.files import read_own
-from clipcoco.links import refuse_links
 
 HOW = (
     "Make a folder of it once, where there is a network: hf download OWNER/NAME --local-dir FOLDER, "

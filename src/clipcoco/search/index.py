@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from clipcoco.data.viewer import UnreadableImage
+from clipcoco.disk.files import remove_leftovers, take_name, write_temporary
 from clipcoco.events import Progress, Report
-from clipcoco.files import remove_leftovers, take_name, write_temporary
 
 FORMAT = 2
 BATCH = 64

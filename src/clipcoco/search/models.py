@@ -24,8 +24,8 @@ from clipcoco.data.tokenizer import END, PAD, START
 from clipcoco.data.viewer import VIEW
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import Device, choose_as_trained, choose_device
+from clipcoco.engine.model_file import ModelFile, open_model
 from clipcoco.errors import CheckpointError, ConfigError, EnvironmentProblem, NumericError
-from clipcoco.model_file import ModelFile, open_model
 from clipcoco.search.folder import HOW, read_description
 
 LOCAL = "local-dir:"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipcoco.data.viewer import thumbnail
-from clipcoco.files import write_atomically
+from clipcoco.disk.files import write_atomically
 from clipcoco.report.template import template
 from clipcoco.search.query import Answer
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clipcoco.assemble import Assembled, build_training
 from clipcoco.config.load import LoadedConfig
 from clipcoco.config.schema import BACKBONES, Config
 from clipcoco.data.features import Features
@@ -20,7 +19,8 @@ from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.step import Training, start_epoch, train_step
 from clipcoco.events import Report, Warned
-from clipcoco.run import checked, refuse_many_processes
+from clipcoco.runs.plan import Assembled, build_training
+from clipcoco.runs.start import checked, refuse_many_processes
 
 
 def rehearse(

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from clipcoco.files import read_own
+from clipcoco.disk.files import read_own
+from clipcoco.disk.seal import unsealed
 from clipcoco.rows import Part, Recalls
-from clipcoco.rundir import RunDir
-from clipcoco.seal import unsealed
+from clipcoco.runs.directory import RunDir
 
 SCHEMA = 1
 Count = Annotated[int, Field(ge=0, le=2**31)]

@@ -11,9 +11,9 @@ import numpy
 import torch
 import torchvision
 
-from clipcoco.assemble import Assembled, backbone_features, build_training
 from clipcoco.config.load import flatten, to_plain
 from clipcoco.data.viewer import VIEW
+from clipcoco.disk.files import open_to_append
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import Device, training_in_memory
 from clipcoco.engine.model import DualEncoder
@@ -25,9 +25,10 @@ from clipcoco.engine.train import train
 from clipcoco.engine.trained_on import changed, recorded
 from clipcoco.errors import CheckpointError, ClipcocoError, DataError, EnvironmentProblem, ExitCode, NumericError
 from clipcoco.events import CheckpointSaved, Event, Report, RunEnded, RunStarted, Warned
-from clipcoco.files import open_to_append
-from clipcoco.loggers import MetricsFile, TensorBoard, fan_out
-from clipcoco.rundir import RunDir
+from clipcoco.runs.directory import RunDir
+from clipcoco.runs.metrics import MetricsFile, fan_out
+from clipcoco.runs.plan import Assembled, backbone_features, build_training
+from clipcoco.runs.tensorboard import TensorBoard
 from clipcoco.version import __version__
 
 MAX_REFUSED = 3  # saves in a row that the disk may refuse: the room that lacks can be made meanwhile

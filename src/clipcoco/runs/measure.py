@@ -12,20 +12,20 @@ from clipcoco.data.captions import CaptionTable
 from clipcoco.data.doubts import say_cut
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.split import open_splits
+from clipcoco.data.thumbnails import thumbnails
 from clipcoco.data.workers import choose_workers
+from clipcoco.disk.files import write_json
+from clipcoco.disk.seal import seal
 from clipcoco.engine.analysis import Hubs, geometry, hubs, rank_counts, similarities
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import choose_as_trained, choose_deterministic_kernels, encoding_in_memory
 from clipcoco.engine.embeddings import Embeddings, read_embeddings
 from clipcoco.engine.evaluate import Inputs, Retrieval, embed, in_order, retrievals_worth_showing
+from clipcoco.engine.model_file import ModelFile
 from clipcoco.engine.recall import Ranks, folds_table, hits_by_image, ranks, table_of
 from clipcoco.engine.trained_on import learnt_from, recorded
 from clipcoco.errors import ConfigError
 from clipcoco.events import Report
-from clipcoco.files import write_json
-from clipcoco.model_file import ModelFile
-from clipcoco.report.thumbnails import thumbnails
-from clipcoco.seal import seal
 
 FOLD = 1000  # images, of protocol 1k
 # SHA-256 of image ids in the order in which folds of them are published: ascending, and as the test split is listed.

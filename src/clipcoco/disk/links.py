@@ -10,8 +10,8 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from clipcoco.disk.files import write_json
 from clipcoco.errors import ClipcocoError, DataError, EnvironmentProblem
-from clipcoco.files import write_json
 
 
 def refuse_links(folder: Path, error: type[ClipcocoError]) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from clipcoco.config.derive import Derived, count_parameters, derive, resolve_frozen_epochs
-from clipcoco.config.schema import BACKBONES, Config
+from clipcoco.config.derive import Derived, count_parameters, derive
+from clipcoco.config.schema import Config
 from clipcoco.data.annotations import prepare_command
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.doubts import doubts, encoded
@@ -33,6 +33,7 @@ from clipcoco.engine.step import Schedule, Stop, Training, temperature
 from clipcoco.engine.trained_on import Pictures, pictures_of, with_earlier
 from clipcoco.errors import EnvironmentProblem
 from clipcoco.events import Report
+from clipcoco.runs.header import say_data, say_features, say_model, say_training
 from clipcoco.version import __version__
 
 
@@ -137,10 +138,10 @@ def assemble(
     warnings = (*doubts(train_table, val_table, root), *cut)
     header = (
         ("", f"clipcoco {__version__} · torch {torch.__version__} · {device.description}"),
-        ("data", _say_data(config, train_table, val_table, source, workers, why)),
-        ("model", _say_model(config, count_parameters(config.model, tokenizer.vocab_size), origin)),
-        ("train", _say_training(config, derived, device)),
-        *([("features", _say_features(config, derived))] if derived.frozen_epochs else []),
+        ("data", say_data(config, train_table, val_table, source, workers, why)),
+        ("model", say_model(config, count_parameters(config.model, tokenizer.vocab_size), origin)),
+        ("train", say_training(config, derived, device)),
+        *([("features", say_features(config, derived))] if derived.frozen_epochs else []),
     )
     return Assembled(
         config, device, train_table, val_table, source, tokenizer, tokens, derived, workers, warnings, header
@@ -233,48 +234,3 @@ def check_disk(runs_dir: Path, derived: Derived) -> None:
             f"{free / 1e9:.1f} GB are free on "
             f"{volume}. Free space, or --set checkpoint.keep=0, or --runs-dir DIR"
         )
-
-
-def _say_data(config: Config, train: CaptionTable, val: CaptionTable, source: Source, workers: int, why: str) -> str:
-    said = f"{source.name} ({source.why})" if source.why else source.name
-    return (
-        f"{config.data.root}: {len(train.files):,} + {len(val.files):,} images, "
-        f"{len(train.captions):,} + {len(val.captions):,} captions; {said}; "
-        f"{workers} workers ({why})"
-    )
-
-
-def _say_model(config: Config, parameters: int, origin: str | None) -> str:
-    weights = config.model.vision.weights
-    start_from = f"from {origin or weights}" if origin or weights != "none" else "from scratch"
-    text = config.model.text
-    return (
-        f"{config.model.vision.backbone} at {config.data.image_size} px {start_from} + Transformer "
-        f"{text.layers} x {text.width}: {parameters / 1e6:.1f} M -> {config.model.projection_dim} dimensions"
-    )
-
-
-def _say_training(config: Config, derived: Derived, device: Device) -> str:
-    weights, epochs = config.model.vision.weights, config.train.epochs
-    here, why = resolve_frozen_epochs(config.train, weights, derived.steps_per_epoch, device.device.type)
-    frozen = ""
-    if derived.frozen_epochs:
-        many = "all epochs" if derived.frozen_epochs == epochs else f"{derived.frozen_epochs} epochs"
-        why = why if derived.frozen_epochs == here else "as the run began"
-        frozen = f", backbone frozen for {'1 epoch' if many == '1 epochs' else many} ({why})"
-    return (
-        f"{config.train.epochs} epochs x {derived.steps_per_epoch:,} steps x {config.train.batch_size} images, "
-        f"lr {config.train.lr:g}, seed {config.seed}{frozen}"
-    )
-
-
-def _say_features(config: Config, derived: Derived) -> str:
-    data, width = config.data, BACKBONES[config.model.vision.backbone][0]
-    size = 2 * width * (data.cached_views * derived.train_images + derived.val_images)
-    crops = [f"{data.cached_crops} crop{'s' * (data.cached_crops > 1)}"] if data.cached_crops else []
-    seen = ["each image", *["its mirror image"] * data.flip, *crops]
-    passes = "pass" if len(seen) > 1 else "passes"
-    return (
-        f"{' and '.join(seen)} {passes} the backbone once: {size / 1e6:,.0f} MB in "
-        f"{Path(config.data.root) / '.clipcoco'}, kept for later runs"
-    )

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from clipcoco.config.load import LoadedConfig, dump, flatten, load_config
 from clipcoco.config.schema import Config
 from clipcoco.config.text import one_line
+from clipcoco.disk.files import write_atomically
+from clipcoco.disk.seal import seal_text
 from clipcoco.errors import ConfigError
-from clipcoco.files import write_atomically
-from clipcoco.rundir import RunDir
-from clipcoco.seal import seal_text
+from clipcoco.runs.directory import RunDir
 
 INIT = "# Started with --init "
 # What a run may begin with: a file of backbone weights, or all weights of another run.

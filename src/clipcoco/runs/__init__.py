@@ -1,0 +1,1 @@
+"""A run: planned, begun or gone on with, recorded, measured."""

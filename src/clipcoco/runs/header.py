@@ -1,0 +1,54 @@
+"""What a run tells of itself at its start, line by line."""
+
+from pathlib import Path
+
+from clipcoco.config.derive import Derived, resolve_frozen_epochs
+from clipcoco.config.schema import BACKBONES, Config
+from clipcoco.data.captions import CaptionTable
+from clipcoco.data.split import Source
+from clipcoco.engine.device import Device
+
+
+def say_data(config: Config, train: CaptionTable, val: CaptionTable, source: Source, workers: int, why: str) -> str:
+    said = f"{source.name} ({source.why})" if source.why else source.name
+    return (
+        f"{config.data.root}: {len(train.files):,} + {len(val.files):,} images, "
+        f"{len(train.captions):,} + {len(val.captions):,} captions; {said}; "
+        f"{workers} workers ({why})"
+    )
+
+
+def say_model(config: Config, parameters: int, origin: str | None) -> str:
+    weights = config.model.vision.weights
+    start_from = f"from {origin or weights}" if origin or weights != "none" else "from scratch"
+    text = config.model.text
+    return (
+        f"{config.model.vision.backbone} at {config.data.image_size} px {start_from} + Transformer "
+        f"{text.layers} x {text.width}: {parameters / 1e6:.1f} M -> {config.model.projection_dim} dimensions"
+    )
+
+
+def say_training(config: Config, derived: Derived, device: Device) -> str:
+    weights, epochs = config.model.vision.weights, config.train.epochs
+    here, why = resolve_frozen_epochs(config.train, weights, derived.steps_per_epoch, device.device.type)
+    frozen = ""
+    if derived.frozen_epochs:
+        many = "all epochs" if derived.frozen_epochs == epochs else f"{derived.frozen_epochs} epochs"
+        why = why if derived.frozen_epochs == here else "as the run began"
+        frozen = f", backbone frozen for {'1 epoch' if many == '1 epochs' else many} ({why})"
+    return (
+        f"{config.train.epochs} epochs x {derived.steps_per_epoch:,} steps x {config.train.batch_size} images, "
+        f"lr {config.train.lr:g}, seed {config.seed}{frozen}"
+    )
+
+
+def say_features(config: Config, derived: Derived) -> str:
+    data, width = config.data, BACKBONES[config.model.vision.backbone][0]
+    size = 2 * width * (data.cached_views * derived.train_images + derived.val_images)
+    crops = [f"{data.cached_crops} crop{'s' * (data.cached_crops > 1)}"] if data.cached_crops else []
+    seen = ["each image", *["its mirror image"] * data.flip, *crops]
+    passes = "pass" if len(seen) > 1 else "passes"
+    return (
+        f"{' and '.join(seen)} {passes} the backbone once: {size / 1e6:,.0f} MB in "
+        f"{Path(config.data.root) / '.clipcoco'}, kept for later runs"
+    )
