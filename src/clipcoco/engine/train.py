@@ -11,10 +11,14 @@ from clipcoco.events import Evaluated, Progress, Report, RunEnded
 
 
 def train(training: Training, report: Report, stop: Stop) -> RunEnded:
-    """Go on from `training.state` to the last step, or until `stop()` names a reason; all is saved either way."""
+    """Go on from `training.state` to the last step, or until `stop()` names a reason; all is saved either way.
+
+    `stop` is asked before each step, and meanwhile by what takes long: waiting for a batch, an evaluation.
+    """
     state, schedule, per_epoch = training.state, training.schedule, training.loader.steps_per_epoch
     began = time.monotonic() - state.seconds
-    while True:
+    stopped = False
+    while not stopped:
         # ---- an epoch's end: save, evaluate, save -------------------------------------------------------
         if state.step // per_epoch > state.evaluated_epochs:
             state.seconds = time.monotonic() - began
@@ -25,8 +29,6 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
             training.save(state.best_epoch == state.evaluated_epochs, state.evaluated_epochs)
         if state.is_finished(schedule.config):
             return _ended(training, report, "finished", "early stop" if state.step < schedule.total_steps else "")
-        if stop():
-            break
 
         # ---- the steps of an epoch ----------------------------------------------------------------------
         epoch = state.step // per_epoch
@@ -36,13 +38,13 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
         for _ in range(per_epoch - state.step % per_epoch):
             start = time.monotonic()
             try:
-                batch = next(batches, None)
+                batch = None if stop() else next(batches, None)
             except ClipcocoError:  # of the images or of a worker
                 if state.step % per_epoch:  # what was learnt since the last save is kept
                     state.seconds = time.monotonic() - began
                     training.save(False, None)
                 raise
-            if batch is None:  # stopped while it was waited for
+            if stopped := batch is None:
                 break
             state.interval_waited += time.monotonic() - start
             note_replaced(state, epoch + 1, training.loader.table, batch.replaced, report)
@@ -58,18 +60,13 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
             report(Progress("train", state.step, schedule.total_steps))
             if state.step % schedule.config.log_every_steps == 0:
                 log_interval(training, epoch + 1, rate, report)
-            if stop():
-                break
             if state.step % schedule.checkpoint_steps == 0 and state.step % per_epoch:
                 state.seconds = time.monotonic() - began
                 training.save(False, None)
-        if stop():
-            break
 
-    reason = stop() or "stopped"
     state.seconds = time.monotonic() - began
     training.save(False, None)
-    return _ended(training, report, "stopped", reason)
+    return _ended(training, report, "stopped", stop() or "stopped")
 
 
 def finish_epoch(training: Training, report: Report) -> bool:
