@@ -126,7 +126,7 @@ def test_a_run_directory_holds_what_it_promises(folder):
 
 def test_a_checkpoint_is_plain_data_and_self_contained(folder):
     content = torch.load(folder / "runs/first/checkpoints/last.pt", weights_only=True)
-    promised = "format model ema optimizer scaler state rng config tokenizer metrics versions data"
+    promised = "format model optimizer scaler state rng config tokenizer metrics versions data"
     assert set(promised.split()) <= content.keys()
     assert content["format"] == 1
     assert content["state"]["step"] == 18
