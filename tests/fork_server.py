@@ -173,7 +173,10 @@ def _become(request: dict, files: list[int]) -> None:
         os.close(file)
     if os.isatty(0):
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that a typed Ctrl-C is a signal
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        sys.stdout, sys.stderr = (
+            os.fdopen(number, "w", buffering=1, errors=errors, closefd=False)
+            for number, errors in ((1, "strict"), (2, "backslashreplace"))
+        )
     prelude = request["prelude"]
     exec(prelude, {})
     sys.argv = ["clipcoco", *request["arguments"]]

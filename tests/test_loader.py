@@ -4,6 +4,9 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from clipcoco.config.load import load_config
 from clipcoco.data.captions import read_captions
 from clipcoco.data.loader import TrainingLoader, epoch_order, evaluation_images
 from clipcoco.data.tokenizer import END, PAD, Tokenizer
-from clipcoco.data.workers import choose_workers, guarded, image_loader
+from clipcoco.data.workers import _end, choose_workers, guarded, image_loader
 from clipcoco.errors import DataError, EnvironmentProblem
 from conftest import TOY
 
@@ -214,3 +217,19 @@ def test_workers_without_room_are_refused_or_fewer(monkeypatch):
             choose_workers(4, "cpu", 32, 8)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_workers_are_ended_though_torch_has_closed_the_queue_of_a_thread_that_pins():
+    queue, waits = multiprocessing.get_context("forkserver").Queue(), threading.Event()
+    queue.close()
+    pinning = threading.Thread(target=waits.wait)
+    pinning.start()
+    worker = subprocess.Popen(["sleep", "600"])
+    done = threading.Event()
+    iterator = SimpleNamespace(
+        _pin_memory_thread=pinning, _pin_memory_thread_done_event=done, _worker_result_queue=queue
+    )
+    _end(iterator, [SimpleNamespace(is_alive=lambda: worker.poll() is None, kill=worker.kill)])
+    assert worker.wait(60) == -signal.SIGKILL
+    assert done.is_set()
+    waits.set()

@@ -26,17 +26,17 @@ from clipcoco.engine.step import Step, train_step
 from clipcoco.engine.train import train
 from clipcoco.engine.watch import count_step, log_interval
 from clipcoco.errors import ConfigError, EnvironmentProblem, NumericError
-from clipcoco.events import Evaluated, StepDone, StepSkipped, Warned
+from clipcoco.events import Evaluated, Progress, StepDone, StepSkipped, Warned
 from clipcoco.runs.plan import assemble, build_training, check_disk
 from conftest import TOY
 
 
-def training(root, *changes, report=lambda event: None):
+def training(root, *changes, report=lambda event: None, stop=lambda: None):
     config = load_config("demo", overrides=[*TOY, f"data.root={root}", *changes]).config
     parts = assemble(config, "cpu", config.train.precision, None)
     make_deterministic(config.seed, parts.device.device)
     model = build(config.model, parts.tokenizer.vocab_size)
-    return build_training(parts, model, TrainState(), None, report, stop=lambda: None)
+    return build_training(parts, model, TrainState(), None, report, stop)
 
 
 def everything(run):
@@ -162,6 +162,22 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(scenes):
     assert ended.state == "finished"
     assert ended.reason == "early stop"
     assert ended.step < 240
+
+
+def test_a_stop_in_the_last_step_of_an_epoch_leaves_the_evaluation_for_later(scenes):
+    done, phases = [0], set()
+
+    def watch(event) -> None:
+        if isinstance(event, Progress):
+            phases.add(event.phase)
+            done[0] = event.done if event.phase == "train" else done[0]
+
+    def stop() -> str | None:
+        return "a test" if done[0] >= 6 else None
+
+    run = training(scenes, report=watch, stop=stop)
+    ended = train(run, watch, stop)
+    assert (ended.state, ended.step, run.state.evaluated_epochs, phases) == ("stopped", 6, 0, {"train"})
 
 
 def test_a_loss_that_stays_at_chance_is_told_once(scenes):

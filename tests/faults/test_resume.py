@@ -150,7 +150,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(clipcoco, data, calm, tmp_path, 
     assert 0 < status["step"] < 18
     if place == "in an evaluation":
         assert not any(row["event"] == "evaluation" for row in rows(run))
-    others = workers if place == "in an evaluation" else 0  # of one number or of another, it is the same run
+    others = workers if place == "in an evaluation" else 0  # with as many workers, or with none: the same bits
     resumed = clipcoco("resume", f"data.workers={others}", cwd=tmp_path)
     assert resumed.code == 0, resumed.stderr
     assert f"at step {status['step']} of 18" in resumed.stderr

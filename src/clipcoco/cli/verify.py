@@ -34,11 +34,11 @@ def show_verified(terminal: Terminal, wish: "Wish", json_: bool) -> int:
     """Verify and show one table; 3 when a file is not as it should be."""
     from clipcoco.data.captions import read_captions
     from clipcoco.prepare.check import verify, verify_copies
-    from clipcoco.prepare.plan import COCO, SPLITS
+    from clipcoco.prepare.plan import COCO, FOLDERS
 
     found, copies = [], {}
     with working(terminal, "Nothing was changed.") as report:
-        for split in SPLITS:
+        for split in FOLDERS:
             whole = read_captions(wish.root, split)
             table = whole.subset(wish.fractions[split], wish.subset_seed)
             found.append(verify(whole, table, COCO.counts[split], wish.prepared_size, report))

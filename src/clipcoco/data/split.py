@@ -1,4 +1,5 @@
-"""The one door to a split: the part of it that is asked for, where its images are read from, and that all are there."""
+"""The door to a split, for all that encodes it: the part that is asked for, where its images are read from, and that
+all of them are there."""
 
 import hashlib
 import os

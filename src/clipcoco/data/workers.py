@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
@@ -102,10 +102,7 @@ def guarded(loader: DataLoader[Any], stop: Callable[[], object]) -> Iterator[Any
     finally:
         if not at_rest:
             kept: Any = iterator if loader._iterator is None else loader._iterator
-            if kept is None:
-                _kill(set(multiprocessing.active_children()) - others)
-            else:
-                _end(kept)
+            _end(kept, set(multiprocessing.active_children()) - others if kept is None else kept._workers)
             loader._iterator = None  # to be started anew
         pool.shutdown(wait=False)
 
@@ -118,26 +115,23 @@ def _open(loader: DataLoader[Any], device: int | None) -> Any:
     with _starting():
         iterator: Any = iter(loader)
     if iterator is not known:  # at the exit multiprocessing would wait for them, and they are deaf to its SIGTERM
-        there = weakref.ref(iterator)
-        Finalize(iterator, lambda: _end(there()), exitpriority=1)
+        there, workers = weakref.ref(iterator), iterator._workers
+        Finalize(iterator, lambda: _end(there(), workers), exitpriority=1)
     return iterator
 
 
-def _end(iterator: Any) -> None:
+def _end(iterator: Any, workers: Iterable[BaseProcess]) -> None:
     """The thread that pins batches leaves first: to it a worker's end is an error, told by a traceback."""
-    if hasattr(iterator, "_pin_memory_thread"):
-        iterator._pin_memory_thread_done_event.set()
-        iterator._worker_result_queue.cancel_join_thread()  # at our own exit nobody reads any more
-        iterator._worker_result_queue.put((None, None))  # wakes the thread
-        iterator._pin_memory_thread.join(1)  # not for ever: a worker may hang in the middle of a batch
-    _kill([] if iterator is None else iterator._workers)
-
-
-def _kill(workers: Iterable[BaseProcess]) -> None:
-    """A worker that hangs is deaf to all else."""
+    pinning: threading.Thread | None = getattr(iterator, "_pin_memory_thread", None)
+    if pinning is not None and pinning.is_alive():
+        with suppress(ValueError, RuntimeError):  # torch has ended it meanwhile; a Python that ends starts no thread
+            iterator._pin_memory_thread_done_event.set()
+            iterator._worker_result_queue.cancel_join_thread()  # at our own exit nobody reads any more
+            iterator._worker_result_queue.put((None, None))  # wakes the thread
+            pinning.join(1)  # not for ever: a worker may hang in the middle of a batch
     for worker in workers:
         if worker.is_alive():
-            worker.kill()
+            worker.kill()  # one that hangs is deaf to all else
 
 
 def _came(future: Future[Any], stop: Callable[[], object]) -> bool:

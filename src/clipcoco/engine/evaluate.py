@@ -37,10 +37,11 @@ class Inputs:
         """Batches of at most EVALUATION_BATCH, until a stop: uint8 (B,3,H,W)."""
         return evaluation_images(self.config, self.table, self.workers, pin_memory, stop)
 
-    def kept(self, features: Features) -> Iterator[Tensor]:
+    def kept(self) -> Iterator[Tensor]:
         """The same images in the same batches, as a frozen backbone saw them: float16 (B,F)."""
+        assert self.features is not None
         for rows in torch.arange(len(self.table.files)).split(EVALUATION_BATCH):
-            yield torch.from_numpy(features.take(rows.tolist(), [0] * len(rows)))
+            yield torch.from_numpy(self.features.take(rows.tolist(), [0] * len(rows)))
 
 
 @torch.inference_mode()
@@ -60,7 +61,9 @@ def embed(
         encode: Callable[[Tensor], Tensor] = model.encode_images
         batches = inputs.images(device.device.type == "cuda", stop)
         if inputs.features is not None and inputs.features.readable.all():  # else the images say which can't be read
-            batches, encode = inputs.kept(inputs.features), model.encode_features
+            batches, encode = inputs.kept(), model.encode_features
+        if stop():  # before any worker is started for it
+            return None
         for batch in batches:
             with device.autocast():
                 images.append(encode(batch.to(device.device, non_blocking=True)).cpu())

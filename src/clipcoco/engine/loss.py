@@ -12,7 +12,7 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Loss:
     of: Callable[[Tensor, Tensor, Tensor], Tensor]  # images (B,D), texts (B,D), temperature -> a scalar, in nats
-    chance: Callable[[int], float]  # its value where all B pairs of a batch look alike
+    chance: Callable[[int], float]  # nats, of B pairs whose similarities are all 0
 
 
 def infonce(images: Tensor, texts: Tensor, temperature: Tensor) -> Tensor:

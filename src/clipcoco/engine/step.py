@@ -123,7 +123,7 @@ def update(training: Training, loss: Tensor, rate: float) -> tuple[float, float,
 
 
 def step_seed(seed: int, step: int, piece: int = 0) -> int:
-    """Of all that is drawn in a piece of a step's batch, dropout above all: whatever was drawn or stopped before."""
+    """The seed of all that one piece of a step's batch draws, dropout above all, whatever was drawn before."""
     return ((seed << 31) + step + piece * 0x9E3779B97F4A7C15) % 2**63
 
 

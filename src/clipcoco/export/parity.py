@@ -70,7 +70,7 @@ def compare(model_file: ModelFile, name: str, exported: Exported, data: DataConf
     _refuse_above(FORMATS[name].tolerance, difference, name)
     captions, recall, note = list(TEXTS), None, None
     try:
-        captions += read_captions(data.folder, SPLITS["val"]).captions
+        captions += read_captions(data.folder, SPLITS["val"]).subset(data.val_fraction, data.subset_seed).captions
         [some] = open_splits(data, "val", most=IMAGES, like=model_file.content.get("data", {}).get("source"))
         on_images, recall = _on_images(model_file, name, exported, data, some.table, some.source.name, report)
         difference = max(difference, on_images)

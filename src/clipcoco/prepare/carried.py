@@ -9,7 +9,7 @@ from clipcoco.disk.files import link
 from clipcoco.disk.links import allow, own_folder
 from clipcoco.errors import EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.prepare.plan import SPLITS, Wish, in_source
+from clipcoco.prepare.plan import FOLDERS, Wish, in_source
 from clipcoco.prepare.resize import CopyStore
 
 
@@ -42,7 +42,7 @@ def allow_source(source: Path, root: Path) -> None:
 
     Where that can't be kept it is asked for by name, once a link turns out to be no hard one.
     """
-    folders = [source, *(source / name for name in (*SPLITS, "annotations"))]
+    folders = [source, *(source / name for name in (*FOLDERS, "annotations"))]
     with suppress(EnvironmentProblem):
         allow(root, folders)
         allow(source, folders)

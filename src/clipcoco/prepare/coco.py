@@ -27,7 +27,7 @@ from clipcoco.prepare.network import Patience
 from clipcoco.prepare.own import STATE
 from clipcoco.prepare.plan import (
     COCO,
-    SPLITS,
+    FOLDERS,
     WORK,
     Archive,
     Coco,
@@ -83,7 +83,7 @@ def _prepare(wish: Wish, plan: Plan, report: ReportTask, coco: Coco, patience: P
         _sweep(wish.root)
         check_room(plan, wish)
         _get_captions(wish, coco, report, patience)
-        tables = {split: wanted(wish, split) for split in SPLITS}
+        tables = {split: wanted(wish, split) for split in FOLDERS}
         copied = before = after = 0
         for split, table in tables.items():
             _get_images(wish, coco, split, table, originals, report, patience)
@@ -114,7 +114,7 @@ def _get_captions(wish: Wish, coco: Coco, report: ReportTask, patience: Patience
         return
     if wish.source and has_captions(wish.source):
         own_folder(wish.root / "annotations")
-        for split in SPLITS:
+        for split in FOLDERS:
             link(annotation_file(wish.source, split), annotation_file(wish.root, split))
         return
     archive, ours = _archive(wish, coco.annotations, coco, report, patience)

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from clipcoco.data.annotations import annotation_file
+from clipcoco.data.annotations import SPLITS, annotation_file
 from clipcoco.disk.files import link, read_own, sync_volume, write_json
 from clipcoco.disk.links import allow, own_folder
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
@@ -28,7 +28,7 @@ from clipcoco.prepare.own_split import Draw, Known, Picture, divided, followed, 
 MAX_LOST = 0.05  # of the rows: what is more is left out only by --allow-missing
 STATE = Path(".clipcoco", "own.json")
 
-_SPLITS = ("train2017", "val2017")
+_SPLITS = tuple(SPLITS.values())
 _PLAIN_NAME = re.compile(r"[a-z0-9._-]+\.(jpg|jpeg|png)", re.ASCII | re.IGNORECASE)
 
 

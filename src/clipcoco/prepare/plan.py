@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipcoco.config.derive import OFFICIAL, subset_size
-from clipcoco.data.annotations import annotation_file
+from clipcoco.data.annotations import SPLITS, annotation_file
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest, same_settings
 from clipcoco.data.split import missing_files
@@ -16,7 +16,7 @@ from clipcoco.prepare.download import RemoteFile
 from clipcoco.prepare.resize import copy_bytes, settings
 from clipcoco.prepare.single_images import RemoteImage
 
-SPLITS = ("val2017", "train2017")  # the small one first: what is wrong shows early
+FOLDERS = (SPLITS["val"], SPLITS["train"])  # the small one first: what is wrong shows early
 WORK = ".clipcoco"  # in data.root: what is under way, and the manifests
 _REQUEST = 1_000  # bytes of headers and handshakes that a single image costs beside itself
 
@@ -64,7 +64,7 @@ COCO = Coco(
             "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
         ),
     },
-    counts={"train2017": OFFICIAL["train"], "val2017": OFFICIAL["val"]},
+    counts={folder: OFFICIAL[split] for split, folder in SPLITS.items()},
     captions_bytes=100_000_000,
 )
 
@@ -123,7 +123,7 @@ def wanted(wish: Wish, split: str, captions: Path | None = None) -> CaptionTable
 
 
 def has_captions(folder: Path) -> bool:
-    return all(annotation_file(folder, split).is_file() for split in SPLITS)
+    return all(annotation_file(folder, split).is_file() for split in FOLDERS)
 
 
 def in_source(source: Path, files: Sequence[str]) -> list[str]:
@@ -169,7 +169,7 @@ def make_plan(wish: Wish, coco: Coco = COCO) -> Plan:
     parts = [_captions(wish, coco)]
     copied = _copied(wish) if wish.prepared_size else set()
     copies = 0
-    for split in SPLITS:
+    for split in FOLDERS:
         if captions:
             table = wanted(wish, split, captions)
             images, lacking = len(table.files), _lacking(wish, table, copied)

@@ -1,4 +1,4 @@
-"""A run directory: its file names, its lock, its status, and how a run is named on the command line."""
+"""A run directory: its file names, its lock, its status, and which names are allowed."""
 
 import json
 import re

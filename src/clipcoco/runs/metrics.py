@@ -1,4 +1,4 @@
-"""The records of a run: metrics.jsonl, log.txt and TensorBoard, and how the events reach them all."""
+"""The records of a run as lines: metrics.jsonl and log.txt; and how events reach all records."""
 
 import json
 import math
@@ -6,13 +6,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipcoco.disk import files
 from clipcoco.events import RECORDED, Event, Progress, Report, RunStarted, Warned
-
-if TYPE_CHECKING:
-    pass
 
 
 def fan_out(*sinks: Report) -> Report:

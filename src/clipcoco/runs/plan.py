@@ -182,9 +182,9 @@ def build_training(
 
     def evaluate() -> tuple[float, RecallTable] | None:
         frozen = cached is not None and state.evaluated_epochs < derived.frozen_epochs
-        split = replace(val, features=cached.val) if cached is not None and frozen else val
+        inputs = replace(val, features=cached.val) if cached is not None and frozen else val
         with encoding_in_memory("an evaluation", device):
-            embeddings = embed(model, split, device, report, stop)
+            embeddings = embed(model, inputs, device, report, stop)
             if embeddings is None:
                 return None
             ordered = in_order(embeddings, parts.val_table.order)

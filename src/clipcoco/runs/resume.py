@@ -98,8 +98,7 @@ def resume(
 
 
 def _check_data(parts: Assembled, before: dict[str, Any], name: str) -> None:
-    differing = [key for key, value in parts.fingerprint.items() if key != "copies" and before.get(key) != value]
-    if differing:
+    if differing := parts.differing(before):
         raise CheckpointError(
             f"the data at {parts.config.data.root} are not those of run {name}: {', '.join(differing)} differ "
             f"(data.root). Bring those back, or start anew from its weights with --init {name}"
