@@ -174,7 +174,7 @@ def test_a_pipe_is_read_once_it_is_written_to_and_not_waited_for_for_ever(tmp_pa
         ),
         (
             "model:\n  text:\n    heads: 7\n",
-            "model.text.heads must divide width: 512 is no multiple of 7 (my.yaml:3, presets/base.yaml:LINE).",
+            "model.text.heads must divide width: 512 is not a multiple of 7 (my.yaml:3, presets/base.yaml:LINE).",
         ),
         (
             "model:\n  vision:\n    backbone: resnet18\n    weights: imagenet-v2\n",

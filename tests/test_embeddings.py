@@ -214,7 +214,7 @@ def test_damaged_files_are_one_line(path: Path, tmp_path: Path) -> None:
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert "pipe is no file (--from-embeddings)" in refusal(tmp_path / "pipe")
+    assert "pipe is not a file (--from-embeddings)" in refusal(tmp_path / "pipe")
 
 
 def test_no_code_in_them_is_run(path: Path, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ def test_who_holds_it_is_named_and_it_is_free_afterwards(tmp_path):
         assert (note, is_held(path)) == ("", True)
         with pytest.raises(Held, match=f"^{os.getpid()} on "), lock(path):
             pass
-        with pytest.raises(EnvironmentProblem, match=f"run run is at work in another process, {os.getpid()} on"):
+        with pytest.raises(
+            EnvironmentProblem, match=f"run run is already running in another process, {os.getpid()} on"
+        ):
             run.lock().__enter__()
         with pytest.raises(EnvironmentProblem, match=f"is being prepared by process {os.getpid()} on"):
             lock_root(tmp_path).__enter__()

@@ -350,7 +350,7 @@ ENTRIES = {  # what one picture has in JSON, entries in "[]", "{}" or lines -> i
     "numbers": ("[]", '{"image": "NAME", "captions": ["a", 5, NaN, null]}', ["a", "5"], ""),
     "a raw of nothing": ("[]", '{"image": "NAME", "sentences": [{"raw": "", "text": "a"}]}', ["a"], ""),
     "several names": ("{}", '"NAME": [{"text": "b", "caption": "c", "caption2": "b"}]', ["b", "c"], "20 of 60"),
-    "no texts": ("{}", '"NAME": ["a", true, {"x": 1}]', ["a"], "40 values among the captions are no texts"),
+    "no texts": ("{}", '"NAME": ["a", true, {"x": 1}]', ["a"], "40 values among the captions are not texts"),
     "objects": ("{}", '"NAME": {"caption": "a", "caption2": "b", "lang": "en"}', ["a", "b"], "1 column is not read"),
     "many brackets": ("{}", f'"NAME": ["a", {"[" * 500}"b"{"]" * 500}]', ["a", "b"], ""),
 }  # fmt: skip

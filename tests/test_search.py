@@ -178,7 +178,7 @@ class TestIndex:
             damaged = {"cut": data[:-100], "flipped": data, "empty": b"", "garbage": b"x" * 999}
             file.write_bytes(damaged[damage])
         assert not open_index(file, "m", told.append).entries
-        assert told == [f"the index {file} can't be used, so it is made anew"]
+        assert told == [f"the index {file} can't be used, so it is rebuilt"]
 
     def test_entries_that_do_not_fit_are_refused(self, tmp_path):
         file, told = tmp_path / "i.npz", []

@@ -117,9 +117,9 @@ EARLY = [
     ("search dog --run nope", 4, "no run 'nope'"),
     ("search dog", 4, "there is no run in runs"),
     ("eval nope", 4, "no run 'nope'"),
-    ("search --image nope.jpg", 3, "nope.jpg is no file (--image)"),
+    ("search --image nope.jpg", 3, "nope.jpg is not a file (--image)"),
     ("export --format onnx --output x", 5, "format onnx needs onnx"),
-    ("export --format onnx --output x/y/z", 2, "is no folder (--output)"),
+    ("export --format onnx --output x/y/z", 2, "is not a folder (--output)"),
 ]
 
 

@@ -438,7 +438,7 @@ def test_an_image_that_cannot_be_had_is_named_and_the_others_arrive(trouble, gal
     stored = fetch(remote_images(gallery))
     line = stored.pop(kind).decode()
     assert "\n" not in line
-    assert line.startswith("1 of 40 images can't be had: val2017/000000000001.jpg (")
+    assert line.startswith("1 of 40 images can't be fetched: val2017/000000000001.jpg (")
     assert line.endswith(f"by hand: {gallery.url}{path}, then --source DIR")
     assert reason in line
     assert "39 are here" in line
@@ -471,7 +471,7 @@ def test_a_png_named_jpg_is_fine(gallery, pictures):
 def test_a_wrong_mirror_ends_it_early(gallery):
     gallery.content = {}
     (line,) = fetch(remote_images(gallery), connections=1).values()
-    assert line.startswith(b"10 of 40 images can't be had: val2017/000000000000.jpg (http")
+    assert line.startswith(b"10 of 40 images can't be fetched: val2017/000000000000.jpg (http")
     assert b"and 7 others. 0 are here" in line
     assert len(gallery.requests) == 10
 

@@ -535,7 +535,7 @@ def test_a_volume_full_to_the_last_byte_is_one_line(mini, small_disk, tmp_path):
 
 USAGE = [
     ([], 2, "--preset NAME"),
-    (["--preset", "tiny", "--source", "nowhere"], 2, "is no folder (--source)"),
+    (["--preset", "tiny", "--source", "nowhere"], 2, "is not a folder (--source)"),
     (["--preset", "tiny", "--mirror", "ftp://x"], 2, "--mirror"),
     (["--preset", "tiny", "--only-prepared", "--set", "data.prepared_size=0"], 2, "--only-prepared"),
     (["--captions", "x.csv", "--images", ".", "--root", "data", "--all"], 2, "Leave out --all"),

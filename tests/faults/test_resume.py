@@ -217,7 +217,7 @@ def test_a_run_at_work_is_locked(clipcoco, data, tmp_path):
     second = clipcoco("resume", "run", cwd=tmp_path)
     process.signal(signal.SIGTERM)
     assert second.code == 5
-    assert second.stderr.strip().splitlines()[-1].startswith("error: run run is at work in another process")
+    assert second.stderr.strip().splitlines()[-1].startswith("error: run run is already running in another process")
     assert process.wait().code == 75
 
 

@@ -37,7 +37,9 @@ Checkpoint = Annotated[
 ]
 FromEmbeddings = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.npz", help="Judge any model's embeddings.", show_default=False, callback=expanded_path),
+    typer.Option(
+        metavar="FILE.npz", help="Evaluate any model's embeddings.", show_default=False, callback=expanded_path
+    ),
 ]
 ToEmbeddings = Annotated[
     Path | None,
@@ -92,7 +94,7 @@ def evaluate(
     settings = data_changes(changes, bare, "the measurement")
     found = _found_file(checkpoint, runs_dir) if checkpoint is not None else find_run(runs_dir, word)
     if embeddings is not None and not embeddings.absolute().parent.is_dir():
-        raise ConfigError(f"{embeddings.parent} is no folder (--embeddings). Make it first")
+        raise ConfigError(f"{embeddings.parent} is not a folder (--embeddings). Make it first")
     evaluation = _measure(found, given, settings, split, fraction, protocols, device)
     show(open_terminal().err, *(f"warning: {doubt}" for doubt in evaluation.doubts))
     if embeddings is not None:

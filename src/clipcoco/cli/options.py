@@ -120,7 +120,7 @@ Init = Annotated[
         show_default=False,
     ),
 ]
-RunsDir = Annotated[Path, typer.Option(help="Where the runs lie.", callback=expanded_path)]
+RunsDir = Annotated[Path, typer.Option(help="The folder of the runs.", callback=expanded_path)]
 Device = Annotated[
     str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=False, callback=_known_device)
 ]

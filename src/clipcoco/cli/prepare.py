@@ -117,9 +117,9 @@ def _wish(
     data = loaded.config.data
     source = expanded(source) if source else None
     if source is not None and not source.is_dir():
-        raise ConfigError(f"{source} is no folder (--source). It should hold COCO's archives, or their content")
+        raise ConfigError(f"{source} is not a folder (--source). It should hold COCO's archives, or their content")
     if mirror is not None and not mirror.startswith(("http://", "https://")):
-        raise ConfigError(f"'{mirror}' is no http or https address (--mirror)")
+        raise ConfigError(f"'{mirror}' is not an http or https address (--mirror)")
     if only_prepared and data.prepared_size == 0:
         raise ConfigError("--only-prepared keeps copies alone, and data.prepared_size is 0. Set it, as to 256")
     return Wish(

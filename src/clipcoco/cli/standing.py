@@ -178,7 +178,7 @@ def where_it_stands(run: RunDir, step: int) -> str:
     status = found or _Status()
     state, reason, total = status.state, status.reason, status.total_steps or 0
     if state == "running":  # and yet its lock was free
-        how = "ended without a word"
+        how = "killed"
     elif state == "stopped":
         how = f"stopped by {reason}"
     else:

@@ -54,7 +54,7 @@ def train(
     runs_dir: RunsDir = RUNS,
     device: Device = None,
     plain: Plain = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, do three steps, write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, take a few steps, write nothing.")] = False,
     json_: Json = False,
     debug: Debug = False,
 ) -> int:

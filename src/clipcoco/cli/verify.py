@@ -57,7 +57,7 @@ def show_verified(terminal: Terminal, wish: "Wish", json_: bool) -> int:
         show(terminal.out, f"{broken:,} files are not as they should be. Get them anew: the same command without "
              "--verify, after removing them")  # fmt: skip
         return ExitCode.DATA
-    show(terminal.out, "All is there and as it was when it came.")
+    show(terminal.out, "All files are present and unchanged.")
     return ExitCode.OK
 
 

@@ -142,7 +142,7 @@ def _syntax(error: yaml.MarkedYAMLError) -> tuple[str, int, int, str]:
     if r"'\t'" in problem:
         return "tabs are not allowed", mark.line + 1, mark.column + 1, " Indent by spaces."
     if "escape character" in problem:
-        hint = " Backslashes want single quotes, or none."
+        hint = " Put text with backslashes in single quotes."
     if error.context_mark is not None and error.context_mark.line != mark.line:
         problem += f", {error.context} that starts in line {error.context_mark.line + 1}"
     return f"not valid YAML: {problem}", mark.line + 1, mark.column + 1, hint

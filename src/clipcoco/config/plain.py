@@ -101,7 +101,7 @@ def _nested(values: Mapping[str, object]) -> dict[str, Any]:
 def config_from_plain(values: object, where: str) -> Config:
     """Check what a checkpoint holds as its configuration; raises ConfigError with every mistake."""
     if not isinstance(values, dict):
-        raise ConfigError(f"the configuration is no mapping ({where}).")
+        raise ConfigError(f"the configuration is not a mapping ({where}).")
     mistakes: list[str] = []
     return validated([Layer(where, dict(_LATER)), layer_of(values, where, lambda _: where, mistakes)], mistakes)
 

@@ -105,7 +105,7 @@ class TextConfig(Section):
     @model_validator(mode="after")
     def _divides(self) -> "TextConfig":
         if self.width % self.heads:
-            raise ValueError(f"heads must divide width: {self.width} is no multiple of {self.heads}")
+            raise ValueError(f"heads must divide width: {self.width} is not a multiple of {self.heads}")
         return self
 
 

@@ -36,7 +36,7 @@ def read_text(path: Path, where: str) -> str:
     except OSError as error:
         raise ConfigError(f"{where} cannot be read as a configuration file ({error.strerror}).") from error
     if len(data) > _MAX_BYTES:
-        raise ConfigError(f"{where} is larger than 1 MiB, so it is no configuration file.")
+        raise ConfigError(f"{where} is larger than 1 MiB, so it is not a configuration file.")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ConfigError(f"{where} is UTF-16. Save it as UTF-8.")
     if b"\0" in data:

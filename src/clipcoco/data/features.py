@@ -107,7 +107,7 @@ class FeatureFile:
         """Rows of the table that are not there. When an image is another one than before, all are."""
         known = [(self.images.get(int(image)), stamp) for image, stamp in zip(table.image_ids, stamps, strict=True)]
         if any(row is not None and self.stamps[row] != stamp for row, stamp in known):
-            self.note = f"images have changed since {self.path.name} was made: made anew"
+            self.note = f"images have changed since {self.path.name} was made: recomputing"
             self._begin_anew()
             return list(range(len(known)))
         return [position for position, (row, _) in enumerate(known) if row is None]
@@ -162,7 +162,7 @@ class FeatureFile:
             return None
         except (OSError, ValueError, RecursionError):
             pass
-        self.note = f"{self._index.name} can't be used: made anew"
+        self.note = f"{self._index.name} can't be used: recomputing"
         return None
 
     def _matches(self, index: "_Index") -> bool:
@@ -178,7 +178,7 @@ class FeatureFile:
         except OSError:
             left = 1
         if left or self._digest.hexdigest() != index.sha256:
-            self.note = f"{self.path.name} is damaged: made anew"
+            self.note = f"{self.path.name} is damaged: recomputing"
             return False
         return True
 

@@ -22,7 +22,7 @@ def read_npz(path: Path, names: Collection[str], where: str) -> dict[str, npt.ND
     """Those of the arrays `names` that are there, and empty ones of the other names in the file, of numbers or
     texts. Raises DataError, EnvironmentProblem; `where` is the option that named the file."""
     if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise DataError(f"{path} is no file ({where}). Save the arrays into one with numpy.savez")
+        raise DataError(f"{path} is not a file ({where}). Save the arrays into one with numpy.savez")
     try:
         with open(path, "rb") as file:
             start, size = file.read(6), os.fstat(file.fileno()).st_size

@@ -130,5 +130,5 @@ def _present(root: Path, folder: str, wanted: set[str], inside: list[str]) -> se
     except (FileNotFoundError, NotADirectoryError):
         pass  # all of it is missing
     except OSError as error:
-        raise EnvironmentProblem(f"cannot list {root / folder} ({error.strerror}). May you read it?") from None
+        raise EnvironmentProblem(f"cannot list {root / folder} ({error.strerror}). Check its permissions") from None
     return found

@@ -80,12 +80,12 @@ def watch_overfitting(state: TrainState, chance_loss: float, val_loss: float, re
     """Close an epoch's sums; warn when validation loss rises while training loss falls."""
     train_loss = state.epoch_loss / max(1, state.epoch_steps)
     before_train, before_val = state.last_train_loss, state.last_val_loss
-    # 1 % more is no noise, and what is not below chance has learnt nothing by heart yet
+    # 1 % more is no noise, and a loss that is not below chance can't have overfitted yet
     learnt = train_loss < min(val_loss, chance_loss - 0.05)
     if learnt and before_train and before_val and val_loss > before_val * 1.01 and train_loss < before_train:
         message = (
             f"validation loss rose from {before_val:.3f} to {val_loss:.3f} while training loss fell to "
-            f"{train_loss:.3f}: the model begins to learn its training images by heart. best.pt is kept by R@1; "
+            f"{train_loss:.3f}: the model starts to overfit. best.pt is kept by R@1; "
             f"more data, fewer train.epochs or train.early_stop_epochs help"
         )
         _warn_once(state, state.evaluated_epochs, "overfitting", message, report)

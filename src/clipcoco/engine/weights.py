@@ -89,11 +89,11 @@ def read_weights(config: VisionConfig) -> Weights | None:
         raise
     except Exception as error:  # torch.load has no error of its own for a file that is none
         raise CheckpointError(
-            f"{path} is no file of weights (model.vision.weights): {type(error).__name__}. "
+            f"{path} is not a file of weights (model.vision.weights): {type(error).__name__}. "
             f"Give a torchvision state dict, saved by torch.save"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise CheckpointError(f"{path} holds no state dict (model.vision.weights). Give a torchvision one")
+        raise CheckpointError(f"{path} does not hold a state dict (model.vision.weights). Give a torchvision one")
     return Weights(state, sha256, checked)
 
 
@@ -121,7 +121,7 @@ def _fetched(config: VisionConfig) -> Path:
         # URLError is an OSError, a wrong hash a RuntimeError, a damaged file any of them.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EnvironmentProblem(
-            f"{config.weights} weights of {config.backbone} can't be had: {reason} "
+            f"can't get the {config.weights} weights of {config.backbone}: {reason} "
             f"(model.vision.weights). Put {weights.url} at {target} (TORCH_HOME moves that folder), its SHA-256 "
             f"begins with {target.stem.rpartition('-')[2]}; or train from scratch: --set model.vision.weights=none"
         ) from error

@@ -27,7 +27,7 @@ def check_request(name: str, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists already and is not empty (--output). Give a new folder")
     if not folder.absolute().parent.is_dir():
-        raise ConfigError(f"{folder.absolute().parent} is no folder (--output). Make it first")
+        raise ConfigError(f"{folder.absolute().parent} is not a folder (--output). Make it first")
     chosen = NEEDS[name]
     missing = [module for module in chosen.modules if importlib.util.find_spec(module) is None]
     if missing:

@@ -26,7 +26,7 @@ def lock(root: Path) -> Iterator[str]:
         except locks.Held as held:
             holder = f"process {held}" if str(held) else "another process"
             raise EnvironmentProblem(
-                f"{root} is being prepared by {holder} ({path}). Wait for it, or stop it with Ctrl-C there"
+                f"{root} is being prepared by {holder} ({path}). Wait for it, or press Ctrl-C there"
             ) from None
         try:
             yield note

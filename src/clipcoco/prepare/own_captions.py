@@ -69,7 +69,7 @@ def by_image(
     if mended:
         notes.append(f"{mended:,} captions held HTML (&amp;, <br/>) or invisible characters: cleaned")
     if unread := [row for row in rows if row.unread]:
-        many = f"{sum(row.unread for row in unread):,} values among the captions are no texts"
+        many = f"{sum(row.unread for row in unread):,} values among the captions are not texts"
         notes.append(f"{many}, first in {unread[0].place}: not read")
     return texts, parts
 

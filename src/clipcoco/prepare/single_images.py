@@ -57,7 +57,7 @@ def fetch_images(
     """Fetch each image and `store(image, bytes)` what is a whole JPEG or PNG of the annotated size.
 
     `store` is called in worker threads, up to `connections` at a time; what it raises stops all and is raised
-    here. Images that can't be had are left out and told together at the end: DataError when content is wrong
+    here. Images that can't be fetched are left out and told together at the end: DataError when content is wrong
     or missing, EnvironmentProblem when the network fails. Ten in a row end it early.
     """
     fetching = _Fetching(images, store, connections, patience)
@@ -77,7 +77,7 @@ def fetch_images(
 
 
 class _Lost(Exception):  # told to the user with all others
-    """An image that can't be had."""
+    """An image that can't be fetched."""
 
     def __init__(self, image: RemoteImage, reason: str, kind: type[ClipcocoError]) -> None:
         super().__init__(f"{image.file} ({reason})")
@@ -122,7 +122,7 @@ class _Fetching:
         named = ", ".join(str(lost) for lost in self.lost[:3])
         others = f" and {len(self.lost) - 3} others" if len(self.lost) > 3 else ""
         return kind(
-            f"{len(self.lost)} of {len(self.images)} images can't be had: {named}{others}. {self.stored} are here. "
+            f"{len(self.lost)} of {len(self.images)} images can't be fetched: {named}{others}. {self.stored} are here. "
             "Run the same command again to fetch the rest, from another mirror if it stays so. "
             f"Or fetch them by hand: {shown(self.lost[0].image.urls[0])}, then --source DIR"
         )

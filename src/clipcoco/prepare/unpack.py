@@ -93,7 +93,7 @@ def _opened(file: _Archive, archive: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
     except _DAMAGED as error:
-        raise DataError(f"{archive.name} is no whole zip archive: {_said(error)} ({archive}). {_AGAIN}") from None
+        raise DataError(f"{archive.name} is not a whole zip archive: {_said(error)} ({archive}). {_AGAIN}") from None
 
 
 def _said(error: Exception) -> str:

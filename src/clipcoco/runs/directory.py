@@ -92,8 +92,8 @@ class RunDir:
                 note = stack.enter_context(lock(self.path / ".lock"))
             except Held as holder:
                 raise EnvironmentProblem(
-                    f"run {self.name} is at work in another process{f', {holder}' if str(holder) else ''} (.lock). "
-                    f"Wait for it, or stop it with Ctrl-C there"
+                    f"run {self.name} is already running in another process{f', {holder}' if str(holder) else ''} "
+                    f"(.lock). Wait for it, or press Ctrl-C there"
                 ) from None
             except OSError as error:
                 raise EnvironmentProblem(f"run {self.name} can't be locked: {error.strerror} (.lock)") from error

@@ -214,7 +214,7 @@ def changed_since(content: dict[str, Any], parts: Assembled) -> list[str]:
     elif many:
         other.append(f"{many:,} picture{'s' * (many > 1)} changed")
     elif content["data"].get("copies") != parts.fingerprint.get("copies"):
-        other.append("the copies were made anew")
+        other.append("the copies were made again")
     return other
 
 

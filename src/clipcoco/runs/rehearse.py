@@ -57,7 +57,7 @@ def rehearse(
     once = f"{derived.train_images * encoding / 60:,.0f} min for the features, once, then " if frozen else ""
     return {
         **dict(parts.header),
-        "memory": f"{memory} at its highest",
+        "memory": f"peak {memory}",
         "disk": f"{derived.checkpoints_kept} checkpoints of {derived.checkpoint_bytes / 1e6:,.0f} MB at most",
         "time": f"{once}{each}, {minutes:,.0f} min of steps, evaluations apart",
         "wrote": "nothing (--dry-run)",

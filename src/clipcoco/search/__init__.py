@@ -14,11 +14,11 @@ def check_words(words: str) -> None:
 def check_picture(path: Path) -> None:
     """Raise DataError for what is no file; a pipe would be waited for."""
     if not path.is_file():
-        raise DataError(f"{path} is no file (--image). Give a JPEG or PNG file")
+        raise DataError(f"{path} is not a file (--image). Give a JPEG or PNG file")
 
 
 def check_folder(folder: Path) -> None:
-    """Raise DataError for what is no folder."""
+    """Raise DataError for what is not a folder."""
     if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "does not exist"
+        what = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"{folder} {what} (--images). Give a folder of pictures")

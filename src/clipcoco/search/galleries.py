@@ -66,7 +66,9 @@ def folder_gallery(folder: Path) -> Gallery:
     try:
         os.scandir(folder).close()
     except OSError as error:
-        raise EnvironmentProblem(f"{folder} can't be read: {error.strerror} (--images). May you read it?") from error
+        raise EnvironmentProblem(
+            f"{folder} can't be read: {error.strerror} (--images). Check its permissions"
+        ) from error
     closed: list[str] = []
     helpers: list[str] = []
     items = sorted(_files_below(folder, closed, helpers), key=lambda item: item.name)

@@ -132,13 +132,13 @@ def open_index(file: Path, model: str, tell: Tell) -> Index:
         if not len(names) == len(set(names)) == len(states) == len(digests) or rows.shape[:1] != (has_row.sum(),):
             raise ValueError("rows and names do not fit together")
         if rows.dtype != np.float16 or rows.ndim != 2:
-            raise ValueError("the rows are no float16 matrix")
+            raise ValueError("the rows are not a float16 matrix")
         columns = (sizes.tolist(), changed.tolist(), digests, states.tolist(), places.tolist())
         entries = dict(zip(names, map(Entry, *columns), strict=True))
     except FileNotFoundError:
         return Index(file, model)
     except Exception:  # what numpy and zipfile raise on a damaged file, or a stranger's, is nearly anything
-        tell(f"the index {file} can't be used, so it is made anew")
+        tell(f"the index {file} can't be used, so it is rebuilt")
         return Index(file, model)
     return Index(file, model, entries, rows)
 

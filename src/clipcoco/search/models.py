@@ -113,7 +113,7 @@ def open_folder(words: str) -> Model:
     itself, and EnvironmentProblem when open_clip is not installed.
     """
     if not words.startswith(LOCAL):
-        raise ConfigError(f"'{words}' is no folder, and search downloads nothing (--model). {HOW}")
+        raise ConfigError(f"'{words}' is not a folder, and search downloads nothing (--model). {HOW}")
     folder = expanded(words.removeprefix(LOCAL))
     context = _context_length(read_description(folder))
     loaded: list[tuple[Any, Any, Any]] = []

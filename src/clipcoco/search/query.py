@@ -111,7 +111,7 @@ def answer(
         vector = towers.encode_texts(tokens)[0]
     query_seconds = time.monotonic() - start
     if len(index.rows) and index.rows.shape[1] != len(vector):  # a stranger's: the key says that they fit
-        told.tell(f"the index {index.file} can't be used, so it is made anew")
+        told.tell(f"the index {index.file} can't be used, so it is rebuilt")
         index = Index(index.file, index.model)
     start = time.monotonic()
     encoding = _captions(model, towers) if over_captions else _pictures(gallery, towers)
