@@ -78,7 +78,7 @@ MASKS = (
     (r"^ +\d+ +-?0\.\d{3}  \S+  .*", "rank score file caption"),
     (r"^  \S+( +(?:finished|stopped) +\S+ +\S+ +\S+) +\S+ +(?:just now|\d+ \w+ ago)$", r"run\1 took when"),
     (r"± *", "± "),
-    (r"ties count as misses \([\d,]+\)", "ties count as misses"),
+    (r"ties are misses \([\d,]+\)", "ties are misses"),
     (r"\d[\d.,]*", "0"),
     (r"\b0 (min 0 s|min|ms|s)\b", "duration"),
     (r"runs/\S+", "path"),

@@ -469,7 +469,7 @@ def test_recall_table_at_80_columns() -> None:
         "  mean           65.70         84.10         91.30",
         "  chance          0.20          1.00          2.00          324 / 250.5",
         "",
-        "  5,014 images, 25,082 captions, ties count as misses; epoch 5 is the best",
+        "  5,014 images, 25,082 captions, ties are misses; epoch 5 is the best",
         "  ± 95 % interval over images",
         "",
     ]
@@ -477,7 +477,7 @@ def test_recall_table_at_80_columns() -> None:
     both = [line.plain for line in recall_tables("val2017", {"own": recalls, "1k": folds})]
     assert both[14:16] == [
         "  1k: mean of 5 folds of 1,000 images in the order of their hashed ids",
-        "  14 left out; 5,014 images, 25,082 captions, ties count as misses (3)",
+        "  14 left out; 5,014 images, 25,082 captions, ties are misses (3)",
     ]
     assert max(map(len, both)) <= 80
 

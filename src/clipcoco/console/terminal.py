@@ -197,7 +197,7 @@ def _recall_table(title: str, protocol: str, recalls: dict[str, Any], note: str)
 
 def _about_recalls(protocol: str, recalls: dict[str, Any], note: str) -> list[str]:
     ties = f" ({recalls['ties']:,})" if recalls.get("ties") else ""
-    parts = [f"{recalls['images']:,} images, {recalls['captions']:,} captions, ties count as misses{ties}"]
+    parts = [f"{recalls['images']:,} images, {recalls['captions']:,} captions, ties are misses{ties}"]
     if protocol == "1k":
         many = "one fold" if recalls["folds"] == 1 else f"mean of {recalls['folds']} folds"
         parts = [

@@ -1,4 +1,4 @@
-"""Recall@K between images and captions from embeddings alone: pure tensors, exact, ties count as misses.
+"""Recall@K between images and captions from embeddings alone: pure tensors, exact, ties are misses.
 
 A matrix product may give equal embeddings scores that differ in the last bit, as kernels for the edges of a
 matrix add in another order; a collapsed model then looks better than it is. So the product runs over distinct
