@@ -2,10 +2,10 @@
 
     python benchmarks/gpu.py WORK DATA [--cpu] [SECTION ...]
 
-WORK is a folder to write into, DATA a data set in COCO's layout with some thousands of images. All sections take
-less than 9 minutes; when one fails, its traceback is printed and the next one begins. --cpu runs, in the small, what
-needs no GPU: to see that the script is ready for one. The "pretrained" backbone is a random ResNet with calibrated
-BatchNorm, so recalls mean nothing here.
+WORK is a folder to write into, DATA a data set in COCO's layout with some thousands of images. All sections together
+are expected to take 9 minutes on one H100, from the times of their parts; when one fails, its traceback is printed and
+the next one begins. --cpu runs, in the small, what needs no GPU: to see that the script is ready for one. The
+"pretrained" backbone is a random ResNet with calibrated BatchNorm, so recalls mean nothing here.
 """
 
 import json

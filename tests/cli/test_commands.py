@@ -223,8 +223,10 @@ def test_the_demo_begins_as_it_always_has(drawn, tmp_path):
     def watch(event) -> None:
         done[0] = event.done if getattr(event, "phase", "") == "train" else done[0]
 
+    def stop() -> str | None:
+        return "a test" if done[0] >= 20 else None
+
     config = load_config("demo", overrides=[f"data.root={drawn / 'data/demo'}", "train.log_every_steps=1"])
-    stop = lambda: "a test" if done[0] >= 20 else None  # noqa: E731
     run = train(config, runs_dir=tmp_path, report=watch, stop=stop)
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in rows] == golden["losses"]
