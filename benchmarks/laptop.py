@@ -31,7 +31,8 @@ from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import train
 from clipcoco.events import Evaluated, Progress
 from clipcoco.prepare.resize import make_copies
-from clipcoco.runs.plan import Assembled, Cached, assemble, build_training
+from clipcoco.runs.go import Cached, build_training
+from clipcoco.runs.plan import Parts, read_parts
 
 NAME = "efficientnet_lite0"
 
@@ -62,7 +63,7 @@ def backbone() -> torch.nn.Module:
     return model.eval().to(memory_format=torch.channels_last)
 
 
-def compare_copies(root: Path, parts: Assembled, model: DualEncoder, encode: Encode, weights: str) -> None:
+def compare_copies(root: Path, parts: Parts, model: DualEncoder, encode: Encode, weights: str) -> None:
     """Recall of one model on originals and on smaller copies of the same images."""
     whole = read_captions(root, "val2017")
     make_copies(root, whole.files, 256, lambda event: None)
@@ -91,7 +92,7 @@ def main() -> None:
     copies = changes.pop(changes.index("--copies") + 1) if "--copies" in changes else None
     changes = [change for change in changes if change != "--copies"]
     config = load_config("small", overrides=[*SETTINGS, f"data.root={root}", *changes]).config
-    parts = assemble(config, "auto", config.train.precision, None)
+    parts = read_parts(config, "auto", config.train.precision, None)
     make_deterministic(config.seed, parts.device.device)
     model = build(config.model, parts.tokenizer.vocab_size)
     lite = backbone().to(parts.device.device)

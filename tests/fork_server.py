@@ -142,8 +142,9 @@ def _serve() -> None:
     import tensorboard.summary.writer.record_writer  # noqa: F401
 
     import clipcoco.report.page
+    import clipcoco.runs.go
+    import clipcoco.runs.rehearse
     import clipcoco.runs.resume
-    import clipcoco.runs.start
     import clipcoco.search.page  # noqa: F401
 
     for line in sys.stdin:

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import clipcoco as package
-from clipcoco import load, load_config, recall_at_k, train
+from clipcoco import load, load_config, recall_at_k, resume, train
 from clipcoco.api.restore import globals_restored, kernels_restored
 from clipcoco.config.load import dump
 from clipcoco.data.captions import read_captions
@@ -97,7 +97,7 @@ def test_importing_the_package_or_reading_a_config_imports_no_torch():
 
 
 def test_the_package_offers_what_it_names_and_nothing_else():
-    assert set(package.__all__) == {"__version__", "load", "load_config", "recall_at_k", "train"}
+    assert set(package.__all__) == {"__version__", "load", "load_config", "recall_at_k", "resume", "train"}
     assert set(package.__all__) <= set(dir(package))
     assert package.load_config is load_config
     with pytest.raises(AttributeError, match="laod"):
@@ -117,9 +117,10 @@ def test_a_users_script_is_checked_by_types(tmp_path):
         """
 from pathlib import Path
 import clipcoco
-from clipcoco import load, load_config, recall_at_k, train
+from clipcoco import load, load_config, recall_at_k, resume, train
 
 run = train(load_config("demo"), name="x", report=lambda event: None, stop=lambda: None)
+run = resume(Path("runs/x"), ["train.epochs=9"], stop=lambda: None)
 model = run.model()
 images, texts = model.encode_images([Path("a.jpg"), "b.jpg"]), model.encode_texts(["a dog"])
 figure: float = recall_at_k(images, texts, owners=[0, 0]).i2t[1]
@@ -248,6 +249,30 @@ def test_an_interrupt_passes_leaves_nothing_changed_and_the_run_resumable(clipco
     assert process() == before
     assert clipcoco("resume", "interrupted", cwd=folder).code == 0
     assert rows(folder / "runs" / "interrupted") == rows(folder / "runs" / "first")
+
+
+def test_a_stopped_run_goes_on_from_python_to_the_same_bits(folder):
+    steps: list[int] = []
+    stopped = train(
+        "toy.yaml", name="halves", report=steps_into(steps), stop=lambda: "a test" if len(steps) > 7 else None
+    )
+    assert (stopped.state, stopped.reason) == ("stopped", "a test")
+    seed_all()
+    before = process()
+    run = resume("halves", report=steps_into(steps))
+    assert process() == before
+    assert (run.state, run.path) == ("finished", folder / "runs" / "halves")
+    assert rows(run.path) == rows(folder / "runs" / "first")
+    calm = [row for row in rows(run.path) if row["event"] == "evaluation" and row["best"]][-1]
+    assert (run.best.epoch, run.best.r1) == (calm["epoch"], calm["r1"])
+    again = resume("halves")  # nothing is left to do
+    assert (again.state, again.step, again.best) == ("finished", run.step, run.best)
+    with pytest.raises(ConfigError, match="can't change at a resume"):
+        resume("halves", ["train.lr=1"])
+
+
+def steps_into(steps: list[int]):
+    return lambda event: steps.append(event.step) if isinstance(event, StepDone) else None
 
 
 def test_what_a_gpu_needs_is_brought_back_too(monkeypatch):

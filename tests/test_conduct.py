@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipcoco.config.load import config_from_plain, load_config
+from clipcoco.config.load import load_config
 from clipcoco.engine import checkpoint, step
 from clipcoco.engine.device import choose_as_trained
 from clipcoco.errors import DataError, EnvironmentProblem, NumericError
 from clipcoco.events import CheckpointSaved, Progress, RunEnded, RunStarted, StepDone, Warned
-from clipcoco.runs import go, plan
+from clipcoco.runs import go as going
 from clipcoco.runs import rehearse as rehearsing
-from clipcoco.runs import resume as resuming
-from clipcoco.runs import start as starting
 from clipcoco.runs.directory import RunDir
+from clipcoco.runs.names import Found
+from clipcoco.runs.resume import open_saved, plan_resume, resumed_run
+from clipcoco.runs.start import new_run, plan_run
 from conftest import TOY
 
 QUICK = ("train.epochs=2", "train.batch_size=24", "checkpoint.keep=0", "model.vision.backbone=mobilenet_v3_large")
@@ -29,33 +30,19 @@ def start(root, folder, *changes, events=None, stop=lambda: None, device="cpu") 
     """Two epochs of two steps, unless `changes` say otherwise."""
     events = [] if events is None else events
     loaded = load_config("demo", overrides=[*TOY, *QUICK, f"data.root={root}", *changes])
-    run, _ = starting.start(
-        loaded,
-        name="run",
-        runs_dir=folder,
-        device_name=device,
-        init=None,
-        report=lambda run: events.append,
-        stopping=lambda: nullcontext(stop),
-    )
+    plan = plan_run(loaded, name="run", runs_dir=folder, device_name=device, init=None, report=events.append)
+    plan = plan.looked_at(events.append)
+    with new_run(plan, folder, "run", events.append) as run:
+        going.go(plan, run, events.append, stop)
     return run
 
 
-def resume(run: RunDir, events=None, **changed) -> RunEnded:
+def resume(run: RunDir, events=None) -> RunEnded:
     events = [] if events is None else events
-    path, content, _ = checkpoint.newest(run.checkpoints)
-    content["state"] |= changed
-    _, ended = resuming.resume(
-        run,
-        path,
-        content,
-        config_from_plain(content["config"], str(path)),
-        changes=[],
-        device_name="cpu",
-        report=lambda run: events.append,
-        stopping=lambda: nullcontext(lambda: None),
-    )
-    return ended
+    with open_saved(Found(run, None), [], events.append) as saved:
+        plan = plan_resume(saved, runs_dir=run.path.parent, device_name="cpu", report=events.append)
+        with resumed_run(saved, plan, run.path.parent, events.append):
+            return going.go(plan, run, events.append, lambda: None)
 
 
 def rows(run: RunDir) -> list[dict]:
@@ -80,7 +67,7 @@ def assert_same(run: RunDir, calm: RunDir, *names: str) -> None:
 @pytest.fixture
 def sick_evaluation(monkeypatch):
     """The second evaluation fails, by whatever is asked for."""
-    real, calls = plan.embed, []
+    real, calls = going.embed, []
 
     def fail_with(error):
         def embed(*arguments):
@@ -89,7 +76,7 @@ def sick_evaluation(monkeypatch):
                 raise error
             return real(*arguments)
 
-        monkeypatch.setattr(plan, "embed", embed)
+        monkeypatch.setattr(going, "embed", embed)
 
     return fail_with
 
@@ -155,7 +142,8 @@ def test_a_damaged_validation_image_is_told_before_the_first_step(scenes, tmp_pa
 
 def rehearsal(root: Path, folder: Path, *changes: str) -> dict[str, str]:
     loaded = load_config("demo", overrides=[*TOY, *QUICK, f"data.root={root}", *changes])
-    return rehearsing.rehearse(loaded, None, folder, "cpu", None, lambda event: None)
+    plan = plan_run(loaded, name=None, runs_dir=folder, device_name="cpu", init=None, report=lambda event: None)
+    return rehearsing.rehearse(plan, lambda event: None)
 
 
 def test_a_dry_run_encodes_a_batch_of_an_evaluation(scenes, tmp_path, monkeypatch):
@@ -263,7 +251,7 @@ def test_a_status_says_that_the_run_failed_even_on_a_full_disk(tmp_path, monkeyp
         real(self, **changes)
 
     monkeypatch.setattr(RunDir, "write_status", write)
-    go._note_failure(run, go.TrainState(step=7), EnvironmentProblem("\n\n  the disk is full\nby far"))
+    going._note_failure(run, going.TrainState(step=7), EnvironmentProblem("\n\n  the disk is full\nby far"))
     assert run.status() == {
         "state": "failed",
         "step": 7,
@@ -303,7 +291,7 @@ def test_embeddings_that_can_not_be_ranked_name_the_best_where_there_is_one(
     if epoch == 2:
         sick_evaluation(error)
     else:
-        monkeypatch.setattr(plan, "embed", lambda *arguments: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(going, "embed", lambda *arguments: (_ for _ in ()).throw(error))
     with pytest.raises(NumericError) as told:
         start(scenes, tmp_path)
     assert ("--init" in str(told.value)) == (epoch == 2)

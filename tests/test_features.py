@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import traceback
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 import torch
 import torchvision
 
+from clipcoco.api import train
 from clipcoco.config.load import load_config
 from clipcoco.data.images import _resized
 from clipcoco.disk.locks import lock
@@ -28,8 +28,8 @@ from clipcoco.engine.weights import pretrained_backbone
 from clipcoco.errors import DataError
 from clipcoco.events import Progress
 from clipcoco.prepare.resize import make_copies
-from clipcoco.runs.plan import Assembled, assemble, backbone_features, build_training
-from clipcoco.runs.start import start
+from clipcoco.runs.go import backbone_features, build_training
+from clipcoco.runs.plan import Parts, read_parts
 from conftest import LIGHT, TOY
 
 
@@ -55,17 +55,17 @@ def data(scenes: Path, tmp_path: Path) -> Path:
     return shutil.copytree(scenes, tmp_path / "data", ignore=shutil.ignore_patterns(".clipcoco"))
 
 
-def parts_of(root: Path, weights: Path, *changes: str) -> tuple[Assembled, DualEncoder]:
+def parts_of(root: Path, weights: Path, *changes: str) -> tuple[Parts, DualEncoder]:
     overrides = [*TOY, f"data.root={root}", f"model.vision.weights={weights}", "train.frozen_epochs=all", *changes]
     config = load_config("demo", overrides=overrides).config
-    parts = assemble(config, "cpu", config.train.precision, None)
+    parts = read_parts(config, "cpu", config.train.precision, None)
     make_deterministic(config.seed, parts.device.device)
     model = build(config.model, parts.tokenizer.vocab_size)
     model.visual.trunk.load_state_dict(pretrained_backbone(config.model.vision))
     return parts, model
 
 
-def cached(parts: Assembled, model: DualEncoder, report=lambda event: None, stop=lambda: None):
+def cached(parts: Parts, model: DualEncoder, report=lambda event: None, stop=lambda: None):
     return backbone_features(parts, model, report, stop)
 
 
@@ -337,14 +337,13 @@ def test_a_run_goes_from_the_cache_into_fine_tuning_and_resumes_to_the_bit(clipc
         def watch(event, done=done):
             done[0] = event.done if isinstance(event, Progress) and event.phase == "train" else done[0]
 
-        _, ended = start(
+        ended = train(
             load_config("demo", overrides=words[2:]),
             name=f"stopped-{step}",
             runs_dir=tmp_path / "runs",
-            device_name="cpu",
-            init=None,
-            report=lambda run, watch=watch: watch,
-            stopping=lambda done=done, step=step: nullcontext(lambda: "a test" if done[0] >= step else None),
+            device="cpu",
+            report=watch,
+            stop=lambda done=done, step=step: "a test" if done[0] >= step else None,
         )
         assert (ended.state, ended.step) == ("stopped", step)
         assert clipcoco("resume", f"stopped-{step}", cwd=tmp_path).code == 0
@@ -386,7 +385,7 @@ def test_frozen_epochs_that_are_set_hold_for_a_prolonged_run_too(clipcoco, data,
 
 def test_a_resume_says_that_the_run_began_with_these_frozen_epochs(data, weights):
     config = load_config("demo", overrides=[*TOY, f"data.root={data}", f"model.vision.weights={weights}"]).config
-    header = dict(assemble(config, "cpu", "float32", None, frozen_epochs=2).header)
+    header = dict(read_parts(config, "cpu", "float32", None, frozen_epochs=2).header)
     assert "backbone frozen for 2 epochs (as the run began)" in header["train"]
 
 

@@ -27,13 +27,14 @@ from clipcoco.engine.train import train
 from clipcoco.engine.watch import count_step, log_interval
 from clipcoco.errors import ConfigError, EnvironmentProblem, NumericError
 from clipcoco.events import Evaluated, Progress, StepDone, StepSkipped, Warned
-from clipcoco.runs.plan import assemble, build_training, check_disk
+from clipcoco.runs.go import build_training
+from clipcoco.runs.plan import check_disk, read_parts
 from conftest import TOY
 
 
 def training(root, *changes, report=lambda event: None, stop=lambda: None):
     config = load_config("demo", overrides=[*TOY, f"data.root={root}", *changes]).config
-    parts = assemble(config, "cpu", config.train.precision, None)
+    parts = read_parts(config, "cpu", config.train.precision, None)
     make_deterministic(config.seed, parts.device.device)
     model = build(config.model, parts.tokenizer.vocab_size)
     return build_training(parts, model, TrainState(), None, report, stop)
@@ -238,7 +239,7 @@ def test_retrievals_show_the_right_answer_of_a_miss():
 
 def test_a_disk_too_small_for_the_checkpoints_is_told_before_anything_is_written(scenes, tmp_path):
     config = load_config("demo", overrides=[*TOY, f"data.root={scenes}"]).config
-    derived = assemble(config, "cpu", "float32", None).derived
+    derived = read_parts(config, "cpu", "float32", None).derived
     check_disk(tmp_path / "runs", derived)
     with pytest.raises(EnvironmentProblem, match=r"GB are free on .*--set checkpoint\.keep=0"):
         check_disk(tmp_path / "runs", dataclasses.replace(derived, checkpoint_bytes=10**15))

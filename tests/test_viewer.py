@@ -35,8 +35,8 @@ from clipcoco.engine.features import feature_key
 from clipcoco.prepare.check import verify
 from clipcoco.prepare.own import Adopted, adopt
 from clipcoco.prepare.resize import make_copies, reduced
-from clipcoco.runs.go import _versions, changed_versions
-from clipcoco.runs.plan import assemble
+from clipcoco.runs.plan import read_parts
+from clipcoco.runs.saving import changed_versions, versions_of
 from clipcoco.search import page, query
 from clipcoco.search.galleries import folder_gallery
 from clipcoco.search.models import Towers, open_folder
@@ -459,7 +459,7 @@ def test_features_indexes_and_runs_know_their_view(tmp_path: Path, monkeypatch: 
     now = open_folder(f"local-dir:{tmp_path}").key
     monkeypatch.setattr("clipcoco.search.models.VIEW", 1)
     assert open_folder(f"local-dir:{tmp_path}").key != now
-    versions = _versions(device)
+    versions = versions_of(device)
     assert changed_versions({"versions": versions}, device) == []
     del versions["view"]
     assert changed_versions({"versions": versions}, device) == ["view 1 -> 2"]
@@ -497,7 +497,7 @@ def test_pictures_that_use_a_corner_of_their_16_bits_are_told_and_counted(tmp_pa
     (tmp_path / "mine" / names[3]).write_bytes(png(16, 6, words(4080, 0, 0, 0xFFFF, 0, 4000, 0, 0xFFFF)))
     said = "5 of 7 pictures looked at have 16 bits a channel, and use 6 % of the range from black to white at most"
     assert [note for note in adopted(tmp_path, names).notes if said in note]
-    told = assemble(settings(tmp_path / "root", "train.batch_size=2"), "cpu", "float32", None).warnings
+    told = read_parts(settings(tmp_path / "root", "train.batch_size=2"), "cpu", "float32", None).warnings
     assert [note for note in told if "have 16 bits a channel" in note]
 
 

@@ -1,4 +1,4 @@
-"""clipcoco in Python: `load` a model, `train` one, `load_config`, and `recall_at_k` of any model's embeddings.
+"""clipcoco in Python: `load` a model, `train` one, `resume` a run, `load_config`, `recall_at_k` of any embeddings.
 
 >>> from clipcoco import load
 >>> model = load("first")  # a run, by what names it on the command line, or a checkpoint file
@@ -16,7 +16,7 @@ TypeError or ValueError for an argument of the wrong kind.
 
 from clipcoco.api.model import Model, load
 from clipcoco.api.recall import Recalls, recall_at_k
-from clipcoco.api.training import TrainedRun, train
+from clipcoco.api.training import TrainedRun, resume, train
 from clipcoco.config.load import load_config
 
-__all__ = ["Model", "Recalls", "TrainedRun", "load", "load_config", "recall_at_k", "train"]
+__all__ = ["Model", "Recalls", "TrainedRun", "load", "load_config", "recall_at_k", "resume", "train"]

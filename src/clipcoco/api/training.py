@@ -1,8 +1,7 @@
-"""Train from Python."""
+"""Train from Python, and go on with a run."""
 
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +9,12 @@ from clipcoco.api.model import Model, open_found
 from clipcoco.api.restore import globals_restored
 from clipcoco.config.load import LoadedConfig, config_from_plain, load_config, preset_names, to_plain
 from clipcoco.config.schema import SETTINGS, Config
-from clipcoco.events import Evaluated, Event
+from clipcoco.events import Evaluated, Event, RunEnded, RunStarted
 from clipcoco.runs.directory import RunDir
-from clipcoco.runs.names import Found
-from clipcoco.runs.start import start
+from clipcoco.runs.go import go
+from clipcoco.runs.names import Found, find_run
+from clipcoco.runs.resume import open_saved, plan_resume, resumed_run
+from clipcoco.runs.start import draw_missing_scenes, new_run, plan_run
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ def train(
     """Train a model, as `clipcoco train` does, to the same bits; silent but for what `report` does.
 
     `config`: a preset's name, a YAML file, what `load_config` gives, or a Config made of it. `report` gets each
-    event (`clipcoco.events`). `stop` is asked after each step; a reason, which ends the training resumably, or
-    None. After a KeyboardInterrupt too, the last checkpoint is there: `clipcoco resume NAME` goes on.
+    event (`clipcoco.events`). `stop` is asked before each step; a reason, which ends the training resumably, or
+    None. After a KeyboardInterrupt too, the last checkpoint is there: `resume` goes on.
     The figures of `best` are those that `clipcoco eval` gives for the best checkpoint; `clipcoco report NAME`
     writes the page that the command ends with.
 
@@ -56,25 +57,61 @@ def train(
 
     Raises ConfigError, DataError, CheckpointError, EnvironmentProblem or NumericError.
     """
-    best: list[Evaluated] = []
-
-    def listen(event: Event) -> None:
-        if isinstance(event, Evaluated) and event.best:
-            best.append(event)
-        if report is not None:
-            report(event)
-
+    loaded, folder, listener = _loaded(config), Path(runs_dir), _Listener(report)
     with globals_restored():
-        run, ended = start(
-            _loaded(config),
-            name=name,
-            runs_dir=Path(runs_dir),
-            device_name=device,
-            init=None,
-            report=lambda run: listen,
-            stopping=lambda: nullcontext(stop or (lambda: None)),
-        )
-    return TrainedRun(run.path.absolute(), ended.state, ended.reason, ended.step, best[-1] if best else None, device)
+        draw_missing_scenes(loaded, device)
+        plan = plan_run(loaded, name=name, runs_dir=folder, device_name=device, init=None, report=listener)
+        plan = plan.looked_at(listener)
+        with new_run(plan, folder, name, listener) as run:
+            return listener.trained(run, go(plan, run, listener, stop or (lambda: None)), device)
+
+
+def resume(
+    run: str | os.PathLike[str] | None = None,
+    changes: Sequence[str] = (),
+    *,
+    runs_dir: str | Path = "runs",
+    device: str | None = None,
+    report: Callable[[Event], None] | None = None,
+    stop: Callable[[], str | None] | None = None,
+) -> TrainedRun:
+    """Go on with a stopped run, as `clipcoco resume` does, to the bits of a run without the stop.
+
+    `run`: its name or path, a checkpoint file, or None for the newest in `runs_dir`. `changes`: what may change, as
+    "train.epochs=20". The other arguments and the errors are those of `train`.
+
+    >>> from clipcoco import resume, train
+    >>> train("toy.yaml", name="third", stop=lambda: "enough for today").state
+    'stopped'
+    >>> resume("third").step
+    12
+    """
+    folder, listener = Path(runs_dir), _Listener(report)
+    found = find_run(folder, None if run is None else os.fspath(run))
+    with globals_restored(), open_saved(found, changes, listener) as saved:
+        plan = plan_resume(saved, runs_dir=folder, device_name=device, report=listener)
+        with resumed_run(saved, plan, folder, listener) as directory:
+            return listener.trained(directory, go(plan, directory, listener, stop or (lambda: None)), device)
+
+
+class _Listener:
+    """Passes events on, and keeps the evaluation of the best epoch."""
+
+    def __init__(self, report: Callable[[Event], None] | None) -> None:
+        self.report = report
+        self.best: Evaluated | None = None
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted):  # of a run that goes on: what it evaluated before
+            rows = [row for row in event.rows if row["event"] == "evaluation" and row.get("best")]
+            self.best = Evaluated(**rows[-1]) if rows else None
+        if isinstance(event, Evaluated) and event.best:
+            self.best = event
+        if self.report is not None:
+            self.report(event)
+
+    def trained(self, run: RunDir, ended: RunEnded, device: str | None) -> TrainedRun:
+        return TrainedRun(run.path.absolute(), ended.state, ended.reason, ended.step, self.best, device)
 
 
 def _loaded(config: Config | LoadedConfig | str | os.PathLike[str]) -> LoadedConfig:

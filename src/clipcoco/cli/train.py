@@ -1,9 +1,8 @@
-"""`clipcoco train` and `clipcoco resume`."""
+"""`clipcoco train` and `clipcoco resume`: a run is planned, then given its directory, then goes."""
 
 import shlex
-import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,18 +28,17 @@ from clipcoco.cli.options import (
 from clipcoco.cli.report import write_or_warn
 from clipcoco.cli.signals import stop_signals
 from clipcoco.cli.standing import what_remains, where_it_stands
-from clipcoco.config.load import LoadedConfig, config_from_plain, flatten, load_config, override
+from clipcoco.config.load import LoadedConfig, load_config
 from clipcoco.config.schema import DataConfig
-from clipcoco.config.text import expanded
 from clipcoco.console import RunConsole, Terminal, open_terminal, recall_tables, show, summary_rows
 from clipcoco.data.annotations import check_captions
-from clipcoco.errors import CheckpointError, ConfigError, ExitCode
-from clipcoco.runs.directory import RunDir, check_name, check_spelling, is_ours
-from clipcoco.runs.names import Found, find_run
+from clipcoco.errors import ExitCode
+from clipcoco.runs.directory import RunDir, check_name
+from clipcoco.runs.names import Found, find_resumable, find_run
 
 if TYPE_CHECKING:
-    from clipcoco.events import Report, RunEnded
-    from clipcoco.runs.start import ReportTo, Stopping
+    from clipcoco.events import RunEnded
+    from clipcoco.runs.plan import Plan
 
 
 def train(
@@ -64,44 +62,40 @@ def train(
 
     [bold]clipcoco train --preset small --set train.epochs=5 --name first-try[/bold]
     """
+    # ---- what needs no torch, whose import takes seconds
     loaded = load_from(preset, config, changes, words, runs_dir)
     terminal = open_terminal(plain)
     show(terminal.err, *(f"warning: {note}" for note in loaded.notes))
-    resumes = or_resume and _exists(runs_dir, name)
-    if name is not None and not resumes:
+    there = find_resumable(runs_dir, name) if or_resume else None
+    if name is not None and there is None:
         check_name(runs_dir, name)
     start_from = find_run(runs_dir, init).weights() if init is not None else None
     drawing = _will_draw(loaded, device, dry_run)
     from clipcoco.runs.rehearse import rehearse
-    from clipcoco.runs.start import start
+    from clipcoco.runs.start import draw_missing_scenes, new_run, plan_run
 
-    if dry_run:
-        with RunConsole(terminal) as console:
-            told = rehearse(loaded, name, runs_dir, device, start_from, console)
-        if json_:
-            print_json({"schema": 1, **{label or "versions": text for label, text in told.items()}})
-        else:
-            show(terminal.out, *summary_rows(told.items()))
-        return ExitCode.OK
-    if resumes:
-        return _resume_same(RunDir(runs_dir / str(name)), loaded, device, terminal, json_)
+    if there is not None and not dry_run:
+        return _resume(Found(there, None), [], runs_dir, device, terminal, json_, same=loaded)
     if drawing:
         show(terminal.err, f"Drawing 6,500 scenes into {loaded.config.data.root}, once.", "")
-    return _conduct(
-        terminal,
-        lambda report, stopping: start(
-            loaded,
-            name=name,
-            runs_dir=runs_dir,
-            device_name=device,
-            init=start_from,
-            report=report,
-            stopping=stopping,
-        ),
-        loaded.config.data,
-        device,
-        json_,
-    )
+        draw_missing_scenes(loaded, device)
+    # ---- check, then go
+    console = RunConsole(terminal)
+    with _panel(console):
+        plan = plan_run(loaded, name=name, runs_dir=runs_dir, device_name=device, init=start_from, report=console)
+        if dry_run:
+            return _tell(rehearse(plan, console), terminal, json_)
+        plan = plan.looked_at(console)
+        run, ended = _go(plan, new_run(plan, runs_dir, name, console), console)
+    return _finish(run, ended, loaded.config.data, device, console, json_)
+
+
+def _tell(rehearsed: dict[str, str], terminal: Terminal, json_: bool) -> int:
+    if json_:
+        print_json({"schema": 1, **{label or "versions": text for label, text in rehearsed.items()}})
+    else:
+        show(terminal.out, *summary_rows(rehearsed.items()))
+    return ExitCode.OK
 
 
 def _will_draw(loaded: LoadedConfig, device: str | None, dry_run: bool) -> bool:
@@ -112,26 +106,6 @@ def _will_draw(loaded: LoadedConfig, device: str | None, dry_run: bool) -> bool:
     if not drawing and device in (None, "auto", "cpu") and loaded.config.train.precision in ("auto", "float32"):
         check_captions(loaded.config.data, loaded.chain[-1])  # another device may be missing, which is told first
     return drawing
-
-
-def _exists(runs_dir: Path, name: str | None) -> bool:
-    """Whether there is a run to resume. One that never saved is cleared away: a job must not stumble over it."""
-    if name is None:
-        raise ConfigError("--or-resume needs the run's name. Give --name NAME")
-    check_spelling(name)
-    run = RunDir(runs_dir / name)
-    if run.path.is_symlink():
-        raise CheckpointError(f"{run.path} is a link (--name). Resume the run it leads to: clipcoco resume {run.words}")
-    run.check()
-    if any(run.checkpoints.glob("*.pt")):
-        return True
-    if not is_ours(run):  # nothing there, or a folder that must not be touched
-        return False
-    with run.lock():
-        if run.status().get("checkpoint"):
-            raise CheckpointError(f"run {name} has no checkpoints left (--or-resume). Take another --name")
-        shutil.rmtree(run.path)
-    return False
 
 
 def resume(
@@ -153,131 +127,86 @@ def resume(
     word, bare = split_words(words)
     changes = [*(changes or []), *bare]
     load_config("base", overrides=changes)  # whether they are settings at all, without the checkpoint
-    found = find_run(runs_dir, word)
-    return _resume(found, runs_dir, changes, device, terminal, json_)
-
-
-def _resume_same(run: RunDir, loaded: LoadedConfig, device: str | None, terminal: Terminal, json_: bool) -> int:
-    """--or-resume: the run must be of the same configuration."""
-    from clipcoco.engine import checkpoint
-    from clipcoco.engine.weights import file_sha256
-    from clipcoco.runs.resume import CHANGEABLE
-
-    _, content, _ = checkpoint.newest(run.checkpoints)
-    old = flatten(config_from_plain(content["config"], str(run.path)))
-    new = flatten(loaded.config)
-    differing = sorted(key for key in new if key not in CHANGEABLE and old[key] != new[key])
-    if differing:
-        raise ConfigError(
-            f"run {run.name} has another configuration: {', '.join(differing[:4])} (--or-resume). Take another --name"
-        )
-    weights, began = expanded(str(new["model.vision.weights"])), content.get("data", {}).get("weights")
-    if began and weights.is_file() and file_sha256(weights) != began:
-        raise ConfigError(
-            f"run {run.name} began with another {weights}, of SHA-256 {began[:12]} (--or-resume). Take another --name"
-        )
-    return _resume(Found(run, None), run.path.parent, [], device, terminal, json_)
+    return _resume(find_run(runs_dir, word), changes, runs_dir, device, terminal, json_)
 
 
 def _resume(
-    found: Found, runs_dir: Path, changes: list[str], device: str | None, terminal: Terminal, json_: bool
-) -> int:
-    """A run goes on in its directory; a checkpoint file that lies in none, in a new one."""
-    from clipcoco.engine import checkpoint
-    from clipcoco.engine.plain_parts import checked
-    from clipcoco.engine.state import TrainState
-    from clipcoco.report.page import is_measured
-    from clipcoco.runs import resume as resuming
-
-    run, path, damaged = found.run, found.checkpoint, list[str]()
-    with run.lock() if run else nullcontext("") as note:
-        if note:
-            show(terminal.err, f"warning: {note}")
-        content = checked(checkpoint.load(path), path) if path else {}
-        if run is not None:
-            newest, last, damaged = checkpoint.newest(run.checkpoints)
-            path, content, gone_on = path or newest, content or last, TrainState.from_plain(last["state"]).step
-            if (step := TrainState.from_plain(content["state"]).step) < gone_on:  # it would destroy what came after
-                raise CheckpointError(
-                    f"run {run.name} has gone on to step {gone_on:,}, {path.name} is of step "
-                    f"{step:,}. Go on: clipcoco resume {run.words}, or start anew from those "
-                    f"weights: clipcoco train --preset NAME --init {path}"
-                )
-        assert path is not None, "of a run, or a file"
-        words, name = (run.words, run.name) if run else (shlex.quote(str(path)), str(path))
-        before = config_from_plain(content["config"], str(path))
-        config = override(before, changes) if changes else before
-        changed = resuming.check_changes(before, config)
-        state = TrainState.from_plain(content["state"])
-        measured = run is None or (is_measured(run) and run.report.exists() and not json_)
-        if state.is_finished(config.train) and measured:
-            show(
-                terminal.err,
-                f"{name} is finished ({state.step:,} steps). Train longer: clipcoco resume {words} "
-                f"train.epochs={config.train.epochs + 1}, or anew from its weights: clipcoco train --preset NAME "
-                f"--init {words}",
-            )
-            return ExitCode.OK
-        for line in damaged:
-            show(terminal.err, f"warning: {line}. Taking {path.name}")
-        alone = f"{name}, of step {state.step:,}, lies in no run: it goes on in a new one in {runs_dir}."
-        show(terminal.err, where_it_stands(run, state.step) if run else alone, *changed, "")
-        return _conduct(
-            terminal,
-            lambda report, stopping: resuming.resume(
-                run or runs_dir,
-                path,
-                content,
-                config,
-                changes=changes,
-                device_name=device,
-                report=report,
-                stopping=stopping,
-            ),
-            config.data,
-            device,
-            json_,
-        )
-
-
-def _conduct(
-    terminal: Terminal,
-    work: Callable[["ReportTo", "Stopping"], tuple[RunDir, "RunEnded"]],
-    data: DataConfig,
+    found: Found,
+    changes: list[str],
+    runs_dir: Path,
     device: str | None,
+    terminal: Terminal,
     json_: bool,
+    same: LoadedConfig | None = None,
 ) -> int:
-    """Run `work` with the panel and the signals; after the last step, measure the best checkpoint and show it."""
-    from clipcoco.runs.metrics import LogFile
+    """A run goes on in its directory, a checkpoint that lies in none in a new one; `same` is what it must be of."""
+    from clipcoco.report.page import is_measured
+    from clipcoco.runs.resume import check_same, open_saved, plan_resume, resumed_run
 
     console = RunConsole(terminal)
+    with open_saved(found, changes, console) as saved:
+        if same is not None:
+            check_same(saved, same)
+        run, step = saved.run, saved.state.step
+        measured = run is None or (is_measured(run) and run.report.exists() and not json_)
+        if saved.state.is_finished(saved.config.train) and measured:
+            show(
+                terminal.err,
+                f"{saved.name} is finished ({step:,} steps). Train longer: clipcoco resume {saved.words} "
+                f"train.epochs={saved.config.train.epochs + 1}, or anew from its weights: clipcoco train --preset NAME "
+                f"--init {saved.words}",
+            )
+            return ExitCode.OK
+        alone = f"{saved.name}, of step {step:,}, lies in no run: it goes on in a new one in {runs_dir}."
+        show(terminal.err, where_it_stands(run, step) if run else alone, *saved.changed, "")
+        with _panel(console):
+            plan = plan_resume(saved, runs_dir=runs_dir, device_name=device, report=console)
+            run, ended = _go(plan, resumed_run(saved, plan, runs_dir, console), console)
+        return _finish(run, ended, saved.config.data, device, console, json_)
 
-    def report_to(run: RunDir | None) -> "Report":
-        if run is not None:
-            console.log = LogFile(run.log)
-        return console
 
+@contextmanager
+def _panel(console: RunConsole) -> Iterator[None]:
+    """After a second Ctrl-C, which ends a run at once, it says what is left."""
     try:
         with console:
-            run, ended = work(report_to, lambda: stop_signals(console.stopping))
+            yield
     except KeyboardInterrupt:
         if console.run:
             console.show(what_remains(RunDir(console.run.folder)))
         raise
-    if ended.state == "stopped":
-        _report_stopped(run, ended.reason, console)
-        return ExitCode.STOPPED
+
+
+def _go(plan: "Plan", directory: AbstractContextManager[RunDir], console: RunConsole) -> tuple[RunDir, "RunEnded"]:
+    """From here on a signal asks the run to stop; until here it ended the process."""
+    from clipcoco.runs.go import go
+    from clipcoco.runs.metrics import LogFile
+
+    with stop_signals(console.stopping) as stop, directory as run:
+        console.log = LogFile(run.log)
+        return run, go(plan, run, console, stop)
+
+
+def _finish(
+    run: RunDir, ended: "RunEnded", data: DataConfig, device: str | None, console: RunConsole, json_: bool
+) -> int:
+    """Of a finished run the best checkpoint is measured, shown and made into a page; of a stopped one the page."""
     from clipcoco.cli.evaluate import measure_run
 
-    evaluation = measure_run(run, data, device, terminal)
+    terminal = console.terminal
+    if ended.state == "stopped":
+        with stop_signals(lambda signal: None) as stop:  # others have nothing to add, a second Ctrl-C still leaves
+            stop.reason = ended.reason
+            write_or_warn(run, console.show)
+        return ExitCode.STOPPED
+    result = measure_run(run, data, device, terminal).result
     write_or_warn(run, console.show)
-    result = evaluation.result
-    here = (run.checkpoints / "best.pt").exists()  # else it stayed in the run that a checkpoint was copied out of
-    best = (run.status().get("best") or {}).get("epoch", "?")
-    note = f"epoch {best} is the best" if here else "of the last step"
     if json_:
         print_json(result)
         return ExitCode.OK
+    here = (run.checkpoints / "best.pt").exists()  # else it stayed in the run that a checkpoint was copied out of
+    best = (run.status().get("best") or {}).get("epoch", "?")
+    note = f"epoch {best} is the best" if here else "of the last step"
     show(terminal.out, "", *recall_tables(result["split"], result["protocols"], note))
     rows = [
         ("report", str(run.report)),
@@ -287,10 +216,3 @@ def _conduct(
     ]
     show(terminal.out, *summary_rows(rows))
     return ExitCode.OK
-
-
-def _report_stopped(run: RunDir, reason: str, console: RunConsole) -> None:
-    """The page of a run that has saved and stops: other signals have nothing to add, a second Ctrl-C still leaves."""
-    with stop_signals(lambda signal: None) as stop:
-        stop.reason = reason
-        write_or_warn(run, console.show)

@@ -22,15 +22,16 @@ def write_settings(run: RunDir, loaded: LoadedConfig, began: Mapping[str, str], 
     write_atomically(run.config, seal_text((f"{INIT}{one_line(init)}\n" if init else "") + dump(loaded, sums)))
 
 
-def rewrite_settings(run: RunDir, config: Config, changes: Sequence[str], began: Mapping[str, str]) -> None:
-    """After `changes` that led to `config`: with the sources of the file that is there, where it agrees."""
+def settings_after(run: RunDir | None, config: Config, changes: Sequence[str], name: str) -> tuple[LoadedConfig, str]:
+    """`config`, to which `changes` led, with the sources of the run's file where that agrees; what --init named."""
     source = dict.fromkeys(flatten(config), "the checkpoint")
-    loaded, init = LoadedConfig(config, source, {}, run.name, ("base",), ("the checkpoint",)), ""
+    loaded, init = LoadedConfig(config, source, {}, name, ("base",), ("the checkpoint",)), ""
     with contextlib.suppress(ConfigError, OSError):
-        init = init_of(run.config.read_text("utf-8", errors="replace"))
-        before = load_config(file=run.config, overrides=changes)
-        loaded = before if before.config == config else loaded
-    write_settings(run, loaded, began, init)
+        if run is not None:
+            init = init_of(run.config.read_text("utf-8", errors="replace"))
+            before = load_config(file=run.config, overrides=changes)
+            loaded = before if before.config == config else loaded
+    return loaded, init
 
 
 def init_of(text: str) -> str:

@@ -1,68 +1,60 @@
-"""Join a run's parts with its directory: records, status, checkpoints; then train."""
+"""A planned run trains in its directory: records, status, checkpoints."""
 
 import contextlib
-import io
-import platform
 import traceback
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy
 import torch
-import torchvision
 
-from clipcoco.config.load import flatten, to_plain
-from clipcoco.data.viewer import VIEW
+from clipcoco.config.load import flatten
+from clipcoco.data.features import Features
+from clipcoco.data.loader import TrainingLoader
+from clipcoco.data.readable import refuse_unreadable
 from clipcoco.disk.files import open_to_append
-from clipcoco.engine import checkpoint
-from clipcoco.engine.device import Device, training_in_memory
+from clipcoco.engine.checkpoint import weights_sha256
+from clipcoco.engine.device import encoding_in_memory, training_in_memory
+from clipcoco.engine.evaluate import Inputs, embed, in_order, validation_loss
+from clipcoco.engine.features import cache_features, feature_key
 from clipcoco.engine.model import DualEncoder
-from clipcoco.engine.optim import learning_rate, restore_moments, set_learning_rate
-from clipcoco.engine.recall import chance_levels
+from clipcoco.engine.optim import build_optimizer, learning_rate, restore_moments, set_learning_rate
+from clipcoco.engine.recall import RecallTable, chance_levels, recall_table
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.step import Stop, Training
+from clipcoco.engine.step import Schedule, Stop, Training, temperature
 from clipcoco.engine.train import train
-from clipcoco.engine.trained_on import changed, recorded
 from clipcoco.errors import CheckpointError, ClipcocoError, DataError, EnvironmentProblem, ExitCode, NumericError
 from clipcoco.events import CheckpointSaved, Event, Report, RunEnded, RunStarted, Warned
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.metrics import MetricsFile, fan_out
-from clipcoco.runs.plan import Assembled, backbone_features, build_training
+from clipcoco.runs.plan import Parts, Plan
+from clipcoco.runs.saving import Saver
 from clipcoco.runs.tensorboard import TensorBoard
-from clipcoco.version import __version__
-
-MAX_REFUSED = 3  # saves in a row that the disk may refuse: the room that lacks can be made meanwhile
 
 
-def conduct(
-    run: RunDir,
-    parts: Assembled,
-    model: DualEncoder,
-    state: TrainState,
-    content: dict[str, Any] | None,
-    show: Report,
-    stop: Stop,
-) -> RunEnded:
-    """Train from `state` on; `content` is the checkpoint of a resume. The directory exists and is locked."""
+def go(plan: Plan, run: RunDir, show: Report, stop: Stop) -> RunEnded:
+    """Train from `plan.state` to the last step, or until `stop` gives a reason. The directory exists and is locked."""
+    parts, model, state, content = plan.parts, plan.model, plan.state, plan.content
+    config = parts.config
+    # ---- the records: each event reaches all of them
     metrics = MetricsFile(run.metrics, content["metrics"] if content else [])
-    with (
-        contextlib.closing(
-            TensorBoard(run.tensorboard, state.step if content else None, flatten(parts.config))
-        ) as tensorboard,
-        parts.device.made_current(),
-    ):
-        report = fan_out(show, metrics, tensorboard, lambda event: _keep_status(run, parts, state, event))
+    tensorboard = TensorBoard(run.tensorboard, state.step if content else None, flatten(config))
+    report = fan_out(show, metrics, tensorboard, lambda event: _keep_status(run, plan, event))
+    with contextlib.closing(tensorboard), parts.device.made_current():
         try:
-            with training_in_memory(parts.config.train.batch_size, parts.device):
-                report(_started(run, parts, state, tuple(metrics.rows) if content else ()))
+            with training_in_memory(config.train.batch_size, parts.device):
+                report(_started(run, plan, tuple(metrics.rows) if content else ()))
                 for message in () if content else parts.warnings:
                     report(Warned(state.step, 1, message))
+                # ---- what the frozen backbone sees, once for all epochs in which it is frozen
                 frozen = state.evaluated_epochs < parts.derived.frozen_epochs
                 cached = backbone_features(parts, model, report, stop) if frozen else None
+                # ---- model, optimiser and random state, as they were where the run goes on
                 training = build_training(parts, model, state, cached, report, stop)
                 if content:
                     _restore(training, content)
-                return train(replace(training, save=Saver(run, parts, training, metrics, report, stop)), report, stop)
+                # ---- the steps
+                save = Saver(run, plan, training, metrics, report, stop)
+                return train(replace(training, save=save), report, stop)
         except BaseException as error:
             saved = run.status()
             _note_failure(run, state, error)
@@ -115,118 +107,98 @@ def _restore(training: Training, content: dict[str, Any]) -> None:
         raise CheckpointError(f"the optimiser of this checkpoint does not fit its model: {error}") from error
 
 
-class Saver:
-    """Writes the run's checkpoints. A disk that refuses one is asked again at the next two, and then ends the run."""
+@dataclass(frozen=True)
+class Cached:
+    """A frozen backbone's features of both splits."""
 
-    def __init__(
-        self, run: RunDir, parts: Assembled, training: Training, metrics: MetricsFile, report: Report, stop: Stop
-    ) -> None:
-        self.run, self.parts, self.training = run, parts, training
-        self.metrics, self.report, self.stop = metrics, report, stop
-        self.plain, self.versions, self.fingerprint = to_plain(parts.config), _versions(parts.device), parts.fingerprint
-        self.saved = (-1, -1)  # step and evaluated epochs of the newest file
-        self.refused: set[int] = set()  # steps since then at which the disk refused
-        self.owed: list[tuple[dict[str, Any], bool, int]] = []  # of epochs, whose weights would be gone
+    train: Features
+    val: Features
 
-    def __call__(self, best: bool, epoch: int | None) -> None:
-        state = self.training.state
-        if self.saved == (state.step, state.evaluated_epochs):
-            return
-        content = self._content()
-        try:
-            for one in (*self.owed, (content, best, epoch)):
-                self._write(*one)
-                self.owed = self.owed[1:]
-        except EnvironmentProblem as error:
-            self.refused.add(state.step)
-            left = MAX_REFUSED - len(self.refused)
-            if not left or self.stop() or state.is_finished(self.parts.config.train):
-                raise
-            if epoch is not None:
-                self.owed.append((_copied(content), best, epoch))
-            needed = self.parts.derived.checkpoint_bytes / 1e6
-            message = (
-                f"{error}: one takes {needed:,.0f} MB. The run goes on, and ends when {left} more can't be written"
+
+def backbone_features(parts: Parts, model: DualEncoder, report: Report, stop: Stop) -> Cached | None:
+    """What the frozen backbone sees in the training and the validation images, computed where it is not kept yet.
+
+    None when stopped meanwhile.
+    """
+    config, device, root = parts.config, parts.device, parts.config.data.folder
+    device.place(model).eval()
+    weights = weights_sha256(model.visual.trunk.state_dict())
+    cached = []
+    for table, training in ((parts.val_table, False), (parts.train_table, True)):
+        key = feature_key(config, weights, device, parts.source, training)
+        with encoding_in_memory("the backbone's features", device):
+            features = cache_features(
+                model.visual.features, key, table, root, parts.source, parts.workers, device, report, stop
             )
-            self.report(Warned(state.step, state.epoch(self.training.loader.steps_per_epoch), message))
-        else:
-            self.refused.clear()
-            self.saved = (state.step, state.evaluated_epochs)
-
-    def _write(self, content: dict[str, Any], best: bool, epoch: int | None) -> None:
-        folder, step = self.run.checkpoints, content["state"]["step"]
-        size, seconds = checkpoint.save(folder, content, best=best, epoch=epoch, keep=self.parts.config.checkpoint.keep)
-        number = self.training.state.epoch(self.training.loader.steps_per_epoch)
-        self.report(CheckpointSaved(step, number, folder / "last.pt", size, seconds))
-
-    def _content(self) -> dict[str, Any]:
-        return {
-            "model": self.training.model.state_dict(),
-            "optimizer": self.training.optimizer.state_dict(),
-            "scaler": self.training.scaler.state_dict(),
-            "state": self.training.state.to_plain(),
-            "rng": {"torch": torch.get_rng_state()},
-            "config": self.plain,
-            "tokenizer": self.parts.tokenizer.to_plain(),
-            "metrics": list(self.metrics.rows),
-            "versions": self.versions,
-            "data": self.fingerprint,
-            "pictures": self.parts.pictures,
-        }
+        if features is None:
+            return None
+        if not training:
+            refuse_unreadable(table, (~features.readable).nonzero()[0].tolist())
+        cached.append(features)
+    return Cached(val=cached[0], train=cached[1])
 
 
-def _copied(content: dict[str, Any]) -> dict[str, Any]:
-    """As it is now, on the CPU, whatever training makes of the weights."""
-    file = io.BytesIO()
-    torch.save(content, file)
-    file.seek(0)
-    copy: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    return copy
+def build_training(
+    parts: Parts, model: DualEncoder, state: TrainState, cached: Cached | None, report: Report, stop: Stop
+) -> Training:
+    """Model on its device, optimiser, loader and evaluation; saving comes with the run directory."""
+    config, derived, device = parts.config, parts.derived, parts.device
+    device.place(model)
+    train_tokens, val_tokens = parts.tokens
+    val = Inputs(config.data, parts.val_table, val_tokens, parts.workers)
+
+    def evaluate() -> tuple[float, RecallTable] | None:
+        frozen = cached is not None and state.evaluated_epochs < derived.frozen_epochs
+        inputs = replace(val, features=cached.val) if cached is not None and frozen else val
+        with encoding_in_memory("an evaluation", device):
+            embeddings = embed(model, inputs, device, report, stop)
+            if embeddings is None:
+                return None
+            ordered = in_order(embeddings, parts.val_table.order)
+            val_loss = validation_loss(ordered, parts.loss, config.train.batch_size, temperature(model))
+            return val_loss, recall_table(embeddings.images, embeddings.texts, embeddings.owners)
+
+    return Training(
+        model=model,
+        loss=parts.loss,
+        optimizer=build_optimizer(model, config.train.lr, config.train.weight_decay, derived.backbone_lr_scale),
+        scaler=device.scaler(),
+        device=device,
+        schedule=Schedule(
+            config=config.train,
+            seed=config.seed,
+            total_steps=derived.total_steps,
+            warmup_steps=derived.warmup_steps,
+            frozen_epochs=derived.frozen_epochs,
+            checkpoint_steps=config.checkpoint.every_steps,
+        ),
+        state=state,
+        loader=TrainingLoader(
+            config.data,
+            parts.train_table,
+            train_tokens,
+            config.train.batch_size,
+            config.seed,
+            parts.workers,
+            pin_memory=device.device.type == "cuda",
+            stop=stop,
+        ),
+        features=cached.train if cached else None,
+        evaluate=evaluate,
+        save=lambda best, epoch: None,
+    )
 
 
-def _versions(device: Device) -> dict[str, str]:
-    """What must be the same for a resume to the bit."""
-    return {
-        "clipcoco": __version__,
-        "torch": str(torch.__version__),  # a class of its own, which weights_only refuses
-        "torchvision": str(torchvision.__version__),
-        "numpy": numpy.__version__,
-        "python": platform.python_version(),
-        "device": device.kind,
-        "threads": str(torch.get_num_threads()),
-        "view": str(VIEW),
-    }
-
-
-def changed_versions(content: dict[str, Any], device: Device) -> list[str]:
-    """`name old -> new` for each version that differs from the checkpoint's."""
-    old = {"view": "1"} | content.get("versions", {})  # the first view had no number
-    return [f"{name} {old.get(name)} -> {new}" for name, new in _versions(device).items() if old.get(name) != new]
-
-
-def changed_since(content: dict[str, Any], parts: Assembled) -> list[str]:
-    """What keeps a resume from the bits of a run without a stop: other versions, other pictures."""
-    assert parts.pictures is not None
-    many = changed(recorded(content), parts.pictures)
-    other = changed_versions(content, parts.device)
-    if many is None:
-        other.append("pictures were not recorded")
-    elif many:
-        other.append(f"{many:,} picture{'s' * (many > 1)} changed")
-    elif content["data"].get("copies") != parts.fingerprint.get("copies"):
-        other.append("the copies were made again")
-    return other
-
-
-def _keep_status(run: RunDir, parts: Assembled, state: TrainState, event: Event) -> None:
+def _keep_status(run: RunDir, plan: Plan, event: Event) -> None:
+    state = plan.state
     if isinstance(event, RunStarted):
         run.write_status(
             state="running",
             step=event.step,
             total_steps=event.total_steps,
             epochs=event.epochs,
-            val_images=len(parts.val_table.files),
-            device=str(parts.device.device),
+            val_images=len(plan.parts.val_table.files),
+            device=str(plan.parts.device.device),
             chance=event.chance,
             chance_loss=event.chance_loss,
             exit_code=None,
@@ -242,7 +214,8 @@ def _keep_status(run: RunDir, parts: Assembled, state: TrainState, event: Event)
         )
 
 
-def _started(run: RunDir, parts: Assembled, state: TrainState, rows: tuple[dict[str, Any], ...]) -> RunStarted:
+def _started(run: RunDir, plan: Plan, rows: tuple[dict[str, Any], ...]) -> RunStarted:
+    parts, state = plan.parts, plan.state
     derived, config = parts.derived, parts.config.train
     chance = chance_levels(torch.from_numpy(parts.val_table.owners))
     return RunStarted(
@@ -254,7 +227,7 @@ def _started(run: RunDir, parts: Assembled, state: TrainState, rows: tuple[dict[
         steps_per_epoch=derived.steps_per_epoch,
         epochs=config.epochs,
         batch_size=config.batch_size,
-        header=(*parts.header, ("run", str(run.path))),
+        header=(*plan.header, ("run", str(run.path))),
         chance={direction: asdict(levels) for direction, levels in chance.items()},
         chance_loss=parts.loss.chance(config.batch_size),
         rows=rows,

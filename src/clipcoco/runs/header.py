@@ -18,7 +18,7 @@ def say_data(config: Config, train: CaptionTable, val: CaptionTable, source: Sou
     )
 
 
-def say_model(config: Config, parameters: int, origin: str | None) -> str:
+def say_model(config: Config, parameters: int, origin: str) -> str:
     weights = config.model.vision.weights
     start_from = f"from {origin or weights}" if origin or weights != "none" else "from scratch"
     text = config.model.text

@@ -2,12 +2,13 @@
 
 import difflib
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from clipcoco.config.text import expanded
-from clipcoco.errors import CheckpointError
-from clipcoco.runs.directory import RunDir
+from clipcoco.errors import CheckpointError, ConfigError
+from clipcoco.runs.directory import RunDir, check_spelling, is_ours
 
 
 def all_runs(runs_dir: Path) -> list[RunDir]:
@@ -87,6 +88,26 @@ def _at_path(words: str) -> Found:
     if words and (path / "config.yaml").is_file():
         return Found(RunDir(path), None)
     raise CheckpointError(f"no run and no checkpoint '{words}'. Give a name, a path, or nothing for the newest run")
+
+
+def find_resumable(runs_dir: Path, name: str | None) -> RunDir | None:
+    """The run to resume, if there is one. One that never saved is cleared away: a job must not stumble over it."""
+    if name is None:
+        raise ConfigError("--or-resume needs the run's name. Give --name NAME")
+    check_spelling(name)
+    run = RunDir(runs_dir / name)
+    if run.path.is_symlink():
+        raise CheckpointError(f"{run.path} is a link (--name). Resume the run it leads to: clipcoco resume {run.words}")
+    run.check()
+    if any(run.checkpoints.glob("*.pt")):
+        return run
+    if not is_ours(run):  # nothing there, or a folder that must not be touched
+        return None
+    with run.lock():
+        if run.status().get("checkpoint"):
+            raise CheckpointError(f"run {name} has no checkpoints left (--or-resume). Take another --name")
+        shutil.rmtree(run.path)
+    return None
 
 
 def found_file(path: Path) -> Found:

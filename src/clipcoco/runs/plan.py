@@ -1,7 +1,7 @@
 """What a run is made of, read and checked in the order of the exit codes before anything is written."""
 
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +10,19 @@ import numpy.typing as npt
 import torch
 
 from clipcoco.config.derive import Derived, count_parameters, derive
+from clipcoco.config.load import LoadedConfig
 from clipcoco.config.schema import Config
 from clipcoco.data.annotations import prepare_command
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.doubts import doubts, encoded
-from clipcoco.data.features import Features
-from clipcoco.data.loader import EVALUATION_BATCH, TrainingLoader
-from clipcoco.data.readable import refuse_unreadable
+from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.split import ORIGINALS, Source, open_splits
 from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.data.workers import choose_workers
-from clipcoco.engine.checkpoint import weights_sha256
-from clipcoco.engine.device import Device, choose_as_trained, choose_device, encoding_in_memory
-from clipcoco.engine.evaluate import Inputs, embed, in_order, validation_loss
-from clipcoco.engine.features import cache_features, feature_key
+from clipcoco.engine.device import Device, choose_as_trained, choose_device
 from clipcoco.engine.loss import LOSSES, Loss
 from clipcoco.engine.model import DualEncoder
-from clipcoco.engine.optim import build_optimizer
-from clipcoco.engine.recall import RecallTable, recall_table
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.step import Schedule, Stop, Training, temperature
 from clipcoco.engine.trained_on import Pictures, pictures_of, with_earlier
 from clipcoco.errors import EnvironmentProblem
 from clipcoco.events import Report
@@ -38,8 +31,8 @@ from clipcoco.version import __version__
 
 
 @dataclass(frozen=True)
-class Assembled:
-    """Everything that a run needs, read and checked; nothing is written yet."""
+class Parts:
+    """Device, data and tokenizer, and what follows from them for the configuration."""
 
     config: Config
     device: Device
@@ -51,62 +44,60 @@ class Assembled:
     derived: Derived
     workers: int
     warnings: tuple[str, ...]
-    header: tuple[tuple[str, str], ...]
-    pictures: Pictures | None = None  # None: nobody has looked at them yet
-    before: Pictures | None = None  # those that the weights have learnt from already
-    began: dict[str, str] = field(default_factory=dict)  # SHA-256 of what the run began with, "weights" or "init"
+    header: tuple[tuple[str, str], ...]  # (label, text) for a person
 
     @property
     def loss(self) -> Loss:
         return LOSSES["infonce"]
 
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can begin, or go on. Nothing is written yet."""
+
+    loaded: LoadedConfig  # its settings, each with its source
+    parts: Parts
+    model: DualEncoder
+    state: TrainState
+    header: tuple[tuple[str, str], ...]
+    began: dict[str, str]  # SHA-256 of what the run began with, "weights" or "init"
+    init: str = ""  # what --init named
+    content: dict[str, Any] | None = None  # of the checkpoint that the run goes on from
+    before: Pictures | None = None  # those that the weights have learnt from already
+    pictures: Pictures | None = None  # with those of this run; None: nobody has looked at them yet
+
     @property
     def fingerprint(self) -> dict[str, Any]:
-        copies = {"copies": self.source.sha256} if self.source.name != ORIGINALS else {}
+        """Of the data and the first weights, as a checkpoint keeps it."""
+        parts = self.parts
+        copies = {"copies": parts.source.sha256} if parts.source.name != ORIGINALS else {}
         return {
-            "source": self.source.name,
+            "source": parts.source.name,
             **copies,
-            "train": self.train_table.fingerprint(),
-            "val": self.val_table.fingerprint(),
-            "train_images": len(self.train_table.files),
-            "val_images": len(self.val_table.files),
+            "train": parts.train_table.fingerprint(),
+            "val": parts.val_table.fingerprint(),
+            "train_images": len(parts.train_table.files),
+            "val_images": len(parts.val_table.files),
             **self.began,
         }
 
-    def differing(self, before: dict[str, Any]) -> list[str]:
-        """What is not as in an earlier fingerprint. Copies may have been made anew: the pictures tell."""
-        return [name for name, value in self.fingerprint.items() if name != "copies" and before.get(name) != value]
-
-    def looked_at(self, report: Report) -> "Assembled":
-        """With the contents of all pictures."""
-        now = pictures_of(self.train_table, self.val_table, self.source, report)
+    def looked_at(self, report: Report) -> "Plan":
+        """With the contents of all pictures, each read once and remembered in `data.root`/.clipcoco."""
+        now = pictures_of(self.parts.train_table, self.parts.val_table, self.parts.source, report)
         return replace(self, pictures=with_earlier(now, self.before))
 
-    def begun(self, what: str, sha256: str, said: str) -> "Assembled":
-        """With a line of the header for the weights that it begins with."""
-        row = ("weights", f"{said}, SHA-256 {sha256[:12]}")
-        return replace(self, header=(*self.header, row), began={what: sha256})
 
-
-@dataclass(frozen=True)
-class Cached:
-    """A frozen backbone's features of both splits."""
-
-    train: Features
-    val: Features
-
-
-def assemble(
+def read_parts(
     config: Config,
     device_name: str | None,
     precision: str,
     tokenizer: Tokenizer | None,
     *,
     preset: str = "base",
-    origin: str | None = None,
+    origin: str = "",
     source_like: str | None = None,
     frozen_epochs: int | None = None,
-) -> Assembled:
+) -> Parts:
     """Choose the device, then read the data and check it. `tokenizer` None trains one on the captions.
 
     Of a run that goes on: `source_like` is where it read its images from, `precision` and `frozen_epochs` what was
@@ -143,83 +134,7 @@ def assemble(
         ("train", say_training(config, derived, device)),
         *([("features", say_features(config, derived))] if derived.frozen_epochs else []),
     )
-    return Assembled(
-        config, device, train_table, val_table, source, tokenizer, tokens, derived, workers, warnings, header
-    )
-
-
-def backbone_features(parts: Assembled, model: DualEncoder, report: Report, stop: Stop) -> Cached | None:
-    """What the frozen backbone sees in the training and the validation images, computed where it is not kept yet.
-
-    None when stopped meanwhile.
-    """
-    config, device, root = parts.config, parts.device, parts.config.data.folder
-    device.place(model).eval()
-    weights = weights_sha256(model.visual.trunk.state_dict())
-    cached = []
-    for table, training in ((parts.val_table, False), (parts.train_table, True)):
-        key = feature_key(config, weights, device, parts.source, training)
-        with encoding_in_memory("the backbone's features", device):
-            features = cache_features(
-                model.visual.features, key, table, root, parts.source, parts.workers, device, report, stop
-            )
-        if features is None:
-            return None
-        if not training:
-            refuse_unreadable(table, (~features.readable).nonzero()[0].tolist())
-        cached.append(features)
-    return Cached(val=cached[0], train=cached[1])
-
-
-def build_training(
-    parts: Assembled, model: DualEncoder, state: TrainState, cached: Cached | None, report: Report, stop: Stop
-) -> Training:
-    """Model on its device, optimiser, loader and evaluation; saving comes with the run directory."""
-    config, derived, device = parts.config, parts.derived, parts.device
-    device.place(model)
-    train_tokens, val_tokens = parts.tokens
-    val = Inputs(config.data, parts.val_table, val_tokens, parts.workers)
-
-    def evaluate() -> tuple[float, RecallTable] | None:
-        frozen = cached is not None and state.evaluated_epochs < derived.frozen_epochs
-        inputs = replace(val, features=cached.val) if cached is not None and frozen else val
-        with encoding_in_memory("an evaluation", device):
-            embeddings = embed(model, inputs, device, report, stop)
-            if embeddings is None:
-                return None
-            ordered = in_order(embeddings, parts.val_table.order)
-            val_loss = validation_loss(ordered, parts.loss, config.train.batch_size, temperature(model))
-            return val_loss, recall_table(embeddings.images, embeddings.texts, embeddings.owners)
-
-    return Training(
-        model=model,
-        loss=parts.loss,
-        optimizer=build_optimizer(model, config.train.lr, config.train.weight_decay, derived.backbone_lr_scale),
-        scaler=device.scaler(),
-        device=device,
-        schedule=Schedule(
-            config=config.train,
-            seed=config.seed,
-            total_steps=derived.total_steps,
-            warmup_steps=derived.warmup_steps,
-            frozen_epochs=derived.frozen_epochs,
-            checkpoint_steps=config.checkpoint.every_steps,
-        ),
-        state=state,
-        loader=TrainingLoader(
-            config.data,
-            parts.train_table,
-            train_tokens,
-            config.train.batch_size,
-            config.seed,
-            parts.workers,
-            pin_memory=device.device.type == "cuda",
-            stop=stop,
-        ),
-        features=cached.train if cached else None,
-        evaluate=evaluate,
-        save=lambda best, epoch: None,
-    )
+    return Parts(config, device, train_table, val_table, source, tokenizer, tokens, derived, workers, warnings, header)
 
 
 def check_disk(runs_dir: Path, derived: Derived) -> None:

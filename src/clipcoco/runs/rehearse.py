@@ -3,12 +3,10 @@
 import resource
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from clipcoco.config.load import LoadedConfig
 from clipcoco.config.schema import BACKBONES, Config
 from clipcoco.data.features import Features
 from clipcoco.data.loader import EVALUATION_BATCH
@@ -16,32 +14,28 @@ from clipcoco.data.readable import check_readable
 from clipcoco.engine.device import encoding_in_memory, training_in_memory
 from clipcoco.engine.evaluate import Inputs, embed
 from clipcoco.engine.model import DualEncoder
-from clipcoco.engine.state import TrainState
 from clipcoco.engine.step import Training, start_epoch, train_step
 from clipcoco.events import Report, Warned
-from clipcoco.runs.plan import Assembled, build_training
-from clipcoco.runs.start import checked, refuse_many_processes
+from clipcoco.runs.go import build_training
+from clipcoco.runs.plan import Parts, Plan
 
 
-def rehearse(
-    loaded: LoadedConfig, name: str | None, runs_dir: Path, device_name: str | None, init: Path | None, report: Report
-) -> dict[str, str]:
-    """All the checks of `start` and a few real steps on the device; writes nothing. What to tell, by label."""
-    refuse_many_processes()
-    loaded, parts, model = checked(loaded, name, runs_dir, device_name, init, report)
+def rehearse(plan: Plan, report: Report) -> dict[str, str]:
+    """A few real steps of a planned run on the device; writes nothing. What to tell, by label."""
+    parts, model = plan.parts, plan.model
+    config, device, derived = parts.config, parts.device, parts.derived
     for message in parts.warnings:
         report(Warned(0, 1, message))
-    state, device, derived = TrainState(precision=parts.device.precision), parts.device, parts.derived
-    frozen, views = derived.frozen_epochs > 0, loaded.config.data.cached_views
-    blank = _blank_features(loaded.config, derived.train_images) if frozen else None
-    training = build_training(parts, model, state, None, report=lambda event: None, stop=lambda: None)
-    epochs = {0: derived.frozen_epochs, derived.frozen_epochs: loaded.config.train.epochs - derived.frozen_epochs}
+    frozen, views = derived.frozen_epochs > 0, config.data.cached_views
+    blank = _blank_features(config, derived.train_images) if frozen else None
+    training = build_training(parts, model, plan.state, None, report=lambda event: None, stop=lambda: None)
+    epochs = {0: derived.frozen_epochs, derived.frozen_epochs: config.train.epochs - derived.frozen_epochs}
     if frozen:
         check_readable(parts.val_table, report)
     with encoding_in_memory("an evaluation", device):
         _encode_a_batch(parts, model)
         encoding = _seconds_an_image(training, views) if frozen else 0.0
-    with training_in_memory(loaded.config.train.batch_size, device):
+    with training_in_memory(config.train.batch_size, device):
         steps = {
             first: _seconds_a_step(training, first, blank if first < derived.frozen_epochs else None)
             for first, many in epochs.items()
@@ -56,7 +50,7 @@ def rehearse(
     each = ", later ".join(f"{seconds:.2f} s a step" for seconds in steps.values())
     once = f"{derived.train_images * encoding / 60:,.0f} min for the features, once, then " if frozen else ""
     return {
-        **dict(parts.header),
+        **dict(plan.header),
         "memory": f"peak {memory}",
         "disk": f"{derived.checkpoints_kept} checkpoints of {derived.checkpoint_bytes / 1e6:,.0f} MB at most",
         "time": f"{once}{each}, {minutes:,.0f} min of steps, evaluations apart",
@@ -64,7 +58,7 @@ def rehearse(
     }
 
 
-def _encode_a_batch(parts: Assembled, model: DualEncoder) -> None:
+def _encode_a_batch(parts: Parts, model: DualEncoder) -> None:
     """Of an evaluation, whose batch is fixed: one of training may fit where this one does not."""
     config = parts.config
     table = parts.val_table.subset(min(1, EVALUATION_BATCH / len(parts.val_table.files)), config.data.subset_seed)

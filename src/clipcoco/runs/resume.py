@@ -1,27 +1,32 @@
 """A run goes on, to the bits of one without a stop: what is compared first, and what may change."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipcoco.config.load import flatten, to_plain
+from clipcoco.config.load import LoadedConfig, config_from_plain, flatten, override, to_plain
 from clipcoco.config.schema import Config, TrainConfig
+from clipcoco.config.text import expanded
 from clipcoco.data.readable import check_readable
 from clipcoco.disk.files import remove_leftovers
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import make_deterministic
 from clipcoco.engine.model_file import open_model
+from clipcoco.engine.plain_parts import checked
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.trained_on import recorded
+from clipcoco.engine.weights import file_sha256
 from clipcoco.errors import CheckpointError, ConfigError
-from clipcoco.events import RunEnded
-from clipcoco.runs.config_file import BEGAN, rewrite_settings
-from clipcoco.runs.directory import RunDir, create
-from clipcoco.runs.go import changed_since, conduct
-from clipcoco.runs.plan import Assembled, assemble, check_disk
-from clipcoco.runs.start import ReportTo, Stopping, refuse_many_processes
+from clipcoco.events import Report, Warned
+from clipcoco.runs.config_file import BEGAN, settings_after, write_settings
+from clipcoco.runs.directory import RunDir
+from clipcoco.runs.names import Found
+from clipcoco.runs.plan import Plan, check_disk, read_parts
+from clipcoco.runs.saving import changed_since
+from clipcoco.runs.start import new_run, refuse_many_processes
 
 # What a resume may change: nothing that would make it another experiment.
 CHANGEABLE = {
@@ -35,100 +40,134 @@ CHANGEABLE = {
 }
 
 
-def resume(
-    run: RunDir | Path,
-    path: Path,
-    content: dict[str, Any],
-    config: Config,
-    *,
-    changes: list[str],
-    device_name: str | None,
-    report: ReportTo,
-    stopping: Stopping,
-) -> tuple[RunDir, RunEnded]:
-    """Go on from a checkpoint, to the same bits as without the stop. The caller holds the run's lock.
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint to go on from. Its run is locked as long as `open_saved` holds it."""
 
-    Where `run` is a folder of runs, `path` lies in none, and a new one is made once all checks have passed.
-    `config` is the checkpoint's with `changes` ("train.epochs=20") in it.
+    run: RunDir | None  # None: the file lies in no run
+    path: Path
+    content: dict[str, Any]  # untrusted data
+    state: TrainState
+    before: Config
+    config: Config  # with what changes now
+    changes: tuple[str, ...]  # the words that ask for it: "train.epochs=20"
+    changed: tuple[str, ...]  # for a person: "train.epochs: 10 -> 20"
+
+    @property
+    def name(self) -> str:
+        return self.run.name if self.run else str(self.path)
+
+    @property
+    def words(self) -> str:
+        """What to type for it in a shell."""
+        return self.run.words if self.run else shlex.quote(str(self.path))
+
+
+@contextmanager
+def open_saved(found: Found, changes: Sequence[str], report: Report) -> Iterator[Saved]:
+    """The newest checkpoint of a run that is whole, or the one that was named. Raises CheckpointError, ConfigError."""
+    run, path = found.run, found.checkpoint
+    with run.lock() if run else nullcontext("") as unlocked:
+        content = checked(checkpoint.load(path), path) if path else {}
+        notes = [unlocked] if unlocked else []
+        if run is not None:
+            newest, last, damaged = checkpoint.newest(run.checkpoints)
+            path, content = path or newest, content or last
+            gone_on, step = (TrainState.from_plain(one["state"]).step for one in (last, content))
+            if step < gone_on:  # it would destroy what came after
+                raise CheckpointError(
+                    f"run {run.name} has gone on to step {gone_on:,}, {path.name} is of step "
+                    f"{step:,}. Go on: clipcoco resume {run.words}, or start anew from those "
+                    f"weights: clipcoco train --preset NAME --init {path}"
+                )
+            notes += [f"{line}. Taking {path.name}" for line in damaged]
+        assert path is not None, "of a run, or a file"
+        before = config_from_plain(content["config"], str(path))
+        config, state = override(before, changes) if changes else before, TrainState.from_plain(content["state"])
+        changed = _changed_settings(before, config)
+        for note in notes:
+            report(Warned(state.step, 1, note))
+        yield Saved(run, path, content, state, before, config, tuple(changes), changed)
+
+
+def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report: Report) -> Plan:
+    """The run as it goes on; writes nothing but what it remembers of the pictures. All that can fail is checked.
+
+    A checkpoint that lies in no run goes on in a new one in `runs_dir`.
     """
     refuse_many_processes()
-    saved, state = open_model(path, content), TrainState.from_plain(content["state"])
+    path, content, state = saved.path, saved.content, saved.state
+    # ---- the checkpoint
+    held = open_model(path, content)
     missing = {"optimizer", "scaler", "rng", "data", "metrics"} - content.keys()
     if missing:
         raise CheckpointError(
             f"{path} holds weights but no {', '.join(sorted(missing))}. Train on from its weights: "
             f"clipcoco train --preset NAME --init {path}"
         )
-    parts = assemble(
-        config,
+    # ---- device and data, as they were
+    parts = read_parts(
+        saved.config,
         device_name,
         state.precision,
-        saved.tokenizer,
+        held.tokenizer,
         origin=str(path),
         source_like=content["data"].get("source"),
-        frozen_epochs=_frozen_epochs(state, saved.config.train, config.train),
+        frozen_epochs=_frozen_epochs(state, saved.before.train, saved.config.train),
     )
     state.frozen_epochs = parts.derived.frozen_epochs
     state.check(parts.derived.steps_per_epoch, path)
-    parts = replace(parts, began={what: content["data"][what] for what in BEGAN if what in content["data"]})
-    _check_data(parts, content["data"], run.name if isinstance(run, RunDir) else str(path))
+    loaded, init = settings_after(saved.run, saved.config, saved.changes, path.stem)
+    plan = Plan(
+        loaded=loaded,
+        parts=parts,
+        model=held.model,
+        state=state,
+        header=parts.header,
+        began={what: content["data"][what] for what in BEGAN if what in content["data"]},
+        init=init,
+        content=content,
+        before=recorded(content),
+    )
+    _check_data(plan, content["data"], saved.name)
     if state.evaluated_epochs >= parts.derived.frozen_epochs:
-        check_readable(parts.val_table, report(None))
-    parts = replace(parts, before=recorded(content)).looked_at(report(None))
-    other = changed_since(content, parts)
+        check_readable(parts.val_table, report)
+    # ---- what keeps it from the bits of a run without a stop
+    plan = plan.looked_at(report)
+    other = changed_since(content, plan)
     if parts.device.precision != state.precision:
-        lacking = f"({parts.device.device} has no {state.precision})"
-        other.insert(0, f"{state.precision} -> {parts.device.precision} {lacking}")
+        other.insert(
+            0,
+            f"{state.precision} -> {parts.device.precision} ({parts.device.device} has no {state.precision})",
+        )
         state.precision = parts.device.precision
-    if config.train.epochs != saved.config.train.epochs:
+    if saved.config.train.epochs != saved.before.train.epochs:
         other.append(f"the schedule now ends at step {parts.derived.total_steps:,}")
     exact = f"not to the bit: {', '.join(other)}" if other else "to the bit, as without the stop"
-    parts = replace(parts, header=(*parts.header, ("exact", exact)))
-    make_deterministic(config.seed, parts.device.device)
-    with ExitStack() as held:
-        stop = held.enter_context(stopping())
-        if not isinstance(run, RunDir):
-            run = held.enter_context(_new_run(run, path, content, config, state, parts))
-        checkpoint.remove_leftovers(run.checkpoints)
-        for path in (run.path / "status.json", run.metrics, run.config):
-            remove_leftovers(path)
-        if changes:
-            rewrite_settings(run, config, changes, parts.began)
-        return run, conduct(run, parts, saved.model, state, content, report(run), stop)
-
-
-def _check_data(parts: Assembled, before: dict[str, Any], name: str) -> None:
-    if differing := parts.differing(before):
-        raise CheckpointError(
-            f"the data at {parts.config.data.root} are not those of run {name}: {', '.join(differing)} differ "
-            f"(data.root). Bring those back, or start anew from its weights with --init {name}"
-        )
+    make_deterministic(saved.config.seed, parts.device.device)
+    if saved.run is None:
+        check_disk(runs_dir, parts.derived)
+    return replace(plan, header=(*parts.header, ("exact", exact)))
 
 
 @contextmanager
-def _new_run(
-    runs_dir: Path, path: Path, content: dict[str, Any], config: Config, state: TrainState, parts: Assembled
-) -> Iterator[RunDir]:
-    """A run, locked, that begins with the checkpoint of another as its last one, and as its best where it was."""
-    check_disk(runs_dir, parts.derived)
-    run = create(runs_dir, path.stem, None)
-    with run.lock():
-        rewrite_settings(run, config, [], parts.began)
-        evaluated = state.step == state.evaluated_epochs * parts.derived.steps_per_epoch
-        best = evaluated and state.best_epoch == state.evaluated_epochs
-        held = {**content, "config": to_plain(config)}
-        checkpoint.save(run.checkpoints, held, best=best, epoch=None, keep=config.checkpoint.keep)
-        yield run
+def resumed_run(saved: Saved, plan: Plan, runs_dir: Path, report: Report) -> Iterator[RunDir]:
+    """The run's own directory, without what a kill left behind; a new one for a checkpoint that lies in no run."""
+    if saved.run is None:
+        with new_run(plan, runs_dir, None, report) as run:
+            yield run
+        return
+    run = saved.run
+    checkpoint.remove_leftovers(run.checkpoints)
+    for path in (run.path / "status.json", run.metrics, run.config):
+        remove_leftovers(path)
+    if saved.changes:
+        write_settings(run, plan.loaded, plan.began, plan.init)
+    yield run
 
 
-def _frozen_epochs(state: TrainState, before: TrainConfig, after: TrainConfig) -> int | None:
-    """As the run began, whatever the device is now; None, to be resolved anew, for one that was all frozen and grew."""
-    grew = after.epochs > before.epochs and state.frozen_epochs == before.epochs
-    return None if grew or state.frozen_epochs < 0 else state.frozen_epochs
-
-
-def check_changes(before: Config, after: Config) -> list[str]:
-    """`key: old -> new` for each changed setting. Raises ConfigError for one that would change the meaning."""
+def _changed_settings(before: Config, after: Config) -> tuple[str, ...]:
+    """Raises ConfigError for a setting that would change the meaning of the run."""
     old, new = flatten(to_plain(before)), flatten(to_plain(after))
     changed = [key for key in new if old.get(key) != new[key]]
     refused = [
@@ -141,4 +180,35 @@ def check_changes(before: Config, after: Config) -> list[str]:
         refused.append(f"train.epochs can only grow at a resume: {before.train.epochs} -> {after.train.epochs} (--set)")
     if refused:
         raise ConfigError(*refused)
-    return [f"{key}: {old[key]} -> {new[key]}" for key in changed]
+    return tuple(f"{key}: {old[key]} -> {new[key]}" for key in changed)
+
+
+def _check_data(plan: Plan, before: dict[str, Any], name: str) -> None:
+    """Copies may have been made again: the pictures tell."""
+    differing = [key for key, value in plan.fingerprint.items() if key != "copies" and before.get(key) != value]
+    if differing:
+        raise CheckpointError(
+            f"the data at {plan.parts.config.data.root} are not those of run {name}: {', '.join(differing)} differ "
+            f"(data.root). Bring those back, or start anew from its weights with --init {name}"
+        )
+
+
+def _frozen_epochs(state: TrainState, before: TrainConfig, after: TrainConfig) -> int | None:
+    """As the run began, whatever the device is now; None, to be resolved anew, for one that was all frozen and grew."""
+    grew = after.epochs > before.epochs and state.frozen_epochs == before.epochs
+    return None if grew or state.frozen_epochs < 0 else state.frozen_epochs
+
+
+def check_same(saved: Saved, loaded: LoadedConfig) -> None:
+    """For --or-resume: raise ConfigError unless the run is of the configuration that was asked for."""
+    old, new = flatten(saved.before), flatten(loaded.config)
+    differing = sorted(key for key in new if key not in CHANGEABLE and old[key] != new[key])
+    if differing:
+        raise ConfigError(
+            f"run {saved.name} has another configuration: {', '.join(differing[:4])} (--or-resume). Take another --name"
+        )
+    weights, began = expanded(str(new["model.vision.weights"])), saved.content.get("data", {}).get("weights")
+    if began and weights.is_file() and file_sha256(weights) != began:
+        raise ConfigError(
+            f"run {saved.name} began with another {weights}, of SHA-256 {began[:12]} (--or-resume). Take another --name"
+        )

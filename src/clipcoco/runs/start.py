@@ -1,70 +1,128 @@
-"""A run begins: all that can fail is checked first, in the order of the exit codes."""
+"""A run begins: planned and checked first, then given its directory."""
 
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from clipcoco.config.load import LoadedConfig, flatten, to_plain
 from clipcoco.config.schema import Config
 from clipcoco.data.readable import check_readable
-from clipcoco.engine.checkpoint import weights_sha256
+from clipcoco.engine import checkpoint
 from clipcoco.engine.device import choose_device, make_deterministic
-from clipcoco.engine.model import DualEncoder, build
+from clipcoco.engine.model import build
 from clipcoco.engine.model_file import open_model
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.step import Stop
 from clipcoco.engine.trained_on import recorded
 from clipcoco.engine.weights import pretrained_backbone, read_weights
 from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError, DistributedError
-from clipcoco.events import Report, RunEnded
+from clipcoco.events import Report, Warned
 from clipcoco.prepare.scenes import draw_scenes, to_be_drawn
 from clipcoco.runs.config_file import write_settings
 from clipcoco.runs.directory import RunDir, check_name, create
-from clipcoco.runs.go import conduct
-from clipcoco.runs.plan import Assembled, assemble, check_disk
-
-# Inside it signals ask to stop, and the value says which; outside they end the process at once.
-Stopping = Callable[[], AbstractContextManager[Stop]]
-# Where events go: of a run that has its directory, or of the checks before there is one.
-ReportTo = Callable[[RunDir | None], Report]
+from clipcoco.runs.plan import Plan, check_disk, read_parts
 
 
-def start(
+def draw_missing_scenes(loaded: LoadedConfig, device_name: str | None) -> None:
+    """Draw the embedded data set where `to_be_drawn` says so, unless the run can't begin on this device anyway."""
+    refuse_many_processes()
+    choose_device(device_name, loaded.config.train.precision)
+    if to_be_drawn(loaded):
+        draw_scenes(loaded.config.data.folder)
+
+
+def plan_run(
     loaded: LoadedConfig,
     *,
     name: str | None,
     runs_dir: Path,
     device_name: str | None,
     init: Path | None,
-    report: ReportTo,
-    stopping: Stopping,
-) -> tuple[RunDir, RunEnded]:
-    """A new run, from the first step to the last or to a stop. Nothing is written before all checks pass.
+    report: Report,
+) -> Plan:
+    """A new run; writes nothing. All that can fail is checked, in the order of the exit codes.
 
-    But for the embedded data set, which is drawn where `to_be_drawn` says so.
+    Raises DistributedError, ConfigError, DataError, CheckpointError or EnvironmentProblem.
     """
     refuse_many_processes()
     if name is not None:
         check_name(runs_dir, name)
-    choose_device(device_name, loaded.config.train.precision)  # its errors come first: drawing would be in vain
-    if to_be_drawn(loaded):
-        draw_scenes(loaded.config.data.folder)
-    loaded, parts, model = checked(loaded, name, runs_dir, device_name, init, report(None))
-    parts = parts.looked_at(report(None))
-    run = create(runs_dir, loaded.name, name)
-    with stopping() as stop, run.lock() as unlocked:
-        state = TrainState(precision=parts.device.precision, frozen_epochs=parts.derived.frozen_epochs)
-        parts = replace(parts, warnings=(*parts.warnings, *filter(None, [unlocked])))
+    # ---- settings: with --init the architecture comes with the weights
+    source = open_model(init) if init is not None else None
+    if source:
+        loaded = _with_model_of(loaded, source.config, source.path)
+    config, origin = loaded.config, str(source.path) if source else ""
+    # ---- device and data
+    parts = read_parts(
+        config,
+        device_name,
+        config.train.precision,
+        source.tokenizer if source else None,
+        preset=loaded.chain[-1],
+        origin=origin,
+    )
+    if not parts.derived.frozen_epochs:  # else the features tell, which are computed before the first step
+        check_readable(parts.val_table, report)
+    # ---- the weights that it begins with
+    weights, backbone, began = None if source else read_weights(config.model.vision), None, {}
+    if weights:
+        if loaded.weights not in ("", weights.sha256):
+            raise CheckpointError(
+                f"{config.model.vision.weights} is not the file that the run began with whose configuration this is: "
+                f"SHA-256 {weights.sha256[:12]}, not {loaded.weights[:12]} (model.vision.weights). "
+                f"Bring that file back, or ask for this one: --set model.vision.weights={config.model.vision.weights}"
+            )
+        backbone = pretrained_backbone(config.model.vision, weights)
+        began, said = {"weights": weights.sha256}, f"{config.model.vision.weights}, {weights.checked}"
+    elif source:
+        began, said = {"init": checkpoint.weights_sha256(source.content["model"])}, origin
+    make_deterministic(config.seed, parts.device.device)
+    model = source.model if source else build(config.model, parts.tokenizer.vocab_size)
+    if backbone is not None:
+        model.visual.trunk.load_state_dict(backbone)
+    check_disk(runs_dir, parts.derived)
+    return Plan(
+        loaded=loaded,
+        parts=parts,
+        model=model,
+        state=TrainState(precision=parts.device.precision, frozen_epochs=parts.derived.frozen_epochs),
+        header=(*parts.header, *(("weights", f"{said}, SHA-256 {digest[:12]}") for digest in began.values())),
+        began=began,
+        init=origin,
+        before=recorded(source.content) if source else None,
+    )
+
+
+@contextmanager
+def new_run(plan: Plan, runs_dir: Path, name: str | None, report: Report) -> Iterator[RunDir]:
+    """The directory of a planned run, locked, with its settings and with the checkpoint that it goes on from, if any.
+
+    It is removed again when an error leaves nothing in it to go on from.
+    """
+    run = create(runs_dir, plan.loaded.name, name)
+    with run.lock() as unlocked:
         try:
-            write_settings(run, loaded, parts.began, str(init) if init else "")
-            return run, conduct(run, parts, model, state, None, report(run), stop)
+            write_settings(run, plan.loaded, plan.began, plan.init)
+            if plan.content is not None:
+                _take_checkpoint(run, plan, plan.content)
+            if unlocked:
+                report(Warned(plan.state.step, 1, unlocked))
+            yield run
         except ClipcocoError:
-            if not state.step and not any(run.checkpoints.iterdir()):  # nothing came of it
+            if not plan.state.step and not any(run.checkpoints.iterdir()):
                 shutil.rmtree(run.path)
             raise
+
+
+def _take_checkpoint(run: RunDir, plan: Plan, content: dict[str, object]) -> None:
+    """As the run's last one, and as its best where it was."""
+    config, state = plan.parts.config, plan.state
+    evaluated = state.step == state.evaluated_epochs * plan.parts.derived.steps_per_epoch
+    best = evaluated and state.best_epoch == state.evaluated_epochs
+    held = {**content, "config": to_plain(config)}
+    checkpoint.save(run.checkpoints, held, best=best, epoch=None, keep=config.checkpoint.keep)
 
 
 def refuse_many_processes() -> None:
@@ -75,48 +133,6 @@ def refuse_many_processes() -> None:
             f"{many} processes were started, and each would train the same run by itself (WORLD_SIZE). "
             f"Start one, without torchrun: training with several is not supported yet"
         )
-
-
-def checked(
-    loaded: LoadedConfig, name: str | None, runs_dir: Path, device_name: str | None, init: Path | None, report: Report
-) -> tuple[LoadedConfig, Assembled, DualEncoder]:
-    """All that can fail, in the order of the exit codes: name 2, device 5, data 3, weights 5, disk 5."""
-    if name is not None:
-        check_name(runs_dir, name)
-    source = None
-    if init is not None:
-        source = open_model(init)
-        loaded = _with_model_of(loaded, source.config, init)
-    config = loaded.config
-    parts = assemble(
-        config,
-        device_name,
-        config.train.precision,
-        source.tokenizer if source else None,
-        preset=loaded.chain[-1],
-        origin=str(init) if init else None,
-    )
-    if not parts.derived.frozen_epochs:  # else the features tell, which are computed before the first step
-        check_readable(parts.val_table, report)
-    weights = None if source else read_weights(config.model.vision)
-    if weights and loaded.weights not in ("", weights.sha256):
-        raise CheckpointError(
-            f"{config.model.vision.weights} is not the file that the run began with whose configuration this is: "
-            f"SHA-256 {weights.sha256[:12]}, not {loaded.weights[:12]} (model.vision.weights). "
-            f"Bring that file back, or ask for this one: --set model.vision.weights={config.model.vision.weights}"
-        )
-    backbone = pretrained_backbone(config.model.vision, weights) if weights else None
-    if weights:
-        parts = parts.begun("weights", weights.sha256, f"{config.model.vision.weights}, {weights.checked}")
-    elif source:
-        parts = parts.begun("init", weights_sha256(source.content["model"]), str(init))
-        parts = replace(parts, before=recorded(source.content))
-    make_deterministic(config.seed, parts.device.device)
-    model = source.model if source else build(config.model, parts.tokenizer.vocab_size)
-    if backbone is not None:
-        model.visual.trunk.load_state_dict(backbone)
-    check_disk(runs_dir, parts.derived)
-    return loaded, parts, model
 
 
 def _with_model_of(loaded: LoadedConfig, other: Config, init: Path) -> LoadedConfig:
