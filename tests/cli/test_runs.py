@@ -411,7 +411,7 @@ def test_env_tells_of_the_machine_and_no_secret(clipcoco, tmp_path):
     assert facts["cpu"]["usable"] >= 1
     assert facts["threads"] == {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     assert facts["terminal"]["is_a_terminal"] == {"stdin": False, "stdout": False, "stderr": False}
-    assert "proxies   https_proxy is set, no_proxy is set" in text.stdout
+    assert "proxies      https_proxy, no_proxy" in text.stdout
     assert "NO_COLOR=1" in text.stdout
 
 
