@@ -5,12 +5,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from clipcoco.engine.checkpoint import load, weights_sha256
 from conftest import LIGHT
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +64,32 @@ def test_the_loss_is_changed_in_ten_lines(clipcoco, scenes, tmp_path):
     assert losses["theirs"][-1] < losses["theirs"][0]  # it learns
     status = json.loads((tmp_path / "runs/theirs/status.json").read_text())
     assert status["chance_loss"] == pytest.approx(3.02, abs=0.005)  # of a batch of 8: ln 9 + 7 ln 1.125
+
+
+def test_the_flat_loop_gives_the_bits_of_train_through_a_kill(clipcoco, scenes, tmp_path):
+    settings = [f"data.root={scenes}", *LIGHT]
+    assert clipcoco("train", "--preset", "demo", *settings, "--name", "run", cwd=tmp_path).code == 0
+    rows = [json.loads(line) for line in (tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()]
+    command = [sys.executable, ROOT / "docs/loop.py", "loop", *settings]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as killed:
+        first = ""
+        for line in killed.stdout:
+            first += line
+            if line.startswith("step 8 "):
+                killed.kill()
+    assert killed.returncode == -signal.SIGKILL
+    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.splitlines()[1].startswith("step 7 ")  # after the last whole epoch
+    printed = set(re.findall(r"^step (\d+)  loss (\S+)$", first + second.stdout, re.MULTILINE))
+    # Nine digits tell any two float32 apart.
+    assert printed == {(str(row["step"]), f"{row['loss']:.9g}") for row in rows if row["event"] == "step"}
+    evaluations = [row for row in rows if row["event"] == "evaluation"]
+    best = max(evaluations, key=lambda row: row["r1"])
+    for name, row in (("best.pt", best), ("last.pt", evaluations[-1])):
+        assert weights_sha256(load(tmp_path / "loop" / name)["model"]) == row["weights_sha256"]
+    measured = clipcoco("eval", "--checkpoint", "loop/best.pt", "--json", cwd=tmp_path).json["protocols"]["own"]
+    assert (measured["i2t"], measured["t2i"]) == (best["i2t"], best["t2i"])
 
 
 def test_ones_own_pictures(clipcoco, scenes, tmp_path):
