@@ -87,53 +87,29 @@ def test_a_pipe_is_read_once_it_is_written_to_and_not_waited_for_for_ever(tmp_pa
         ("---\n", "the configuration is empty (my.yaml)."),
         ("- a\n- b\n", "the configuration must be sections with settings, not a list (my.yaml)."),
         ("tiny\n", "the configuration must be sections with settings, not one value (my.yaml)."),
-        (
-            "train:\n  learning_rat: 1\n",
-            "train.learning_rat is not a setting (my.yaml:2). Did you mean train.lr?",
-        ),
+        ("train:\n  learning_rat: 1\n", "train.learning_rat is not a setting (my.yaml:2). Did you mean train.lr?"),
         ("train:\n  foo: 1\n", "train.foo is not a setting (my.yaml:2)."),
         ("trian:\n  lr: 1\n  epochs: 2\n", "trian is not a section (my.yaml:1). Did you mean train?"),
         ("train.lr: 1\n", "train.lr has a dot in its key (my.yaml:1). Write lr below train."),
         ("train: 5\n", "train must be a section with settings, not 5 (my.yaml:1)."),
-        (
-            "train:\nseed: 1\n",
-            "train is empty (my.yaml:1). Indent its settings below it, or remove the line.",
-        ),
+        ("train:\nseed: 1\n", "train is empty (my.yaml:1). Indent its settings below it, or remove the line."),
         (
             "train:\n  lr: 1e-4\n  epochs: 3\n  lr: 2e-4\n",
             "train.lr is there twice (my.yaml:2 and my.yaml:4). Keep one.",
         ),
         ("train:\n  lr: 1\ntrain:\n  lr: 2\n", "train is there twice (my.yaml:1 and my.yaml:3). Keep one."),
-        (
-            "train:\n  epochs: ten\n",
-            "train.epochs must be a whole number of at least 1, not ten (my.yaml:2).",
-        ),
-        (
-            "train:\n  epochs: 2.5\n",
-            "train.epochs must be a whole number of at least 1, not 2.5 (my.yaml:2).",
-        ),
-        (
-            "train:\n  epochs: '3'\n",
-            'train.epochs must be a whole number of at least 1, not "3" (my.yaml:2).',
-        ),
-        (
-            "train:\n  epochs: true\n",
-            "train.epochs must be a whole number of at least 1, not true (my.yaml:2).",
-        ),
+        ("train:\n  epochs: ten\n", "train.epochs must be a whole number of at least 1, not ten (my.yaml:2)."),
+        ("train:\n  epochs: 2.5\n", "train.epochs must be a whole number of at least 1, not 2.5 (my.yaml:2)."),
+        ("train:\n  epochs: '3'\n", 'train.epochs must be a whole number of at least 1, not "3" (my.yaml:2).'),
+        ("train:\n  epochs: true\n", "train.epochs must be a whole number of at least 1, not true (my.yaml:2)."),
         ("train:\n  epochs:\n", "train.epochs must be a whole number of at least 1, not null (my.yaml:2)."),
         ("train:\n  lr: true\n", "train.lr must be a number above 0 and at most 10, not true (my.yaml:2)."),
-        (
-            "train:\n  lr: {a: 1}\n",
-            "train.lr must be a number above 0 and at most 10, not a section (my.yaml:2).",
-        ),
+        ("train:\n  lr: {a: 1}\n", "train.lr must be a number above 0 and at most 10, not a section (my.yaml:2)."),
         ("train:\n  lr: 0\n", "train.lr must be above 0, not 0 (my.yaml:2)."),
         ("train:\n  lr: -1e-4\n", "train.lr must be above 0, not -0.0001 (my.yaml:2)."),
         ("train:\n  epochs: 0\n", "train.epochs must be at least 1, not 0 (my.yaml:2)."),
         ("train:\n  batch_size: 0\n", "train.batch_size must be at least 2, not 0 (my.yaml:2)."),
-        (
-            "train:\n  batch_size: 1000000\n",
-            "train.batch_size must be at most 65,536, not 1000000 (my.yaml:2).",
-        ),
+        ("train:\n  batch_size: 1000000\n", "train.batch_size must be at most 65,536, not 1000000 (my.yaml:2)."),
         ("train:\n  lr: .nan\n", "train.lr must be finite, not nan (my.yaml:2)."),
         ("train:\n  lr: -.inf\n", "train.lr must be finite, not -inf (my.yaml:2)."),
         ("train:\n  grad_clip: 1e400\n", "train.grad_clip must be finite, not inf (my.yaml:2)."),
@@ -143,18 +119,12 @@ def test_a_pipe_is_read_once_it_is_written_to_and_not_waited_for_for_ever(tmp_pa
         ("data:\n  train_fraction: 0\n", "data.train_fraction must be above 0, not 0 (my.yaml:2)."),
         ("data:\n  val_fraction: -0.5\n", "data.val_fraction must be above 0, not -0.5 (my.yaml:2)."),
         ("data:\n  train_fraction: 1.1\n", "data.train_fraction must be at most 1, not 1.1 (my.yaml:2)."),
-        (
-            "data:\n  crop_scale: [0.9, 0.5]\n",
-            "data.crop_scale must be [smaller, larger], not [0.9, 0.5] (my.yaml:2).",
-        ),
+        ("data:\n  crop_scale: [0.9, 0.5]\n", "data.crop_scale must be [smaller, larger], not [0.9, 0.5] (my.yaml:2)."),
         (
             "data:\n  crop_scale: [1]\n",
             "data.crop_scale must be a list of 2 numbers, each above 0 and at most 1, not [1] (my.yaml:2).",
         ),
-        (
-            "data:\n  workers: -1\n",
-            "data.workers must be auto or a whole number of at least 0, not -1 (my.yaml:2).",
-        ),
+        ("data:\n  workers: -1\n", "data.workers must be auto or a whole number of at least 0, not -1 (my.yaml:2)."),
         (
             "data:\n  workers: many\n",
             "data.workers must be auto or a whole number of at least 0, not many (my.yaml:2).",
@@ -163,10 +133,7 @@ def test_a_pipe_is_read_once_it_is_written_to_and_not_waited_for_for_ever(tmp_pa
         ("data:\n  flip: 1\n", "data.flip must be true or false, not 1 (my.yaml:2)."),
         ("data:\n  root: ''\n", "data.root must not be empty (my.yaml:2)."),
         ("data:\n  root: 12\n", "data.root must be text, not 12 (my.yaml:2)."),
-        (
-            'data:\n  root: "a\\0b"\n',
-            "data.root must be text on one line without control characters (my.yaml:2).",
-        ),
+        ('data:\n  root: "a\\0b"\n', "data.root must be text on one line without control characters (my.yaml:2)."),
         ("seed: 12:30\n", 'seed must be a whole number of at least 0, not "12:30" (my.yaml:1).'),
         (
             "train:\n  precision: fp16\n",
@@ -200,10 +167,7 @@ def test_a_pipe_is_read_once_it_is_written_to_and_not_waited_for_for_ever(tmp_pa
         ("seed: " + "7" * 5_000, "a number of 5,000 digits is too long (my.yaml:1)."),
         ("seed: &a 1\n", "anchors (&name) are not allowed (my.yaml:1). Write the value out."),
         ("seed: &a [*a]\n", "aliases (*name) are not allowed (my.yaml:1). Write the value out."),
-        (
-            "seed: !!int 1\n",
-            'tags ("tag:yaml.org,2002:int") are not allowed (my.yaml:1). Write the plain value.',
-        ),
+        ("seed: !!int 1\n", 'tags ("tag:yaml.org,2002:int") are not allowed (my.yaml:1). Write the plain value.'),
         ("? [a]\n: 1\n", "a setting's name must be a word (my.yaml:1)."),
         ("extends: smal\n", "no preset and no file smal to extend (my.yaml:1). Did you mean small?"),
         ("extends: nowhere.yaml\n", "no preset and no file nowhere.yaml to extend (my.yaml:1)"),
@@ -223,14 +187,7 @@ def test_all_mistakes_at_once() -> None:
         "train:\n  epochs: 0\n  learning_rate: 1\n  lr: 1\n  lr: ten\ndata: &d\n  flip: no\nmodel:\n  tau: 1\n"
     )
     assert len(found) == 6
-    for part in (
-        "my.yaml:2",
-        "my.yaml:3",
-        "my.yaml:4 and my.yaml:5",
-        "train.lr must",
-        "anchors",
-        "model.tau",
-    ):
+    for part in ("my.yaml:2", "my.yaml:3", "my.yaml:4 and my.yaml:5", "train.lr must", "anchors", "model.tau"):
         assert sum(part in line for line in found) == 1
 
 
@@ -429,10 +386,7 @@ def test_every_value_has_its_source() -> None:
     assert loaded.source["train.lr"] == line_of("small", "lr:")
     assert loaded.source["data.root"] == line_of("base", "root:")
     assert loaded.source["train.epochs"] == loaded.source["seed"] == "--set"
-    assert loaded.replaced == {
-        "train.epochs": f"{line_of('small', 'epochs:')} says 10",
-        "seed": "my.yaml:2 says 4",
-    }
+    assert loaded.replaced == {"train.epochs": f"{line_of('small', 'epochs:')} says 10", "seed": "my.yaml:2 says 4"}
     assert (loaded.name, loaded.chain) == ("my", ("base", "small"))
 
 
@@ -587,12 +541,7 @@ def test_parameters_are_those_of_the_model() -> None:
 
 
 def test_subsets_round_half_up() -> None:
-    assert [subset_size(n, fraction) for n, fraction in [(5, 0.5), (7, 0.5), (10, 1.0), (10, 0.04)]] == [
-        3,
-        4,
-        10,
-        0,
-    ]
+    assert [subset_size(n, fraction) for n, fraction in [(5, 0.5), (7, 0.5), (10, 1.0), (10, 0.04)]] == [3, 4, 10, 0]
 
 
 def test_warmup_in_steps_and_as_a_share() -> None:
@@ -604,10 +553,7 @@ def test_warmup_in_steps_and_as_a_share() -> None:
 
 def test_auto_settings_say_why() -> None:
     auto = load_config("full").config.train
-    assert resolve_frozen_epochs(auto, "imagenet-v1", 924, "cuda") == (
-        3,
-        "until the heads have had about 2,000 steps",
-    )
+    assert resolve_frozen_epochs(auto, "imagenet-v1", 924, "cuda") == (3, "until the heads have had about 2,000 steps")
     assert resolve_frozen_epochs(auto, "none", 924, "cpu")[0] == 0
     assert resolve_backbone_lr_scale(auto, "my.pt")[0] == 0.1
     fixed = load_config("full", overrides=["train.frozen_epochs=1", "train.backbone_lr_scale=0.5"]).config.train

@@ -149,11 +149,7 @@ def test_what_later_versions_add_is_passed_over_and_what_earlier_ones_lacked_has
         ("model", lambda model: model.update({"a\nerror: fine": torch.zeros(1)}), r"a\nerror"),
         ("model", lambda model: model.update({"logit_scale": torch.zeros((), device="meta")}), "another shape or kind"),
         ("model", lambda model: model.update(spread(model, 1)), "another shape or kind"),
-        (
-            "model",
-            lambda model: model.update(spread(model)),
-            "share their bytes",
-        ),
+        ("model", lambda model: model.update(spread(model)), "share their bytes"),
     ],
 )
 def test_tensors_that_would_spoil_a_model_are_refused(golden, part, alter, said):

@@ -24,7 +24,7 @@ from clipcoco.export.formats import FORMATS, whole_tokenizer
 from clipcoco.export.write import export_model
 from clipcoco.runs.directory import RunDir
 from conftest import TOY
-from waiting import until
+from harness import until
 
 safetensors = pytest.mark.skipif(
     importlib.util.find_spec("safetensors") is None, reason="safetensors is not installed: clipcoco[export]"

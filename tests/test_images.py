@@ -37,10 +37,7 @@ KINDS = {
     "jpeg progressive": (encoded(RGB, "JPEG", quality=95, progressive=True), GRADIENT),
     "jpeg grey": (encoded(RGB.convert("L"), "JPEG", quality=95), GREY),
     "jpeg CMYK": (encoded(RGB.convert("CMYK"), "JPEG", quality=95), GRADIENT),
-    "jpeg of several pictures": (
-        encoded(RGB, "MPO", quality=95, save_all=True, append_images=[RGB]),
-        GRADIENT,
-    ),
+    "jpeg of several pictures": (encoded(RGB, "MPO", quality=95, save_all=True, append_images=[RGB]), GRADIENT),
     "jpeg with broken EXIF": (encoded(RGB, "JPEG", quality=95, exif=b"Exif\0\0MM\0*broken"), GRADIENT),
     "png": (PNG, GRADIENT),
     "png grey": (encoded(RGB.convert("L"), "PNG"), GREY),
@@ -241,11 +238,5 @@ def test_a_sample_is_drawn_alike_in_every_process_and_differently_in_every_epoch
     printed = subprocess.run([sys.executable, "-c", code], env=other, capture_output=True, check=True).stdout
     # Written down: another value would change every augmentation of a resumed run.
     assert float(printed) == sample_rng(0, 3, 139, "view").random() == 0.019569703459383136
-    keys = [
-        (0, 3, 139, "view"),
-        (1, 3, 139, "view"),
-        (0, 4, 139, "view"),
-        (0, 3, 140, "view"),
-        (0, 3, 139, "caption"),
-    ]
+    keys = [(0, 3, 139, "view"), (1, 3, 139, "view"), (0, 4, 139, "view"), (0, 3, 140, "view"), (0, 3, 139, "caption")]
     assert len({sample_rng(*key).random() for key in keys}) == 5

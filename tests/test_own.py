@@ -6,8 +6,7 @@ import io
 import json
 import os
 import random
-import signal
-import subprocess
+import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +21,7 @@ from clipcoco.disk.links import may_lead
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
 from clipcoco.events import TaskProgress
 from clipcoco.prepare.own import Adopted, adopt
+from harness import killed, one_line, tree
 
 NAMES = [f"{1000268201 + 7919 * number}_{number:010x}.jpg" for number in range(20)]
 SPECIAL = {  # by (image, caption) number: what trips a careless reader
@@ -95,15 +95,8 @@ def refusal(captions: Path, images: Path, root: Path, **settings: Any) -> str:
     before = list(root.rglob("*"))
     with pytest.raises(DataError) as caught:
         take(captions, images, root, **settings)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    assert message.isprintable()
     assert list(root.rglob("*")) == before
-    return message
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return one_line(caught.value)
 
 
 # --- published forms -------------------------------------------------------------------------------------
@@ -961,39 +954,19 @@ def test_another_data_set_is_never_written_over(tmp_path: Path, images: Path, sc
 
 
 KILLED = """
-import os, signal, sys
-from pathlib import Path
 from clipcoco.prepare.own import adopt
-
-left = int(sys.argv[4])
-
-def hook(event, arguments):
-    global left
-    if event in ("os.link", "os.rename", "os.mkdir", "os.remove"):
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(hook)
+begin()
 adopt(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), report=lambda _: None)
-print(left)
 assert not {"torch", "torchvision", "matplotlib"} & set(sys.modules)
 """
 
 
 def test_killed_anywhere_the_same_call_completes(tmp_path: Path, images: Path) -> None:
     captions, calm = write(tmp_path, simple(NAMES)), tmp_path / "calm"
-
-    def run(root: Path, after: int) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", KILLED, captions, images, root, str(after)]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    done = run(calm, 10_000)
-    assert done.returncode == 0, done.stderr
-    steps = 10_000 - int(done.stdout)
+    steps = killed(0, KILLED, captions, images, calm)
     root = tmp_path / "root"
     for after in (1, 5, 20, steps - 3, steps - 2, steps - 1, steps):
-        assert run(root, after).returncode == -signal.SIGKILL
+        killed(after, KILLED, captions, images, root)
         whole = [(root / "annotations" / f"captions_{split}2017.json").exists() for split in ("train", "val")]
         if all(whole):
             tables(root)
@@ -1002,49 +975,44 @@ def test_killed_anywhere_the_same_call_completes(tmp_path: Path, images: Path) -
         if after > 20:  # from the beginning; the others go on in one folder
             take(captions, images, root)
             assert tree(root) == tree(calm)
-            subprocess.run(["rm", "-r", root], check=True)
+            shutil.rmtree(root)
     take(captions, images, root)
     assert tree(root) == tree(calm)
     write(tmp_path, simple(NAMES[5:]))  # redone, never with the captions of before
-    assert run(root, 12).returncode == -signal.SIGKILL
+    killed(12, KILLED, captions, images, root)
     assert not list((root / "annotations").iterdir())
     take(captions, images, root)
     assert set(by_file(root)) == set(NAMES[5:])
 
 
-def test_links_to_another_file_system_are_symbolic_and_training_follows_them(tmp_path: Path) -> None:
-    elsewhere = Path("/dev/shm")
-    if not os.access(elsewhere, os.W_OK) or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("needs a second file system")
-    images = elsewhere / f"clipcoco-test-{os.getpid()}"
-    try:
-        for name in NAMES:
-            draw(images / name)
-        root = tmp_path / "root"
-        adopted = take(write(tmp_path, simple(NAMES)), images, root)
-        assert any("symbolic links" in note for note in adopted.notes)
-        assert may_lead(root) == [str(root), str(images)]
-        forgotten = Path(os.environ["XDG_CONFIG_HOME"], "clipcoco", "links.json")
-        forgotten.unlink()
-        with pytest.raises(DataError, match=f"--allow-links {images}"):
-            tables(root)
-        take(tmp_path / "captions.txt", images, root)  # the same call again allows it again
-        assert set(by_file(root)) == set(NAMES)
-        assert all(path.is_symlink() for path in root.glob("*2017/*"))
-        (images / NAMES[0]).unlink()
-        (tmp_path / "secret.jpg").write_bytes(b"")
-        (images / NAMES[0]).symlink_to(tmp_path / "secret.jpg")
-        take(tmp_path / "captions.txt", images, root)
-        assert set(by_file(root)) == set(NAMES[1:])
-    finally:
-        subprocess.run(["rm", "-r", images], check=True)
+def test_links_to_another_file_system_are_symbolic_and_training_follows_them(
+    tmp_path: Path, other_volume: Path
+) -> None:
+    images, root = other_volume, tmp_path / "root"
+    for name in NAMES:
+        draw(images / name)
+    adopted = take(write(tmp_path, simple(NAMES)), images, root)
+    assert any("symbolic links" in note for note in adopted.notes)
+    assert may_lead(root) == [str(root), str(images)]
+    forgotten = Path(os.environ["XDG_CONFIG_HOME"], "clipcoco", "links.json")
+    forgotten.unlink()
+    with pytest.raises(DataError, match=f"--allow-links {images}"):
+        tables(root)
+    take(tmp_path / "captions.txt", images, root)  # the same call again allows it again
+    assert set(by_file(root)) == set(NAMES)
+    assert all(path.is_symlink() for path in root.glob("*2017/*"))
+    (images / NAMES[0]).unlink()
+    (tmp_path / "secret.jpg").write_bytes(b"")
+    (images / NAMES[0]).symlink_to(tmp_path / "secret.jpg")
+    take(tmp_path / "captions.txt", images, root)
+    assert set(by_file(root)) == set(NAMES[1:])
 
 
 def test_a_root_that_cannot_be_made_is_one_line(tmp_path: Path, images: Path) -> None:
     captions = write(tmp_path, simple(NAMES))
     with pytest.raises(EnvironmentProblem) as caught:
         take(captions, images, captions / "root")
-    assert len(str(caught.value).splitlines()) == 1
+    one_line(caught.value)
 
 
 def test_real_flickr_captions(tmp_path: Path, shared: Path) -> None:

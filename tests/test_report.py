@@ -24,7 +24,7 @@ from clipcoco.engine.embeddings import Embeddings
 from clipcoco.report.page import is_measured, write_report
 from clipcoco.runs.directory import RunDir
 from conftest import TOY
-from waiting import until
+from harness import until
 
 EVIL = "</style><script>alert(1)</script> & \"quoted\" '{{ 7 * 7 }}'"
 VOID = {"meta", "img", "br"}

@@ -5,11 +5,8 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +24,7 @@ from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manife
 from clipcoco.errors import ClipcocoError, DataError, EnvironmentProblem
 from clipcoco.events import TaskProgress
 from clipcoco.prepare.resize import CopyStore, copy_bytes, make_copies, reduced, settings, write_copy
+from harness import file_size_limit, python
 
 SIZE = 64
 IMAGES = 600  # more than two batches of manifest entries
@@ -244,8 +242,7 @@ from clipcoco.prepare.resize import make_copies
 assert make_copies(Path({str(root)!r}), {files!r}, {SIZE}, print).kept == {IMAGES}
 assert "torch" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    python(program)
 
 
 def test_copies_that_are_gone_or_cut_short_are_made_again(root: Path, whole: tuple) -> None:
@@ -337,8 +334,8 @@ def tell_the_end(root: Path, files: list[str], size: int, tell: Callable[[object
 
 
 def on_a_small_disk(root: Path, files: list[str], size: int, limit: int, *rest: object) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    tell_the_end(root, files, size, *rest)
+    with file_size_limit(limit):
+        tell_the_end(root, files, size, *rest)
 
 
 def the_end(pipe: Connection) -> str:
@@ -398,21 +395,14 @@ def test_a_disk_that_fills_is_one_line_and_the_same_call_goes_on(root: Path, who
     assert (tree(root), entries(root)) == whole
 
 
-def test_too_little_room_is_told_before_the_first_copy(original: Path, tmp_path: Path) -> None:
-    volume = tmp_path / "volume"
-    volume.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", volume], capture_output=True).returncode:
-        pytest.skip("only root may mount a small volume")
-    try:
-        root = Path(shutil.copytree(original, volume / "coco"))
-        with open(volume / "filler", "wb") as filler:
-            filler.truncate(shutil.disk_usage(volume).free - 500_000)
-            os.posix_fallocate(filler.fileno(), 0, os.fstat(filler.fileno()).st_size)
-        with pytest.raises(EnvironmentProblem, match=r"600 smaller copies need \d MB, \d MB are free \(.*coco\)"):
-            make_copies(root, names(root), SIZE, nothing)
-        assert tree(root) == {}
-    finally:
-        subprocess.run(["umount", volume], check=True)
+def test_too_little_room_is_told_before_the_first_copy(original: Path, small_disk: Path) -> None:
+    root = Path(shutil.copytree(original, small_disk / "coco"))
+    with open(small_disk / "filler", "wb") as filler:
+        filler.truncate(shutil.disk_usage(small_disk).free - 500_000)
+        os.posix_fallocate(filler.fileno(), 0, os.fstat(filler.fileno()).st_size)
+    with pytest.raises(EnvironmentProblem, match=r"600 smaller copies need \d MB, \d MB are free \(.*coco\)"):
+        make_copies(root, names(root), SIZE, nothing)
+    assert tree(root) == {}
 
 
 def test_a_manifest_with_a_torn_line_is_mended(root: Path, whole: tuple) -> None:

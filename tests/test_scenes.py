@@ -156,10 +156,7 @@ def test_other_data_are_left_alone(tmp_path: Path) -> None:
     assert not is_drawn(tmp_path)
     with pytest.raises(DataError, match="other data"):
         draw_scenes(tmp_path, 1, 1)
-    assert sorted(contents(tmp_path)) == [
-        "annotations/captions_train2017.json",
-        "annotations/captions_val2017.json",
-    ]
+    assert sorted(contents(tmp_path)) == ["annotations/captions_train2017.json", "annotations/captions_val2017.json"]
 
 
 def test_no_composition_of_validation_occurs_in_training() -> None:

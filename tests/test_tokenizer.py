@@ -165,12 +165,7 @@ def test_training_is_the_same_whatever_the_threads_and_the_hash_seed() -> None:
             "PYTHONHASHSEED": hash_seed,
         }
         done = subprocess.run(
-            [sys.executable, "-c", code],
-            input=texts,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
+            [sys.executable, "-c", code], input=texts, env=environment, capture_output=True, text=True, check=True
         )
         found.add(done.stdout)
     assert len(found) == 1

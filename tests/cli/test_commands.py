@@ -54,12 +54,7 @@ def test_eval_repeats_the_table_of_training_to_the_digit(clipcoco, folder):
 def test_eval_json_has_the_promised_shape(clipcoco, folder):
     result = clipcoco("eval", "first", "--json", cwd=folder).json
     assert result["schema"] == 1
-    assert (result["run"], result["split"], result["images"], result["captions"]) == (
-        "first",
-        "val2017",
-        24,
-        120,
-    )
+    assert (result["run"], result["split"], result["images"], result["captions"]) == ("first", "val2017", 24, 120)
     own = result["protocols"]["own"]
     assert own["i2t"].keys() == own["t2i"].keys() == {"r1", "r5", "r10", "median_rank"}
     assert result["r1"] == own["r1"] == pytest.approx((own["i2t"]["r1"] + own["t2i"]["r1"]) / 2)
@@ -156,17 +151,7 @@ def test_or_resume_is_the_same_run_and_another_config_is_refused(clipcoco, folde
 
 
 def test_init_starts_from_the_weights_with_a_fresh_schedule(clipcoco, folder, scenes):
-    words = [
-        "train",
-        "--preset",
-        "demo",
-        *TOY,
-        f"data.root={scenes}",
-        "--name",
-        "second",
-        "--init",
-        "first/last",
-    ]
+    words = ["train", "--preset", "demo", *TOY, f"data.root={scenes}", "--name", "second", "--init", "first/last"]
     assert clipcoco(*words, "train.lr=1e-12", "train.epochs=1", cwd=folder).code == 0
     old, new = (torch.load(folder / f"runs/{n}/checkpoints/last.pt", weights_only=True) for n in ("first", "second"))
     assert new["state"]["step"] == 6
@@ -318,11 +303,7 @@ def test_several_processes_are_refused_before_anything_is_written(clipcoco, fold
 
 def test_nothing_asks_the_network(clipcoco, scenes, tmp_path):
     """A run with a proxy that does not exist, and no home to keep things in."""
-    env = {
-        "https_proxy": "http://127.0.0.1:9",
-        "http_proxy": "http://127.0.0.1:9",
-        "HOME": str(tmp_path / "home"),
-    }
+    env = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "HOME": str(tmp_path / "home")}
     done = clipcoco("train", "--preset", "demo", *TOY, f"data.root={scenes}", "train.epochs=1", cwd=tmp_path, env=env)
     assert done.code == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import harness
 from clipcoco.errors import ClipcocoError, DataError, EnvironmentProblem
 from clipcoco.events import TaskProgress
 from clipcoco.prepare.download import Patience, RemoteFile, RemoteImage, download, fetch_images
+from harness import file_size_limit, until
 from http_server import HTML, Reply, Server
-from waiting import until
 
 DATA = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)  # another content of the same length
@@ -276,25 +277,18 @@ def test_too_little_room_is_told_with_figures_before_a_request(server, tmp_path)
 
 
 CHILD = """
-import hashlib, resource, sys
+import sys
 from pathlib import Path
-from clipcoco.errors import ClipcocoError
 from clipcoco.prepare.download import Patience, RemoteFile, download
-url, size, sha256, folder, limit = sys.argv[1:]
-if int(limit):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
-try:
-    file = RemoteFile("val2017.zip", (url,), int(size), sha256)
-    download(file, Path(folder), lambda progress: None, Patience(attempts=3, pause=0.01, timeout=60))
-except ClipcocoError as error:
-    print(error)
-    sys.exit(error.exit_code)
+url, size, sha256, folder = sys.argv[1:]
+file = RemoteFile("val2017.zip", (url,), int(size), sha256)
+download(file, Path(folder), lambda progress: None, Patience(attempts=3, pause=0.01, timeout=60))
 """
 
 
-def child(server: Server, folder: Path, limit: int = 0) -> subprocess.Popen[str]:
+def child(server: Server, folder: Path) -> subprocess.Popen[str]:
     file = remote(server)
-    arguments = (file.urls[0], str(file.size), file.sha256, str(folder), str(limit))
+    arguments = (file.urls[0], str(file.size), file.sha256, str(folder))
     return subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True)
 
 
@@ -316,11 +310,9 @@ def test_ten_kills_cost_nothing_of_what_had_arrived(server, tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_the_rest_comes_later(server, tmp_path):
-    process = child(server, tmp_path, limit=100_000)
-    line = process.communicate()[0]
-    assert process.returncode == 5
-    assert line.startswith("val2017.zip can't be written any further: File too large")
-    assert line.count("\n") == 1
+    with file_size_limit(100_000), pytest.raises(EnvironmentProblem) as caught:
+        get(server, tmp_path)
+    assert harness.one_line(caught.value).startswith("val2017.zip can't be written any further: File too large")
     assert (tmp_path / "val2017.zip.part").read_bytes() == DATA[:100_000]
     assert get(server, tmp_path).read_bytes() == DATA
     assert server.requests[-1].headers["Range"] == "bytes=100000-"

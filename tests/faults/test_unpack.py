@@ -4,12 +4,8 @@ import hashlib
 import os
 import random
 import re
-import resource
-import signal
 import stat
 import struct
-import subprocess
-import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,6 +16,7 @@ from clipcoco.data.manifest import Entry
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import TaskProgress
 from clipcoco.prepare.unpack import unpack
+from harness import file_size_limit, killed, one_line, python, tree
 
 IMAGES = re.compile(r"val2017/\d{12}\.jpg")
 CAPTIONS = re.compile(r"annotations/captions_(train|val)2017\.json")
@@ -50,20 +47,14 @@ def call(archive: Path, root: Path, members: re.Pattern[str] = IMAGES, total: in
     return kept
 
 
-def tree(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
 def refusal(archive: Path, root: Path, total: int = UNLIMITED) -> str:
     """The one line of a DataError that names the archive; nothing has come to where training looks."""
     before = sorted(root.parent.iterdir())
     with pytest.raises(DataError) as caught:
         call(archive, root, total=total)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
+    message = one_line(caught.value)
     assert len(message) < 400
     assert archive.name in message
-    assert message.isprintable()
     assert not (root / "val2017").exists()
     assert set(root.parent.iterdir()) - set(before) <= {root}
     return message
@@ -281,7 +272,7 @@ def test_any_damage_is_one_line_or_does_not_matter(tmp_path: Path) -> None:
             call(archive, root, total=3000)
         except DataError as error:
             refused += 1
-            assert len(str(error).splitlines()) == 1  # noqa: PT017  either way is right, this is what errors must be
+            one_line(error)
         unpacked = tree(root / "val2017") if (root / "val2017").exists() else {}
         assert all(members.get(f"val2017/{file}") == content for file, content in unpacked.items())
     assert 100 < refused < 400
@@ -333,10 +324,7 @@ def test_a_million_members_are_refused_in_little_memory(tmp_path: Path, case: st
             zip64=case == "zip64",
             declared=3 if case == "denied" else None,
         )
-    done = subprocess.run(
-        [sys.executable, "-c", FLOOD, archive, tmp_path / "root"], capture_output=True, text=True, check=True
-    )
-    message, grown = done.stdout.splitlines()
+    message, grown = python(FLOOD, archive, tmp_path / "root").stdout.splitlines()
     assert message.startswith("DataError ")
     assert ("bytes" if case in ("large", "hole") else "1,000,000 members") in message
     assert int(grown) < 120_000  # kB; listed, they would take ten times that
@@ -378,23 +366,8 @@ def test_leftovers_of_another_archive_are_not_taken_over(tmp_path: Path) -> None
 # --- killed, and no room ---------------------------------------------------------------------------------
 
 KILLED = """
-import hashlib, os, re, signal, sys, types
-from pathlib import Path
+import hashlib, re, types
 from clipcoco.prepare import unpack
-
-left = int(sys.argv[3])
-
-def count(*_):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def hook(event, arguments):
-    if event in ("os.rename", "os.mkdir", "os.rmdir", "os.remove"):
-        count()
-    elif event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]:
-        count()
 
 class Digest:  # each piece of a file, just written or read
     def __init__(self):
@@ -406,15 +379,10 @@ class Digest:  # each piece of a file, just written or read
         count()
 
 unpack.hashlib = types.SimpleNamespace(sha256=Digest)
-sys.addaudithook(hook)
+begin()
 unpack.unpack(Path(sys.argv[1]), Path(sys.argv[2]), re.compile(r"val2017/\\d{12}\\.jpg"), 10**12, count, count)
-print(left)
 assert "torch" not in sys.modules
 """
-
-
-def run_killed(archive: Path, root: Path, after: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", KILLED, archive, root, str(after)], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("existing", [False, True])
@@ -429,15 +397,13 @@ def test_killed_anywhere_the_same_call_completes(tmp_path: Path, existing: bool)
             (root / name(2)).write_bytes(b"half")
         return root
 
-    done = run_killed(archive, fresh(tmp_path / "calm"), 1000)
-    assert done.returncode == 0, done.stderr
-    steps = 1000 - int(done.stdout)
+    steps = killed(0, KILLED, archive, fresh(tmp_path / "calm"))
     assert steps > 20
     assert tree(tmp_path / "calm") == members
     halves = 0
     for step in range(1, steps + 1):
         root = fresh(tmp_path / f"root{step}")
-        assert run_killed(archive, root, step).returncode == -signal.SIGKILL
+        killed(step, KILLED, archive, root)
         left = tree(root)
         assert all(members[file] == content for file, content in left.items() if file in members and content != b"half")
         halves += any(
@@ -448,7 +414,7 @@ def test_killed_anywhere_the_same_call_completes(tmp_path: Path, existing: bool)
     assert halves >= 2  # within the large file
     root = fresh(tmp_path / "root")
     for step in (2, 8, 12, 12, 15, 15, 18, 18):  # and again and again in the same folder
-        assert run_killed(archive, root, step).returncode == -signal.SIGKILL
+        killed(step, KILLED, archive, root)
     assert len(call(archive, root)) == len(members)
     assert tree(root) == members
 
@@ -475,14 +441,9 @@ def test_no_room_is_told_before_anything_is_written(tmp_path: Path) -> None:
 def test_a_file_size_limit_is_one_line_and_the_next_call_goes_on(tmp_path: Path) -> None:
     members = pictures(6) | {name(4): bytes(200_000)}
     archive, root = make(tmp_path / "val2017.zip", members), tmp_path / "root"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(EnvironmentProblem, match=r"File too large\)\. Make room") as caught:
-            call(archive, root)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert len(str(caught.value).splitlines()) == 1
+    with file_size_limit(100_000), pytest.raises(EnvironmentProblem, match=r"File too large\)\. Make room") as caught:
+        call(archive, root)
+    one_line(caught.value)
     left = tree(root)
     assert all(members[f"val2017/{Path(file).name}"] == content for file, content in left.items())
     assert len(left) == 3
@@ -490,36 +451,26 @@ def test_a_file_size_limit_is_one_line_and_the_next_call_goes_on(tmp_path: Path)
     assert tree(root) == members
 
 
-def test_a_disk_that_fills_while_unpacking(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", disk], capture_output=True).returncode:
-        pytest.skip("a small file system needs root")
-    try:
-        members = pictures(30, size=30_000)
-        archive = make(tmp_path / "val2017.zip", members)
-        filler = disk / "filler"
+def test_a_disk_that_fills_while_unpacking(small_disk: Path, tmp_path: Path) -> None:
+    members = pictures(30, size=30_000)
+    archive, root, filler = make(tmp_path / "val2017.zip", members), small_disk / "root", small_disk / "filler"
 
-        def fill(row: TaskProgress) -> None:
-            if row.done > 300_000 and not filler.exists():
-                with open(filler, "wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, os.statvfs(disk).f_bavail * 4096 - 8192)
+    def fill(row: TaskProgress) -> None:
+        if row.done > 300_000 and not filler.exists():
+            with open(filler, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, os.statvfs(small_disk).f_bavail * 4096 - 8192)
 
-        with pytest.raises(EnvironmentProblem, match="No space left on device"):
-            unpack(archive, disk / "root", IMAGES, UNLIMITED, fill, lambda _: None)
-        assert all(
-            len(data) == len(members[f"val2017/{Path(file).name}"]) for file, data in tree(disk / "root").items()
-        )
-        half = len(tree(disk / "root"))
-        assert 5 < half < 30
-        with pytest.raises(EnvironmentProblem, match="MB are free"):  # now it is known beforehand
-            call(archive, disk / "root")
-        assert len(tree(disk / "root")) == half
-        filler.unlink()
-        assert len(call(archive, disk / "root")) == 30
-        assert tree(disk / "root") == members
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    with pytest.raises(EnvironmentProblem, match="No space left on device"):
+        unpack(archive, root, IMAGES, UNLIMITED, fill, lambda _: None)
+    assert all(len(data) == len(members[f"val2017/{Path(file).name}"]) for file, data in tree(root).items())
+    half = len(tree(root))
+    assert 5 < half < 30
+    with pytest.raises(EnvironmentProblem, match="MB are free"):  # now it is known beforehand
+        call(archive, root)
+    assert len(tree(root)) == half
+    filler.unlink()
+    assert len(call(archive, root)) == 30
+    assert tree(root) == members
 
 
 def test_a_missing_archive_is_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+"""What tests say again and again: wait for what can be seen, run Python, kill it at its n-th step, leave no room on
+the disk, and read what is there."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Running(Protocol):
+    def poll(self) -> int | None: ...
+
+
+def until(there: Callable[[], object], process: Running | None = None, seconds: float = 120) -> None:
+    """Wait until `there()` is true, never by the clock, for as long as a very busy machine may need.
+
+    It may look at files that the process moves or writes meanwhile: what goes while it is looked at, or is half
+    written, is not there yet. Fails when the process ends before.
+    """
+    end = time.monotonic() + seconds
+    while not _holds(there):
+        if process is not None and process.poll() is not None and not _holds(there):
+            raise AssertionError(f"the process ended before that:\n{getattr(process, 'stderr', '')}")
+        assert time.monotonic() < end, f"not within {seconds:g} s:\n{getattr(process, 'stderr', '')}"
+        time.sleep(0.002)
+
+
+def _holds(there: Callable[[], object]) -> bool:
+    try:
+        return bool(there())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return False
+
+
+def python(code: str, *arguments: object, exits: int = 0, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a new interpreter to its end."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, **more)
+    assert done.returncode == exits, done.stderr
+    return done
+
+
+# What counts its changes of the disk from `begin()` on, and dies at one of them.
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+
+left = int(sys.argv.pop(1))
+
+def count(*_):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def changes(event, arguments):
+    writes = event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]
+    if writes or event in ("os.link", "os.rename", "os.mkdir", "os.rmdir", "os.remove"):
+        count()
+
+def begin():
+    sys.addaudithook(changes)
+"""
+
+
+def killed(step: int, code: str, *arguments: object) -> int:
+    """Run `code`, which calls `begin()` after its imports, until SIGKILL at its `step`-th change of the disk or call of
+    `count()`; at step 0 to its end, and give the number of steps."""
+    exits = -signal.SIGKILL if step else 0
+    done = python(_KILLED + code + "print(-left)", step, *arguments, exits=exits)
+    return step or int(done.stdout)
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes: what a full disk does, with another errno."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """The content of every file below `root`."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def one_line(error: BaseException) -> str:
+    """Its message, which is to be shown in one line."""
+    assert str(error).isprintable(), str(error)
+    return str(error)
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl of a run without what comes from a clock."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "clock"} for line in lines]
