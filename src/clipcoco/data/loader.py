@@ -4,12 +4,13 @@ Letters: B images, H and W pixels, L tokens. A sample is an image with one of it
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable
@@ -41,14 +42,9 @@ class Batch:
     replaced: tuple[int, ...]  # rows of the table whose image could not be read
 
     def to(self, device: torch.device) -> "Batch":
-        images, features = self.images, self.features
-        return Batch(
-            None if images is None else images.to(device, non_blocking=True),
-            None if features is None else features.to(device, non_blocking=True),
-            self.tokens.to(device, non_blocking=True),
-            self.image_ids,
-            self.replaced,
-        )
+        given = {"images": self.images, "features": self.features, "tokens": self.tokens}
+        moved: dict[str, Any] = {k: v.to(device, non_blocking=True) for k, v in given.items() if v is not None}
+        return replace(self, **moved)
 
 
 class _EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -65,8 +61,15 @@ class _EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, row) for row in rows]
 
 
-class _TrainingImages(Dataset[tuple[Tensor, int, int, int]]):
-    """(epoch, row) -> view, row shown, caption, and the row that was asked for when it is another one."""
+class Sample(NamedTuple):
+    view: Tensor | int  # uint8 (3,H,W), or the number of a view whose features are kept
+    row: int  # of the table
+    caption: int  # of the table; -1: neither the image nor those after it can be read
+    replaced: int  # the row that was asked for, when it is another one; else -1
+
+
+class _TrainingImages(Dataset[Sample]):
+    """(epoch, row) -> its sample; the next image takes the place of one that can't be read."""
 
     def __init__(self, config: DataConfig, table: CaptionTable, seed: int) -> None:
         self.folder = table.folder
@@ -75,25 +78,31 @@ class _TrainingImages(Dataset[tuple[Tensor, int, int, int]]):
         self.files, self.image_ids, self.offsets = table.files, table.image_ids, table.offsets
         self.seed = seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, int]:
-        epoch, asked = key
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        return self.sample(*key)
+
+    def sample(self, epoch: int, asked: int, features: Features | None = None) -> Sample:
+        """The same with `features` as from images, but for the view."""
+        view: Tensor | int
         for distance in range(min(len(self.files), MAX_REPLACEMENTS)):
             row = (asked + distance) % len(self.files)
-            try:
-                image = read(self.folder / self.files[row])
-            except UnreadableImage:
-                continue
             image_id = int(self.image_ids[row])
             rng = sample_rng(self.seed, epoch, image_id, "view")
-            view = training_view(image, self.size, self.crop_scale, self.flip, rng)
-            return view, row, self.caption(epoch, row), asked if row != asked else -1
+            if features is None:
+                try:
+                    image = read(self.folder / self.files[row])
+                except UnreadableImage:
+                    continue
+                view = training_view(image, self.size, self.crop_scale, self.flip, rng)
+            elif features.readable[row]:
+                view = rng.randrange(features.rows.shape[1])
+            else:
+                continue
+            first, end = self.offsets[row : row + 2].tolist()
+            caption = sample_rng(self.seed, epoch, image_id, "caption").randrange(first, end)
+            return Sample(view, row, caption, asked if row != asked else -1)
         # No image in sight: let the main process say so, as an exception here would lose its one line.
-        return torch.zeros(3, self.size, self.size, dtype=torch.uint8), asked, -1, asked
-
-    def caption(self, epoch: int, row: int) -> int:
-        """The one of its captions that an image has in this epoch."""
-        first, end = int(self.offsets[row]), int(self.offsets[row + 1])
-        return sample_rng(self.seed, epoch, int(self.image_ids[row]), "caption").randrange(first, end)
+        return Sample(0 if features else torch.zeros(3, self.size, self.size, dtype=torch.uint8), asked, -1, asked)
 
 
 @dataclass(frozen=True)
@@ -155,9 +164,9 @@ class TrainingLoader:
         These show the same images with the same captions, each in one of the views that are kept.
         """
         self._batches.epoch, self._batches.start = epoch, start
-        cached = (self._cached(features, keys) for keys in self._batches) if features else None
-        samples = cached or guarded(self._loader, self.stop)
-        for seen, rows, captions, replaced in samples:
+        kept = ([self._images.sample(*key, features) for key in keys] for keys in self._batches)
+        batches = map(default_collate, kept) if features else guarded(self._loader, self.stop)
+        for views, rows, captions, replaced in batches:
             if (captions < 0).any():
                 file = self.table.files[int(replaced[captions < 0][0])]
                 raise DataError(
@@ -166,35 +175,12 @@ class TrainingLoader:
                 )
             length = max(16, -(-int(self.lengths[captions].max()) // 8) * 8)
             yield Batch(
-                None if features else seen,
-                seen if features else None,
+                None if features else views,
+                torch.from_numpy(features.take(rows, views)) if features else None,
                 self.tokens[captions, :length],
                 torch.from_numpy(self.table.image_ids)[rows],
                 tuple(replaced[replaced >= 0].tolist()),
             )
-
-    def _cached(self, features: Features, keys: list[tuple[int, int]]) -> tuple[Tensor, ...]:
-        """What a batch of `_TrainingImages` is, of the pairs (epoch, row), with features for views."""
-        images, rows, captions, shown, replaced = self._images, [], [], [], []
-        views = features.rows.shape[1]
-        for epoch, asked in keys:
-            row = _next_readable(features, asked)
-            rng = sample_rng(images.seed, epoch, int(images.image_ids[row]), "view")
-            shown.append(rng.randrange(views))
-            rows.append(row)
-            captions.append(images.caption(epoch, row))
-            replaced.append(asked if row != asked else -1)
-        seen = torch.from_numpy(features.take(rows, shown))
-        return seen, torch.tensor(rows), torch.tensor(captions), torch.tensor(replaced)
-
-
-def _next_readable(features: Features, asked: int) -> int:
-    """As with images: the next one takes the place of one that can't be read."""
-    for distance in range(len(features.readable)):
-        row = (asked + distance) % len(features.readable)
-        if features.readable[row]:
-            return row
-    raise DataError("no image of the training set can be read (data.root). Is the folder whole?")
 
 
 def evaluation_images(
