@@ -107,7 +107,7 @@ def test_a_checkpoint_that_was_copied_out_of_its_run_goes_on_in_a_new_one(clipco
     resumed = clipcoco("resume", "checkpoints/checkpoint_epoch_10.pt", cwd=tmp_path)
     assert resumed.code == 0, resumed.stderr
     first = resumed.stderr.splitlines()[0]
-    assert "lies in no run: it goes on in a new one in runs" in first
+    assert "belongs to no run: it goes on in a new one in runs" in first
     [run] = (tmp_path / "runs").glob("checkpoint_epoch_10-*")
     assert_same(run, calm)
     assert (run / "report.html").is_file()

@@ -66,7 +66,7 @@ def train(
     loaded = load_from(preset, config, changes, words, runs_dir)
     terminal = open_terminal(plain)
     show(terminal.err, *(f"warning: {note}" for note in loaded.notes))
-    there = find_resumable(runs_dir, name) if or_resume else None
+    there = find_resumable(runs_dir, name) if or_resume and not dry_run else None
     if name is not None and there is None:
         check_name(runs_dir, name)
     start_from = find_run(runs_dir, init).weights() if init is not None else None
@@ -74,7 +74,7 @@ def train(
     from clipcoco.runs.rehearse import rehearse
     from clipcoco.runs.start import draw_missing_scenes, new_run, plan_run
 
-    if there is not None and not dry_run:
+    if there is not None:
         return _resume(Found(there, None), [], runs_dir, device, terminal, json_, same=loaded)
     if drawing:
         show(terminal.err, f"Drawing 6,500 scenes into {loaded.config.data.root}, once.", "")
@@ -84,17 +84,16 @@ def train(
     with _panel(console):
         plan = plan_run(loaded, name=name, runs_dir=runs_dir, device_name=device, init=start_from, report=console)
         if dry_run:
-            return _tell(rehearse(plan, console), terminal, json_)
-        plan = plan.looked_at(console)
-        run, ended = _go(plan, new_run(plan, runs_dir, name, console), console)
-    return _finish(run, ended, loaded.config.data, device, console, json_)
-
-
-def _tell(rehearsed: dict[str, str], terminal: Terminal, json_: bool) -> int:
+            told = rehearse(plan, console)
+        else:
+            plan = plan.looked_at(console)
+            run, ended = _go(plan, new_run(plan, runs_dir, name, console), console)
+    if not dry_run:
+        return _finish(run, ended, loaded.config.data, device, console, json_)
     if json_:
-        print_json({"schema": 1, **{label or "versions": text for label, text in rehearsed.items()}})
+        print_json({"schema": 1, **{label or "versions": text for label, text in told.items()}})
     else:
-        show(terminal.out, *summary_rows(rehearsed.items()))
+        show(terminal.out, *summary_rows(told.items()))
     return ExitCode.OK
 
 
@@ -139,7 +138,7 @@ def _resume(
     json_: bool,
     same: LoadedConfig | None = None,
 ) -> int:
-    """A run goes on in its directory, a checkpoint that lies in none in a new one; `same` is what it must be of."""
+    """A run goes on in its directory, a checkpoint of no run in a new one; `same` is what it must be of."""
     from clipcoco.report.page import is_measured
     from clipcoco.runs.resume import check_same, open_saved, plan_resume, resumed_run
 
@@ -153,11 +152,11 @@ def _resume(
             show(
                 terminal.err,
                 f"{saved.name} is finished ({step:,} steps). Train longer: clipcoco resume {saved.words} "
-                f"train.epochs={saved.config.train.epochs + 1}, or anew from its weights: clipcoco train --preset NAME "
+                f"train.epochs={saved.config.train.epochs + 1}, or start a new run from its weights: clipcoco train --preset NAME "
                 f"--init {saved.words}",
             )
             return ExitCode.OK
-        alone = f"{saved.name}, of step {step:,}, lies in no run: it goes on in a new one in {runs_dir}."
+        alone = f"{saved.name}, of step {step:,}, belongs to no run: it goes on in a new one in {runs_dir}."
         show(terminal.err, where_it_stands(run, step) if run else alone, *saved.changed, "")
         with _panel(console):
             plan = plan_resume(saved, runs_dir=runs_dir, device_name=device, report=console)
