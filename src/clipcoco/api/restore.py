@@ -2,35 +2,15 @@
 
 import multiprocessing
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver
 
 import torch
 
 from clipcoco.engine.device import FLOAT32_ON_CUDA
 from clipcoco.errors import EnvironmentProblem
-
-
-class _Shared:
-    """A context of the whole process for any number of threads: the first one begins it, the last one ends it."""
-
-    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
-        self.make, self.lock, self.inside = make, threading.Lock(), 0
-
-    def __enter__(self) -> None:
-        with self.lock:
-            if not self.inside:
-                self.context = self.make()
-                self.context.__enter__()
-            self.inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            self.inside -= 1
-            if not self.inside:
-                self.context.__exit__(None, None, None)
+from clipcoco.shared import Shared
 
 
 @contextmanager
@@ -72,7 +52,7 @@ def _defaults_brought_back() -> Iterator[None]:
         torch.mps.set_rng_state(mps)
 
 
-_kernels, _defaults = _Shared(_kernels_brought_back), _Shared(_defaults_brought_back)
+_kernels, _defaults = Shared(_kernels_brought_back), Shared(_defaults_brought_back)
 
 
 @contextmanager

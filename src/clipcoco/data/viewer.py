@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
+
+from clipcoco.shared import Shared
 
 # What is made of a picture's bytes. Features, copies and indexes that were made under another number are made anew.
 # 1: pixels as they are stored (metadata, profile and transparency ignored). 2: as a viewer shows them.
@@ -44,29 +45,8 @@ class UnreadableImage(ValueError):  # no error of the program: such an image is 
     """The bytes are no image that can be decoded."""
 
 
-class _Silence:
-    """No warnings while anyone is inside, in any thread; whoever is last restores the filters, which are global."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._filters = Lock(), 0, warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.simplefilter("ignore")
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._filters.__exit__(None, None, None)
-
-
 # Bombs are refused below; malformed metadata and torchvision's plans do not concern who trains.
-_silence = _Silence()
+_silence = Shared(lambda: warnings.catch_warnings(action="ignore"))
 
 
 @contextmanager
@@ -88,18 +68,17 @@ def opened(source: Path | bytes) -> Iterator[Image.Image]:
 
     Whatever is raised inside becomes UnreadableImage: there should be nothing else in such a block.
     """
-    with _parsing(), Image.open(io.BytesIO(data := _bytes(source)), formats=("JPEG", "PNG")) as picture:
-        width, height = picture.size
-        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-            most = f"at most {MAX_PIXELS:,}, {MAX_SIDE:,} a side, are read"
-            raise UnreadableImage(f"{width} x {height} pixels, {most}")
-        if picture.format != "PNG" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:  # each as long as a decoding
-            raise UnreadableImage(f"{scans:,} scans, at most {MAX_SCANS} are read")
-        yield picture
-
-
-def _bytes(source: Path | bytes) -> bytes:
-    return source if isinstance(source, bytes) else source.read_bytes()
+    with _parsing():
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+                most = f"at most {MAX_PIXELS:,}, {MAX_SIDE:,} a side, are read"
+                raise UnreadableImage(f"{width} x {height} pixels, {most}")
+            scans = 0 if picture.format == "PNG" else data.count(b"\xff\xda")
+            if scans > MAX_SCANS:  # each as long as a decoding
+                raise UnreadableImage(f"{scans:,} scans, at most {MAX_SCANS} are read")
+            yield picture
 
 
 def shown(picture: Image.Image) -> Image.Image:
