@@ -23,10 +23,9 @@ from clipcoco.data.features import FeatureFile, FeatureKey
 from clipcoco.data.manifest import Entry, Manifest, read_manifest
 from clipcoco.data.split import ORIGINALS, Source, choose_source
 from clipcoco.engine import checkpoint
-from clipcoco.engine.checkpoint import weights_sha256
+from clipcoco.engine.checkpoint import checked, weights_sha256
 from clipcoco.engine.model_file import open_model
 from clipcoco.engine.optim import build_optimizer, restore_moments
-from clipcoco.engine.plain_parts import checked
 from clipcoco.engine.state import TrainState
 from clipcoco.errors import CheckpointError, ConfigError, DataError
 from clipcoco.events import StepDone

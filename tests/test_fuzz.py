@@ -29,7 +29,7 @@ from clipcoco.config.schema import SETTINGS
 from clipcoco.data.captions import read_captions
 from clipcoco.data.images import UnreadableImage, decode, evaluation_view
 from clipcoco.data.tokenizer import Tokenizer
-from clipcoco.engine.plain_parts import checked
+from clipcoco.engine.checkpoint import checked
 from clipcoco.engine.state import TrainState
 from clipcoco.errors import ClipcocoError, ConfigError, ExitCode
 from clipcoco.prepare.own import adopt

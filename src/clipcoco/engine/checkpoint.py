@@ -5,22 +5,28 @@ old one becomes `previous`, so at every instant a whole file is there; the newes
 """
 
 import hashlib
+import json
 import os
 import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, Field, ValidationError
 
+from clipcoco.config.text import one_line
 from clipcoco.disk.files import FULL, copy_beside, sync_folder, take_name, temporary_name, write_temporary
-from clipcoco.engine.archive import check_sums
-from clipcoco.engine.plain_parts import checked
+from clipcoco.engine.state import Count, TrainState
+from clipcoco.engine.weights import check_sums
 from clipcoco.errors import CheckpointError, EnvironmentProblem
+from clipcoco.rows import Part, check_row
 
 FORMAT = 1
 KIND = "clipcoco checkpoint"
+_MAX_DEPTH = 32
+_MAX_NODES = 5_000_000  # a row of metrics has about 20, a vocabulary 100,000
 
 
 def save(folder: Path, content: dict[str, Any], *, best: bool, epoch: int | None, keep: int) -> tuple[int, float]:
@@ -41,9 +47,8 @@ def save(folder: Path, content: dict[str, Any], *, best: bool, epoch: int | None
         cause = error if isinstance(error, OSError) else error.__context__
         if isinstance(cause, KeyboardInterrupt):
             raise KeyboardInterrupt from error
-        raise EnvironmentProblem(
-            f"the checkpoint can't be written to {folder}: {_refusal(folder, error, cause)}"
-        ) from error
+        why = _refusal(folder, error, cause)
+        raise EnvironmentProblem(f"the checkpoint can't be written to {folder}: {why}") from error
     finally:
         if temporary is not None:
             with suppress(OSError):  # of a sick disk: what happened before is told
@@ -74,7 +79,10 @@ def _take_names(temporary: Path, folder: Path, best: bool, epoch: int | None, ke
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file, on the CPU. Raises CheckpointError for all that is not a whole one."""
+    """The content of a checkpoint file, on the CPU. Raises CheckpointError for all that is not a whole one.
+
+    Its plain parts are `checked`, its tensors are not: they may be a stranger's.
+    """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}. See what is there: ls {path.parent}")
     try:
@@ -93,7 +101,70 @@ def load(path: Path) -> dict[str, Any]:
     missing = {"model", "config", "tokenizer", "state"} - content.keys()
     if missing:
         raise CheckpointError(f"{path} is not a clipcoco checkpoint: it lacks {', '.join(sorted(missing))}")
+    return checked(content, path)
+
+
+def _one_line(text: str) -> str:
+    if one_line(text) != text:
+        raise ValueError("Input should be one printable line")
+    return text
+
+
+Word = Annotated[str, Field(max_length=200), AfterValidator(_one_line)]
+
+
+class _Data(Part, strict=True):
+    """The fingerprint of the data."""
+
+    source: Word = ""
+    copies: Word = ""
+    train: Word = ""
+    val: Word = ""
+    weights: Word = ""
+    init: Word = ""
+    train_images: Count = 0
+    val_images: Count = 0
+
+
+class _Parts(Part, strict=True):
+    state: TrainState
+    data: _Data = _Data()
+    versions: dict[Word, Word] = Field({})
+    metrics: list[dict[str, Any]] = Field([])
+    scaler: dict[Word, float] = Field({})
+
+
+def checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`content` itself, with its plain parts of the kinds that a save writes. Raises CheckpointError.
+
+    What later versions add is passed over, what earlier ones lacked has its default.
+    """
+    try:
+        _bound(content)
+        for row in _Parts.model_validate(content).metrics:
+            check_row(row)
+        json.dumps(content.get("metrics"), allow_nan=False)
+    except (ValueError, TypeError) as error:
+        why = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False, include_input=False)[0]
+            why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        said = f"{path} holds what no clipcoco wrote: {one_line(why)[:200]}"
+        raise CheckpointError(f"{said}. Use another checkpoint") from error
     return content
+
+
+def _bound(content: dict[str, Any]) -> None:
+    """Few lists that hold each other many times are few bytes and endless to walk."""
+    waiting: list[tuple[Any, int]] = [(content, 0)]
+    nodes = 0
+    while waiting:
+        value, depth = waiting.pop()
+        nodes += len(value)
+        if nodes > _MAX_NODES or depth > _MAX_DEPTH:
+            raise ValueError("lists within lists without end")
+        inner = value.values() if isinstance(value, dict) else value
+        waiting += [(one, depth + 1) for one in inner if isinstance(one, dict | list | tuple | set)]
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
@@ -103,14 +174,11 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     for path in [folder / "last.pt", folder / "previous.pt", *epochs, folder / "best.pt"]:
         if path.exists():
             try:
-                return path, checked(load(path), path), damaged
+                return path, load(path), damaged
             except CheckpointError as error:
                 damaged.append(str(error))
-    raise CheckpointError(
-        damaged[0]
-        if damaged
-        else f"no checkpoint in {folder}. Start anew: clipcoco train --config {folder.parent / 'config.yaml'}"
-    )
+    none = f"no checkpoint in {folder}. Start anew: clipcoco train --config {folder.parent / 'config.yaml'}"
+    raise CheckpointError(*damaged[:1] or [none])
 
 
 def remove_leftovers(folder: Path) -> None:

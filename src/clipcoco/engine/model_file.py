@@ -12,7 +12,6 @@ from clipcoco.config.text import shown
 from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.engine.checkpoint import load
 from clipcoco.engine.model import DualEncoder, build
-from clipcoco.engine.plain_parts import checked
 from clipcoco.engine.weights import first_spoilt, fits
 from clipcoco.errors import CheckpointError, ConfigError
 
@@ -31,7 +30,7 @@ def open_model(path: Path, content: dict[str, Any] | None = None) -> ModelFile:
 
     Raises CheckpointError for a file that is damaged, of another kind or does not fit its own configuration.
     """
-    content = checked(load(path) if content is None else content, path)
+    content = load(path) if content is None else content
     try:
         config = config_from_plain(content["config"], str(path))
     except ConfigError as error:

@@ -1,47 +1,45 @@
 """TrainState: all that a resume needs beside weights, moments and the schedule, which is a pure function."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, StrictFloat, StrictInt, StrictStr, TypeAdapter
 
 from clipcoco.config.schema import TrainConfig
 from clipcoco.errors import CheckpointError
 
 Count = Annotated[int, Field(strict=True, ge=0, le=10**12)]
-Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=10**11)]
-_Id = Annotated[int, Field(strict=True)]
-_Text = Annotated[str, Field(strict=True)]
 _Precision = Annotated[str, Field(strict=True, pattern="^(float32|bfloat16|float16)$")]
-_Epochs = Annotated[int, Field(strict=True, ge=-1, le=10**6)]
 
 
 @dataclass
 class TrainState:
     """Position, sums of the open log interval and what was seen so far. Plain values only."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
     step: Count = 0  # consumed batches
     evaluated_epochs: Count = 0  # an epoch whose steps are done but not yet evaluated is evaluated first
     best_r1: Annotated[float, Field(strict=True, ge=-1, le=100)] = -1.0
     best_epoch: Count = 0
     skipped_in_a_row: Count = 0
     calibration_steps: Count = 0  # of float16: skipped while its scale was sought
-    interval_loss: Finite = 0.0  # sums since the last logged step
-    interval_grad_norm: Finite = 0.0
+    interval_loss: StrictFloat = 0.0  # sums since the last logged step
+    interval_grad_norm: StrictFloat = 0.0
     interval_steps: Count = 0
     interval_seconds: Seconds = 0.0
     interval_waited: Seconds = 0.0  # of these, for data
-    epoch_loss: Finite = 0.0  # sums since the epoch began
+    epoch_loss: StrictFloat = 0.0  # sums since the epoch began
     epoch_steps: Count = 0
-    last_train_loss: Finite | None = None  # means of the epoch before, to see overfitting
-    last_val_loss: Finite | None = None
+    last_train_loss: StrictFloat | None = None  # means of the epoch before, to see overfitting
+    last_val_loss: StrictFloat | None = None
     steps_at_chance: Count = 0
-    unreadable: list[_Id] = field(default_factory=list)  # ids of images that were replaced
-    warned: list[_Text] = field(default_factory=list)  # kinds of warnings that are given once
+    unreadable: list[StrictInt] = field(default_factory=list)  # ids of images that were replaced
+    warned: list[StrictStr] = field(default_factory=list)  # kinds of warnings that are given once
     precision: _Precision = "float32"  # as resolved at the start; evaluation uses it too
-    frozen_epochs: _Epochs = -1  # as resolved at the start: a resume on another device must not change it
+    # as resolved at the start: a resume on another device must not change it
+    frozen_epochs: Annotated[int, Field(strict=True, ge=-1, le=10**6)] = -1
     seconds: Seconds = 0.0  # of training so far, over all stops
 
     def epoch(self, steps_per_epoch: int) -> int:
@@ -67,15 +65,8 @@ class TrainState:
 
     @classmethod
     def from_plain(cls, values: object) -> "TrainState":
-        """Entries of later versions are passed over, missing ones have their default. Raises CheckpointError."""
-        known = {f.name for f in fields(cls)}
-        given = {name: value for name, value in values.items() if name in known} if isinstance(values, dict) else values
-        try:
-            return _STATE.validate_python(given)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(map(str, ("state", *first["loc"])))
-            raise CheckpointError(f"the training state can't be read: {place}: {first['msg']}") from error
+        """Of a checkpoint that was checked: what later versions add is passed over, what is missing has its default."""
+        return _STATE.validate_python(values)
 
 
 _STATE = TypeAdapter(TrainState)

@@ -38,13 +38,12 @@ def recorded(content: Mapping[str, Any]) -> Pictures | None:
     given = content.get("pictures")
     if not isinstance(given, dict):
         return None
-    widths = {"ids": None, "names": _NAME, "train": WIDTH, "val": WIDTH, "earlier": WIDTH}
+    widths = {"ids": (), "names": (_NAME,), "train": (WIDTH,), "val": (WIDTH,), "earlier": (WIDTH,)}
     found: Pictures = {}
     for name, width in widths.items():
         value = given.get(name)
         rows = len(value) if isinstance(value, Tensor) and value.dim() else 0
-        shape, kind = ((rows,), torch.int64) if width is None else ((rows, width), torch.uint8)
-        like = torch.empty(shape, dtype=kind, device="meta")  # which takes no room
+        like = torch.empty(rows, *width, dtype=torch.uint8 if width else torch.int64, device="meta")  # takes no room
         if not isinstance(value, Tensor) or not fits(value, like) or value.dtype != like.dtype:
             return None
         found[name] = value

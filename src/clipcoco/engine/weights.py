@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import sys
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from clipcoco.config.schema import VisionConfig
+from clipcoco.config.schema import BACKBONES, VisionConfig
 from clipcoco.config.text import expanded, shown
-from clipcoco.engine.archive import check_sums
 from clipcoco.errors import CheckpointError, EnvironmentProblem
 
-_NEVER_NEGATIVE = ("running_var", "exp_avg_sq", "step", "num_batches_tracked")
+_COUNTER = "num_batches_tracked"  # of BatchNorm
+_NEVER_NEGATIVE = ("running_var", "exp_avg_sq", "step", _COUNTER)
 
 
 def fits(given: object, own: Tensor) -> bool:
@@ -31,6 +32,26 @@ def fits(given: object, own: Tensor) -> bool:
         # all of it is there: with strides of 0 a few bytes would become any number of them
         and given.numel() * given.element_size() <= given.untyped_storage().nbytes()
     )
+
+
+def check_sums(path: Path, kind: str) -> None:
+    """Raise CheckpointError unless every part of the file is there and as it was written.
+
+    torch's files are zip archives whose sums torch does not check: one flipped bit in four would pass it unseen.
+    It stores the parts as they are. Compressed ones are not read: few bytes could become any number of them.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                raise zipfile.BadZipFile("its parts are compressed")
+            if sum(part.file_size for part in parts) > path.stat().st_size:
+                raise zipfile.BadZipFile("its parts overlap")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not a {kind}, or damaged or cut off: {error}. Use another one") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: the sum of {damaged!r} is wrong. Use another one")
 
 
 def first_spoilt(tensors: Mapping[str, Tensor]) -> str:
@@ -62,7 +83,6 @@ def read_weights(config: VisionConfig) -> Weights | None:
     """
     if config.weights == "none":
         return None
-    published = {Path(entry.url).name: entry for entry in torchvision.models.get_model_weights(config.backbone)}
     if config.weights.startswith("imagenet-"):
         path = _fetched(config)
     else:
@@ -72,17 +92,19 @@ def read_weights(config: VisionConfig) -> Weights | None:
                 f"no weights at {path} (model.vision.weights). Give imagenet-v1, imagenet-v2, none or a file"
             )
     try:
-        sha256 = file_sha256(path)
-        digits = path.stem.rpartition("-")[2]
-        if path.name in published and not sha256.startswith(digits):
+        sha256, digits = file_sha256(path), path.stem.rpartition("-")[2]
+        published = path.name in BACKBONES[config.backbone][2].values()
+        if published and not sha256.startswith(digits):
             raise CheckpointError(
                 f"{path} is not what was published under that name: its SHA-256 begins with {sha256[:8]}, not {digits} "
                 f"(model.vision.weights). Remove it, and it is fetched anew, or put the right file there"
             )
-        checked = "as published" if path.name in published else "whole by its own sums"
-        if _is_zip(path):
+        checked = "as published" if published else "whole by its own sums"
+        with open(path, "rb") as file:
+            is_zip = file.read(2) == b"PK"
+        if is_zip:
             check_sums(path, "file of weights")
-        elif path.name not in published:
+        elif not published:
             checked = "a file of torch's old kind, without sums to check"
         state = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
@@ -100,11 +122,6 @@ def read_weights(config: VisionConfig) -> Weights | None:
 def file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"
 
 
 def _fetched(config: VisionConfig) -> Path:
@@ -139,14 +156,11 @@ def pretrained_backbone(config: VisionConfig, weights: Weights | None = None) ->
     with torch.device("meta"):
         expected = torchvision.models.get_model(config.backbone, weights=None)
     head = classifier(expected) + "."
-    state = {name: value for name, value in weights.state.items() if not name.startswith(head)}
-    # BatchNorm's counter has no effect here, and files older than it lack it, published ones too: torch fills it in.
-    state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    own = {
-        name: value
-        for name, value in expected.state_dict().items()
-        if not name.startswith(head) and not name.endswith("num_batches_tracked")
-    }
+    # The counter has no effect here, and files older than it lack it, published ones too: torch fills it in.
+    state, own = (
+        {name: value for name, value in whole.items() if not name.startswith(head) and not name.endswith(_COUNTER)}
+        for whole in (weights.state, expected.state_dict())
+    )
     wrong = [name for name in own if not fits(state.get(name), own[name])]
     if wrong or len(state) != len(own):
         first = shown((wrong or [name for name in state if name not in own])[0])

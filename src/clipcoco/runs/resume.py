@@ -15,7 +15,6 @@ from clipcoco.disk.files import remove_leftovers
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import make_deterministic
 from clipcoco.engine.model_file import open_model
-from clipcoco.engine.plain_parts import checked
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.trained_on import recorded
 from clipcoco.engine.weights import file_sha256
@@ -68,7 +67,7 @@ def open_saved(found: Found, changes: Sequence[str], report: Report) -> Iterator
     """The newest checkpoint of a run that is whole, or the one that was named. Raises CheckpointError, ConfigError."""
     run, path = found.run, found.checkpoint
     with run.lock() if run else nullcontext("") as unlocked:
-        content = checked(checkpoint.load(path), path) if path else {}
+        content = checkpoint.load(path) if path else {}
         notes = [unlocked] if unlocked else []
         if run is not None:
             newest, last, damaged = checkpoint.newest(run.checkpoints)
