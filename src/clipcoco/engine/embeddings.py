@@ -3,24 +3,32 @@
 Letters: N images, M captions, D dimensions.
 """
 
+import errno
+import math
+import os
+import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.lib.format as npy
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clipcoco.data.npz import read_npz
 from clipcoco.disk.files import take_name, write_temporary
-from clipcoco.errors import DataError
+from clipcoco.errors import DataError, EnvironmentProblem
 
 WHERE = "--from-embeddings"
 
 _NEEDED = ("image_embeddings", "text_embeddings", "image_ids", "caption_image_ids")
+_READ = (*_NEEDED, "caption_ids")
 _ROUNDING = 1e-6  # of the length of a unit vector in float32
+_ROOM = 256 * 2**20  # bytes that arrays may unpack to, and this many times the size of the file:
+_FACTOR = 20  # embeddings compress by a third, ids by ten, a file made to fill the memory by a thousand
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ def read_embeddings(path: Path) -> tuple[Embeddings, str]:
 
     Rows are brought to unit length: recall here ranks by cosine similarity. Ids may be whole numbers or texts.
     """
-    arrays = read_npz(path, (*_NEEDED, "caption_ids"), WHERE)
+    arrays = _read_npz(path)
     _check_arrays(path, arrays)
     images, texts, image_ids, caption_image_ids = (arrays[name] for name in _NEEDED)
     ids = _plain_ids(image_ids, "image_ids", path)
@@ -86,6 +94,61 @@ def read_embeddings(path: Path) -> tuple[Embeddings, str]:
     return embeddings, ", ".join(notes)
 
 
+def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a stranger's file, checked before they are read: nothing large is allocated, nothing unpickled.
+
+    Those that are not asked for are empty.
+    """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{path} is not a file ({WHERE}). Save the arrays into one with numpy.savez")
+    try:
+        with open(path, "rb") as file:
+            start, size = file.read(6), os.fstat(file.fileno()).st_size
+            if start == npy.MAGIC_PREFIX:
+                raise DataError(f"{path} is a single array ({WHERE}). Save all with numpy.savez")
+            with zipfile.ZipFile(file) as archive:
+                return _members(archive, path, _ROOM + _FACTOR * size)
+    except FileNotFoundError:
+        raise DataError(f"no file at {path} ({WHERE})") from None
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # zipfile and numpy raise a dozen kinds for malformed files
+        said = " ".join(f"{error}".split())[:100] or type(error).__name__
+        if not isinstance(error, OSError):
+            raise DataError(f"{path} is no .npz file, or a damaged one ({WHERE}): {said}") from None
+        if error.errno in (None, errno.EINVAL):  # zipfile's own, and a seek to where its directory leads
+            raise DataError(f"{path} is damaged ({WHERE}): {said}") from None
+        raise EnvironmentProblem(f"cannot read {path} ({WHERE}): {error.strerror}") from None
+
+
+def _members(archive: zipfile.ZipFile, path: Path, room: int) -> dict[str, npt.NDArray[Any]]:
+    members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+    arrays: dict[str, npt.NDArray[Any]] = {name: np.empty(0) for name in members if name not in _READ}
+    for name in filter(members.__contains__, _READ):
+        room -= members[name].file_size
+        if room < 0:
+            raise DataError(f"{path} unpacks to more than {_FACTOR} times its size ({WHERE}, {name}). Save it anew")
+        with archive.open(members[name]) as member:
+            _check_header(member, members[name].file_size, f"{name} in {path}")
+        with archive.open(members[name]) as member:
+            arrays[name] = npy.read_array(member, allow_pickle=False)
+            if member.read(1):  # reading to the end checks the sum
+                raise ValueError(f"{name} is longer than it says")
+    return arrays
+
+
+def _check_header(member: Any, size: int, name: str) -> None:
+    version = npy.read_magic(member)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read(member)
+    if dtype.hasobject:
+        raise DataError(f"{name} is an array of objects ({WHERE}), which are never unpickled. Save numbers or texts")
+    if dtype.kind not in "iufSU":
+        raise DataError(f"{name} is of kind {dtype} ({WHERE}). Save numbers or texts, bfloat16 as float32")
+    if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != size - member.tell():
+        raise DataError(f"{name} is not as long as its shape {shape!r:.60} says ({WHERE}). Save it anew")
+
+
 def _check_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     """Names, kinds, then shapes, each said of the array that is wrong."""
     if missing := [name for name in _NEEDED if name not in arrays]:
@@ -98,44 +161,30 @@ def _check_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
         if arrays[name].dtype.kind != "f":
             raise DataError(f"{path}: {name} are {arrays[name].dtype}, not floats ({WHERE}). Save them as float32")
     images, texts, image_ids, owners = (arrays[name].shape for name in _NEEDED)
-    fits = len(images) == len(texts) == 2 and images[1:] == texts[1:] and min(images + texts) > 0
-    if (
-        not fits
-        or image_ids != images[:1]
-        or not owners == arrays.get("caption_ids", arrays[_NEEDED[3]]).shape == texts[:1]
-    ):
-        shapes = ", ".join(
-            f"{name} {array.shape}" for name, array in arrays.items() if name in (*_NEEDED, "caption_ids")
-        )
+    rows_fit = len(images) == len(texts) == 2 and images[1:] == texts[1:] and min(images + texts) > 0
+    captions = arrays.get("caption_ids", arrays[_NEEDED[3]]).shape
+    if not (rows_fit and image_ids == images[:1] and owners == captions == texts[:1]):
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items() if name in _READ)
         raise DataError(f"{path}: the arrays do not fit together: {shapes} ({WHERE}). (N,D), (M,D), (N) and (M) do")
 
 
 def _plain_ids(ids: npt.NDArray[Any], name: str, path: Path) -> list[int] | list[str]:
     """Whole numbers, of texts as well if all are: "000000000139" is 139."""
+    plain: list[Any] = ids.tolist()
     if ids.dtype.kind == "f":
-        if not (
-            np.isfinite(ids) & (ids == np.floor(ids)) & (np.abs(ids) < 2.0 ** (np.finfo(ids.dtype).nmant + 1))
-        ).all():
-            raise DataError(
-                f"{path}: {name} are {ids.dtype}, not all of them whole numbers ({WHERE}). Save them as int64"
-            )
-        return [int(value) for value in ids.tolist()]
-    plain: list[Any] = _texts(ids) if ids.dtype.kind == "S" else ids.tolist()
-    if ids.dtype.kind in "SU" and all(_is_number(text) for text in plain):
+        exact = np.abs(ids) < 2.0 ** (np.finfo(ids.dtype).nmant + 1)  # False of what is not finite
+        if not (exact & (ids == np.floor(ids))).all():
+            said = f"{name} are {ids.dtype}, not all of them whole numbers"
+            raise DataError(f"{path}: {said} ({WHERE}). Save them as int64")
+        return [int(value) for value in plain]
+    if ids.dtype.kind == "S":  # UTF-8 where all of them are, as they match ids that were saved as texts
+        try:
+            plain = [value.decode() for value in plain]
+        except UnicodeDecodeError:
+            plain = [value.decode("latin-1") for value in plain]
+    if ids.dtype.kind in "SU" and all(re.fullmatch("0*[0-9]{1,18}", text) for text in plain):
         return [int(text) for text in plain]
     return plain
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text.lstrip("0")) < 19
-
-
-def _texts(ids: npt.NDArray[Any]) -> list[str]:
-    """Of bytes: UTF-8 where all of them are, as they match ids that were saved as texts."""
-    try:
-        return [value.decode() for value in ids.tolist()]
-    except UnicodeDecodeError:
-        return [value.decode("latin-1") for value in ids.tolist()]
 
 
 def _two_spellings(written: npt.NDArray[Any], ids: Sequence[int] | Sequence[str]) -> str:
