@@ -509,7 +509,7 @@ def test_the_presets_are_the_files() -> None:
 )
 def test_steps_of_the_presets(name: str, images: int, gallery: int, per_epoch: int, total: int, frozen: int) -> None:
     config = load_config(name).config
-    derived = derive(config, *OFFICIAL["train"], *OFFICIAL["val"], "the official table")
+    derived = derive(config, OFFICIAL["train"], OFFICIAL["val"], "the official table")
     assert (derived.train_images, derived.val_images) == (images, gallery)
     assert (derived.steps_per_epoch, derived.total_steps) == (per_epoch, total)
     assert derived.frozen_epochs == frozen
@@ -524,7 +524,7 @@ def test_demo_needs_no_download() -> None:
     config = load_config("demo").config
     assert config.model.vision.weights == "none"
     assert config.data.flip is False
-    derived = derive(config, 2_000, 10_000, 500, 2_500, "data/demo")
+    derived = derive(config, (2_000, 10_000), (500, 2_500), "data/demo")
     assert (derived.frozen_epochs, derived.backbone_lr_scale) == (0, 1.0)
 
 
@@ -555,18 +555,18 @@ def test_auto_settings_say_why() -> None:
     auto = load_config("full").config.train
     assert resolve_frozen_epochs(auto, "imagenet-v1", 924, "cuda") == (3, "until the heads have had about 2,000 steps")
     assert resolve_frozen_epochs(auto, "none", 924, "cpu")[0] == 0
-    assert resolve_backbone_lr_scale(auto, "my.pt")[0] == 0.1
+    assert resolve_backbone_lr_scale(auto, "my.pt") == 0.1
     fixed = load_config("full", overrides=["train.frozen_epochs=1", "train.backbone_lr_scale=0.5"]).config.train
     assert resolve_frozen_epochs(fixed, "none", 924, "cpu") == (1, "as set")
-    assert resolve_backbone_lr_scale(fixed, "none") == (0.5, "as set")
+    assert resolve_backbone_lr_scale(fixed, "none") == 0.5
 
 
 def test_too_few_images() -> None:
     config = load_config("tiny").config
     with pytest.raises(DataError, match=r"2 training images do not fill one batch of 16 \(data/coco\)"):
-        derive(config, 200, 1_000, 100, 500, "data/coco")
+        derive(config, (200, 1_000), (100, 500), "data/coco")
     with pytest.raises(DataError, match=r"data.val_fraction 0.05 of 5 validation images is none"):
-        derive(config, 118_287, 591_753, 5, 25, "data/coco")
+        derive(config, (118_287, 591_753), (5, 25), "data/coco")
 
 
 def test_reading_a_configuration_needs_no_torch() -> None:

@@ -73,14 +73,7 @@ def _derive(loaded: LoadedConfig) -> Derived:
         drawn = to_be_drawn(loaded)
         where = "the scenes that will be drawn" if drawn else "the official table"
         train, val = ((6000, 30_000), (500, 2500)) if drawn else (OFFICIAL["train"], OFFICIAL["val"])
-    return derive(
-        loaded.config,
-        train_images=train[0],
-        train_captions=train[1],
-        val_images=val[0],
-        val_captions=val[1],
-        counted_from=where,
-    )
+    return derive(loaded.config, train, val, where)
 
 
 def _list_presets(json_: bool) -> int:

@@ -23,6 +23,7 @@ class Derived:
     total_steps: int
     warmup_steps: int
     frozen_epochs: int
+    frozen_reason: str
     backbone_lr_scale: float
     parameters: int  # with a full vocabulary; small training sets yield a smaller one
     checkpoint_bytes: int
@@ -75,30 +76,23 @@ def resolve_frozen_epochs(train: TrainConfig, weights: str, steps_per_epoch: int
     return enough, f"until the heads have had about {_HEAD_STEPS:,} steps"
 
 
-def resolve_backbone_lr_scale(train: TrainConfig, weights: str) -> tuple[float, str]:
-    """Factor on the learning rate for the backbone, and why."""
+def resolve_backbone_lr_scale(train: TrainConfig, weights: str) -> float:
+    """Factor on the learning rate for the backbone: pretrained weights want small steps."""
     if train.backbone_lr_scale != "auto":
-        return train.backbone_lr_scale, "as set"
-    if weights == "none":
-        return 1.0, "the backbone starts from scratch as the rest does"
-    return 0.1, "pretrained weights want small steps"
+        return train.backbone_lr_scale
+    return 1.0 if weights == "none" else 0.1
 
 
 def derive(
-    config: Config,
-    train_images: int,
-    train_captions: int,
-    val_images: int,
-    val_captions: int,
-    counted_from: str,
-    device: str = "",
+    config: Config, whole_train: tuple[int, int], whole_val: tuple[int, int], counted_from: str, device: str = ""
 ) -> Derived:
-    """From the counts of the whole splits, before the fractions.
+    """From the counts of images and captions of the whole splits, before the fractions.
 
     Raises DataError when the images do not fill one batch, or leave no gallery; ConfigError when the warm-up
     is longer than the run.
     """
     train, data = config.train, config.data
+    (train_images, train_captions), (val_images, val_captions) = whole_train, whole_val
     images = subset_size(train_images, data.train_fraction)
     gallery = subset_size(val_images, data.val_fraction)
     steps_per_epoch = images // train.batch_size
@@ -115,6 +109,7 @@ def derive(
     total_steps = steps_per_epoch * train.epochs
     parameters = count_parameters(config.model, config.model.text.vocab_size)
     weights = config.model.vision.weights
+    frozen_epochs, frozen_reason = resolve_frozen_epochs(train, weights, steps_per_epoch, device)
     return Derived(
         train_images=images,
         train_captions=subset_size(train_captions, images / train_images),
@@ -123,8 +118,9 @@ def derive(
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         warmup_steps=resolve_warmup(train.warmup_steps, total_steps),
-        frozen_epochs=resolve_frozen_epochs(train, weights, steps_per_epoch, device)[0],
-        backbone_lr_scale=resolve_backbone_lr_scale(train, weights)[0],
+        frozen_epochs=frozen_epochs,
+        frozen_reason=frozen_reason,
+        backbone_lr_scale=resolve_backbone_lr_scale(train, weights),
         parameters=parameters,
         checkpoint_bytes=_BYTES_A_PARAMETER * parameters,
         checkpoints_kept=_CHECKPOINTS + config.checkpoint.keep,

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from clipcoco.config.derive import Derived, resolve_frozen_epochs
+from clipcoco.config.derive import Derived
 from clipcoco.config.schema import BACKBONES, Config
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.split import Source
-from clipcoco.engine.device import Device
 
 
 def say_data(config: Config, train: CaptionTable, val: CaptionTable, source: Source, workers: int, why: str) -> str:
@@ -28,14 +27,11 @@ def say_model(config: Config, parameters: int, origin: str) -> str:
     )
 
 
-def say_training(config: Config, derived: Derived, device: Device) -> str:
-    weights, epochs = config.model.vision.weights, config.train.epochs
-    here, why = resolve_frozen_epochs(config.train, weights, derived.steps_per_epoch, device.device.type)
+def say_training(config: Config, derived: Derived) -> str:
     frozen = ""
     if derived.frozen_epochs:
-        many = "all epochs" if derived.frozen_epochs == epochs else f"{derived.frozen_epochs} epochs"
-        why = why if derived.frozen_epochs == here else "as the run began"
-        frozen = f", backbone frozen for {'1 epoch' if many == '1 epochs' else many} ({why})"
+        many = "all epochs" if derived.frozen_epochs == config.train.epochs else f"{derived.frozen_epochs} epochs"
+        frozen = f", backbone frozen for {'1 epoch' if many == '1 epochs' else many} ({derived.frozen_reason})"
     return (
         f"{config.train.epochs} epochs x {derived.steps_per_epoch:,} steps x {config.train.batch_size} images, "
         f"lr {config.train.lr:g}, seed {config.seed}{frozen}"

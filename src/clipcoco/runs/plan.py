@@ -109,17 +109,10 @@ def read_parts(
     root = config.data.folder
     train, val = open_splits(config.data, "train", "val", like=source_like, get_them=get_them)
     train_table, val_table, source = train.table, val.table, train.source
-    derived = derive(
-        config,
-        train_images=len(train.whole.files),
-        train_captions=len(train.whole.captions),
-        val_images=len(val.whole.files),
-        val_captions=len(val.whole.captions),
-        counted_from=str(root),
-        device=device.device.type,
-    )
-    if frozen_epochs is not None:
-        derived = replace(derived, frozen_epochs=frozen_epochs)
+    whole_train, whole_val = ((len(split.whole.files), len(split.whole.captions)) for split in (train, val))
+    derived = derive(config, whole_train, whole_val, str(root), device.device.type)
+    if frozen_epochs not in (None, derived.frozen_epochs):
+        derived = replace(derived, frozen_epochs=frozen_epochs, frozen_reason="as the run began")
     if tokenizer is None:
         tokenizer = Tokenizer.train(train_table.captions, config.model.text.vocab_size)
     views = 1 + (config.data.cached_crops if derived.frozen_epochs else 0)
@@ -131,7 +124,7 @@ def read_parts(
         ("", f"clipcoco {__version__} · torch {torch.__version__} · {device.description}"),
         ("data", say_data(config, train_table, val_table, source, workers, why)),
         ("model", say_model(config, count_parameters(config.model, tokenizer.vocab_size), origin)),
-        ("train", say_training(config, derived, device)),
+        ("train", say_training(config, derived)),
         *([("features", say_features(config, derived))] if derived.frozen_epochs else []),
     )
     return Parts(config, device, train_table, val_table, source, tokenizer, tokens, derived, workers, warnings, header)
