@@ -96,20 +96,22 @@ class _Document:
         if isinstance(event, yaml.MappingStartEvent):
             value = self._mapping(path)
         elif isinstance(event, yaml.SequenceStartEvent):
-            value = self._sequence(path)
+            items: list[object] = []
+            while not isinstance(item := next(self._events), yaml.SequenceEndEvent):
+                items.append(self._value(item, (*path, str(len(items)))))
+            value = UNREADABLE if UNREADABLE in items else items
+        elif not event.implicit[0]:  # quoted, or a block of text
+            value = event.value
         else:
-            value = self._scalar(event, line)
+            try:
+                value = scalar(event.value)
+            except OverflowError:
+                value = self._unreadable(f"a number of {len(event.value):,} digits is too long", line)
         if event.anchor is not None:
             return self._unreadable("anchors (&name) are not allowed", line, " Write the value out.")
         if event.tag is not None:
             return self._unreadable(f"tags ({shown(event.tag)}) are not allowed", line, " Write the plain value.")
         return value
-
-    def _sequence(self, path: tuple[str, ...]) -> object:
-        items: list[object] = []
-        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
-            items.append(self._value(event, (*path, str(len(items)))))
-        return UNREADABLE if UNREADABLE in items else items
 
     def _mapping(self, path: tuple[str, ...]) -> dict[str, object]:
         values: dict[str, object] = {}
@@ -124,15 +126,6 @@ class _Document:
             self.lines[here] = line
             values[event.value] = self._value(next(self._events), here)
         return values
-
-    def _scalar(self, event: Any, line: int) -> object:
-        text: str = event.value
-        if not event.implicit[0]:  # quoted, or a block of text
-            return text
-        try:
-            return scalar(text)
-        except OverflowError:
-            return self._unreadable(f"a number of {len(text):,} digits is too long", line)
 
 
 def _syntax(error: yaml.MarkedYAMLError) -> tuple[str, int, int, str]:

@@ -84,9 +84,8 @@ def check_device(name: str) -> None:
     if re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?", name):
         return
     like = re.fullmatch(r"(gpu|cuda|nvidia|)[: ]?(\d{0,2})", name.lower())
-    near = (
-        f"cuda:{int(like[2])}" if like and like[2] else "cuda" if like else closest(name.lower(), ("cpu", "mps"), 0.6)
-    )
+    number = f":{int(like[2])}" if like and like[2] else ""
+    near = f"cuda{number}" if like else closest(name.lower(), ("cpu", "mps"), 0.6)
     hint = f"Did you mean {near}? " if near else ""
     raise ConfigError(f"no device '{one_line(name)}' (--device). {hint}Choose auto, cpu, cuda, cuda:N or mps")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from pydantic import ValidationError
@@ -110,16 +111,9 @@ def to_plain(config: Config) -> dict[str, Any]:
     return config.model_dump()
 
 
-def flatten(config: Config | Mapping[str, Any]) -> dict[str, object]:
+def flatten(config: Config) -> dict[str, object]:
     """Dotted names to values, in the order of the schema."""
-    tree = to_plain(config) if isinstance(config, Config) else config
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{name}": inner for name, inner in flatten(value).items()}
-        else:
-            flat[key] = value
-    return flat
+    return {name: attrgetter(name)(config) for name in SETTINGS}
 
 
 def dump(loaded: LoadedConfig, derived: Sequence[str] = (), others: Sequence[Config] = ()) -> str:

@@ -23,16 +23,8 @@ Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v
 BACKBONES: dict[str, tuple[int, int, dict[str, str]]] = {
     "resnet18": (512, 11_176_512, {"imagenet-v1": "resnet18-f37072fd.pth"}),
     "resnet34": (512, 21_284_672, {"imagenet-v1": "resnet34-b627a593.pth"}),
-    "resnet50": (
-        2048,
-        23_508_032,
-        {"imagenet-v1": "resnet50-0676ba61.pth", "imagenet-v2": "resnet50-11ad3fa6.pth"},
-    ),
-    "resnet101": (
-        2048,
-        42_500_160,
-        {"imagenet-v1": "resnet101-63fe2227.pth", "imagenet-v2": "resnet101-cd907fc2.pth"},
-    ),
+    "resnet50": (2048, 23_508_032, {"imagenet-v1": "resnet50-0676ba61.pth", "imagenet-v2": "resnet50-11ad3fa6.pth"}),
+    "resnet101": (2048, 42_500_160, {"imagenet-v1": "resnet101-63fe2227.pth", "imagenet-v2": "resnet101-cd907fc2.pth"}),
     "mobilenet_v3_large": (
         960,
         2_971_952,

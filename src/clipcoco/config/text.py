@@ -109,11 +109,7 @@ def written(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(written, value))}]"
     if isinstance(value, str):
-        plain = re.fullmatch(r"(?:\.{0,2}/|[^\W\d])[\w./-]*", value) and value.lower() not in (
-            "true",
-            "false",
-            "null",
-        )
+        plain = re.fullmatch(r"(?:\.{0,2}/|[^\W\d])[\w./-]*", value) and value.lower() not in ("true", "false", "null")
         return value if plain else json.dumps(value, ensure_ascii=False)
     return repr(value)
 
@@ -122,11 +118,11 @@ def one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def shown(value: object, longest: int = 60) -> str:
+def shown(value: object) -> str:
     """A value or a name inside a message: as it would be written, on one line, cut when long."""
     if isinstance(value, dict):
         return "a section"
     if isinstance(value, (list, tuple)) and any(isinstance(item, (list, tuple, dict)) for item in value):
         return "a nested list"
-    text = one_line(written(value)[: longest + 1])
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+    text = one_line(written(value)[:61])
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipcoco.config.load import LoadedConfig, config_from_plain, flatten, override, to_plain
+from clipcoco.config.load import LoadedConfig, config_from_plain, flatten, override
 from clipcoco.config.schema import Config, TrainConfig
 from clipcoco.config.text import expanded
 from clipcoco.data.readable import check_readable
@@ -167,7 +167,7 @@ def resumed_run(saved: Saved, plan: Plan, runs_dir: Path, report: Report) -> Ite
 
 def _changed_settings(before: Config, after: Config) -> tuple[str, ...]:
     """Raises ConfigError for a setting that would change the meaning of the run."""
-    old, new = flatten(to_plain(before)), flatten(to_plain(after))
+    old, new = flatten(before), flatten(after)
     changed = [key for key in new if old.get(key) != new[key]]
     refused = [
         f"{key} can't change at a resume: {old[key]} -> {new[key]} (--set). "

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from clipcoco.config.load import LoadedConfig, flatten, to_plain
+from clipcoco.config.load import LoadedConfig, flatten
 from clipcoco.config.schema import Config
 from clipcoco.data.readable import check_readable
 from clipcoco.engine import checkpoint
@@ -137,7 +137,7 @@ def refuse_many_processes() -> None:
 
 def _with_model_of(loaded: LoadedConfig, other: Config, init: Path) -> LoadedConfig:
     """The architecture comes with the weights; settings that contradict it would be lost in silence."""
-    asked, given = flatten(to_plain(loaded.config)), flatten(to_plain(other))
+    asked, given = flatten(loaded.config), flatten(other)
     lost = [key for key, at in loaded.source.items() if key.startswith("model.") and at == "--set"]
     for key in lost:
         if asked[key] != given[key]:
