@@ -13,8 +13,6 @@ The message is one line, `WHAT (WHERE). NEXT`: what is wrong, in which file and 
 
 import dis
 import errno
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 
@@ -114,14 +112,3 @@ def is_out_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     text = str(error).lower() if isinstance(error, RuntimeError) else ""
     return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
-
-
-@contextmanager
-def memory_told(say: Callable[[BaseException], str]) -> Iterator[None]:
-    """Where memory lacks inside, raise EnvironmentProblem with what `say` says of it."""
-    try:
-        yield
-    except (MemoryError, OSError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise EnvironmentProblem(say(error)) from error
-        raise

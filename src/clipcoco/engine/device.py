@@ -1,7 +1,8 @@
 """Device, precision and determinism: each choice with the reason that is printed."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from clipcoco.config.messages import check_device
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.engine.model import DualEncoder
-from clipcoco.errors import EnvironmentProblem, memory_told
+from clipcoco.errors import EnvironmentProblem, is_out_of_memory
 
 # On CUDA both may round float32 to TF32, convolutions by torch's default.
 FLOAT32_ON_CUDA: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
@@ -151,15 +152,18 @@ def encoding_in_memory(what: str, device: Device) -> AbstractContextManager[None
     return in_memory(f"{what}, in batches of {EVALUATION_BATCH},", device, advice)
 
 
-def in_memory(what: str, device: Device, advice: str) -> AbstractContextManager[None]:
-    """Where memory lacks inside, say what did not fit, and where, and what helps."""
-
-    def say(error: BaseException) -> str:
+@contextmanager
+def in_memory(what: str, device: Device, advice: str) -> Iterator[None]:
+    """Where memory lacks inside, raise EnvironmentProblem: what did not fit, and where, and what helps."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         free = ""
         if device.device.type == "cuda":
             with suppress(RuntimeError):  # of a GPU that is too full to be asked
                 available, total = torch.cuda.mem_get_info(device.device)
                 free = f", {available / 2**30:.1f} of {total / 2**30:.1f} GiB are free"
-        return f"{what} does not fit into the memory of {device.device}{free} {advice}"
-
-    return memory_told(say)
+        message = f"{what} does not fit into the memory of {device.device}{free} {advice}"
+        raise EnvironmentProblem(message) from error

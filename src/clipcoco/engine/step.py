@@ -92,7 +92,8 @@ def train_step(training: Training, batch: Batch, rate: float) -> Step:
 
 def gradient(training: Training, batch: Batch) -> Tensor:
     """Add the gradient of the batch's loss to the parameters; the loss, a scalar on the device."""
-    torch.manual_seed(step_seed(training.schedule.seed, training.state.step))
+    # of all that the step draws, dropout above all, whatever was drawn before
+    torch.manual_seed(((training.schedule.seed << 31) + training.state.step) % 2**63)
     with training.device.autocast():
         images, texts, temperature = training.model(batch)
     loss = training.loss.of(images, texts, temperature)
@@ -120,11 +121,6 @@ def update(training: Training, loss: Tensor, rate: float) -> tuple[float, float,
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return loss_value, norm_value, calibrating
-
-
-def step_seed(seed: int, step: int, piece: int = 0) -> int:
-    """The seed of all that one piece of a step's batch draws, dropout above all, whatever was drawn before."""
-    return ((seed << 31) + step + piece * 0x9E3779B97F4A7C15) % 2**63
 
 
 @torch.no_grad()

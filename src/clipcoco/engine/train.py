@@ -18,15 +18,18 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
     state, schedule, per_epoch = training.state, training.schedule, training.loader.steps_per_epoch
     began = time.monotonic() - state.seconds
     stopped = False
+
+    def save(best: bool = False, epoch: int | None = None) -> None:
+        state.seconds = time.monotonic() - began
+        training.save(best, epoch)
+
     while not stopped:
         # ---- an epoch's end: save, evaluate, save -------------------------------------------------------
         if state.step // per_epoch > state.evaluated_epochs:
-            state.seconds = time.monotonic() - began
-            training.save(False, None)  # an evaluation may fail, and must not take the epoch with it
+            save()  # an evaluation may fail, and must not take the epoch with it
             if not finish_epoch(training, report):
                 break
-            state.seconds = time.monotonic() - began
-            training.save(state.best_epoch == state.evaluated_epochs, state.evaluated_epochs)
+            save(state.best_epoch == state.evaluated_epochs, state.evaluated_epochs)
         if state.is_finished(schedule.config):
             return _ended(training, report, "finished", "early stop" if state.step < schedule.total_steps else "")
 
@@ -41,8 +44,7 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
                 batch = None if stop() else next(batches, None)
             except ClipcocoError:  # of the images or of a worker
                 if state.step % per_epoch:  # what was learnt since the last save is kept
-                    state.seconds = time.monotonic() - began
-                    training.save(False, None)
+                    save()
                 raise
             if stopped := batch is None:
                 break
@@ -61,11 +63,9 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
             if state.step % schedule.config.log_every_steps == 0:
                 log_interval(training, epoch + 1, rate, report)
             if state.step % schedule.checkpoint_steps == 0 and state.step % per_epoch:
-                state.seconds = time.monotonic() - began
-                training.save(False, None)
+                save()
 
-    state.seconds = time.monotonic() - began
-    training.save(False, None)
+    save()
     return _ended(training, report, "stopped", stop() or "stopped")
 
 
@@ -99,12 +99,8 @@ def finish_epoch(training: Training, report: Report) -> bool:
     return True
 
 
-def _epoch(training: Training) -> int:
-    """The epoch, from 1, that the last finished step belongs to."""
-    return training.state.epoch(training.loader.steps_per_epoch)
-
-
 def _ended(training: Training, report: Report, state: str, reason: str) -> RunEnded:
-    ended = RunEnded(training.state.step, _epoch(training), state, reason, training.state.seconds)
+    at, epoch = training.state, training.state.epoch(training.loader.steps_per_epoch)
+    ended = RunEnded(at.step, epoch, state, reason, at.seconds)
     report(ended)
     return ended
