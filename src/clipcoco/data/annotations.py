@@ -124,11 +124,8 @@ def checked_rows(root: Path, split: str, get_them: str) -> tuple[Rows, Rows, lis
         many = f"{len(images) - len(often):,} of {len(images):,} images have the same file as another id"
         notes.append(f"{path.name}: {many}, first {again[0]}: recall counts each as a picture of its own")
     info = content.get("info")
-    return (
-        *_joined(path, images, annotations, notes),
-        notes,
-        info.get("description") if isinstance(info, dict) else None,
-    )
+    described = info.get("description") if isinstance(info, dict) else None
+    return *_joined(path, images, annotations, notes), notes, described
 
 
 def _kind(value: Any) -> str:

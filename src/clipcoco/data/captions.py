@@ -4,7 +4,6 @@ import contextlib
 import filecmp
 import hashlib
 import io
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clipcoco.config.derive import subset_size
 from clipcoco.data.annotations import MAX_DROPPED, PREPARE, Rows, checked_rows
 from clipcoco.errors import DataError
 
@@ -57,7 +57,7 @@ class CaptionTable:
 
         Raises DataError if no image is left.
         """
-        count = math.floor(len(self.image_ids) * fraction + 0.5)
+        count = subset_size(len(self.image_ids), fraction)
         if count == 0:
             left = f"a fraction of {fraction:g} leaves none of {len(self.image_ids):,} images"
             raise DataError(f"{left} (data.train_fraction or data.val_fraction). Use a larger one")

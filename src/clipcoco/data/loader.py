@@ -65,7 +65,7 @@ class Sample(NamedTuple):
     view: Tensor | int  # uint8 (3,H,W), or the number of a view whose features are kept
     row: int  # of the table
     caption: int  # of the table; -1: neither the image nor those after it can be read
-    replaced: int  # the row that was asked for, when it is another one; else -1
+    asked: int  # the row in whose place this one is shown, where it is another one
 
 
 class _TrainingImages(Dataset[Sample]):
@@ -100,7 +100,7 @@ class _TrainingImages(Dataset[Sample]):
                 continue
             first, end = self.offsets[row : row + 2].tolist()
             caption = sample_rng(self.seed, epoch, image_id, "caption").randrange(first, end)
-            return Sample(view, row, caption, asked if row != asked else -1)
+            return Sample(view, row, caption, asked)
         # No image in sight: let the main process say so, as an exception here would lose its one line.
         return Sample(0 if features else torch.zeros(3, self.size, self.size, dtype=torch.uint8), asked, -1, asked)
 
@@ -156,7 +156,7 @@ class TrainingLoader:
         self.steps_per_epoch = len(table.files) // batch_size
         self._batches = _EpochBatches(seed, len(table.files), batch_size)
         self._images = _TrainingImages(config, table, seed)
-        self._loader = image_loader(self._images, workers, pin_memory, batch_sampler=self._batches, keep=True)
+        self._loader = image_loader(self._images, workers, pin_memory, batch_sampler=self._batches)
 
     def epoch(self, epoch: int, start: int = 0, features: Features | None = None) -> Iterator[Batch]:
         """The batches of `epoch` (from 0), from number `start` on, or until a stop; of `features` where there are any.
@@ -166,9 +166,9 @@ class TrainingLoader:
         self._batches.epoch, self._batches.start = epoch, start
         kept = ([self._images.sample(*key, features) for key in keys] for keys in self._batches)
         batches = map(default_collate, kept) if features else guarded(self._loader, self.stop)
-        for views, rows, captions, replaced in batches:
+        for views, rows, captions, asked in batches:
             if (captions < 0).any():
-                file = self.table.files[int(replaced[captions < 0][0])]
+                file = self.table.files[int(asked[captions < 0][0])]
                 raise DataError(
                     f"neither {file} nor the {MAX_REPLACEMENTS} images after it can be read (data.root). "
                     f"Is the disk there, and the folder whole?"
@@ -179,16 +179,12 @@ class TrainingLoader:
                 torch.from_numpy(features.take(rows, views)) if features else None,
                 self.tokens[captions, :length],
                 torch.from_numpy(self.table.image_ids)[rows],
-                tuple(replaced[replaced >= 0].tolist()),
+                tuple(asked[asked != rows].tolist()),
             )
 
 
 def evaluation_images(
-    config: DataConfig,
-    table: CaptionTable,
-    workers: int,
-    pin_memory: bool,
-    stop: Callable[[], object] = lambda: None,
+    config: DataConfig, table: CaptionTable, workers: int, pin_memory: bool, stop: Callable[[], object] = lambda: None
 ) -> Iterator[Tensor]:
     """All images of the table in its order, or until a stop: uint8 (B,3,H,W), B = EVALUATION_BATCH but for the last."""
     rows = range(len(table.files))

@@ -16,8 +16,8 @@ def check_readable(table: CaptionTable, report: Report) -> None:
     """Decode every image of the table once. Raises DataError for those that can't be."""
     broken = []
     with ThreadPoolExecutor(usable_cores()) as pool:
-        for row, whole in enumerate(pool.map(_is_readable, (table.folder / file for file in table.files))):
-            if not whole:
+        for row, why in enumerate(pool.map(_why_not, (table.folder / file for file in table.files))):
+            if why:
                 broken.append(row)
             report(Progress("check", row + 1, len(table.files)))
     refuse_unreadable(table, broken)
@@ -28,23 +28,16 @@ def refuse_unreadable(table: CaptionTable, rows: Sequence[int]) -> None:
     if rows:
         others = f", nor can {len(rows) - 1:,} others" if len(rows) > 1 else ""
         path = table.folder / table.files[rows[0]]
+        why = _why_not(path) or "though now it can: is the disk sound?"
         raise DataError(
-            f"{path} can't be read ({_why(path)}){others}, and recall over the rest would be another number "
+            f"{path} can't be read ({why}){others}, and recall over the rest would be another number "
             f"(data.root). Get {'them' if others else 'it'} anew; clipcoco prepare-data --verify names all"
         )
 
 
-def _why(path: Path) -> str:
+def _why_not(path: Path) -> str:
     try:
         read(path)
     except UnreadableImage as error:
         return str(error.__cause__)
-    return "though now it can: is the disk sound?"
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        read(path)
-    except UnreadableImage:
-        return False
-    return True
+    return ""

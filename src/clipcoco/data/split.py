@@ -73,27 +73,26 @@ def choose_source(
     the source of an earlier run: one that was trained on originals goes on with originals.
     """
     size, name = data.prepared_size, f"prepared-{data.prepared_size}"
-    if like not in (None, name):
-        return Source(ORIGINALS, "", "as the run began"), list(tables)
-    if size == 0:
-        return Source(ORIGINALS, "", ""), list(tables)
-    settings, entries = read_manifest(copies_manifest(tables[0].folder, size))
-    files = [file for table in tables for file in table.files]
+    folder, files = tables[0].folder, [file for table in tables for file in table.files]
+    settings, entries = read_manifest(copies_manifest(folder, size)) if size else ({}, {})
     lacking = sum(file not in entries for file in files)
-    if lacking == len(files) or settings.get("size") != size:
-        return Source(ORIGINALS, "", ""), list(tables)
-    if like is None and settings.get("view") != VIEW:
-        return Source(ORIGINALS, "", f"{name} is of an older version, prepare-data makes it anew"), list(tables)
-    if data.image_size > size:
-        return Source(ORIGINALS, "", f"{name} is smaller than {data.image_size} px"), list(tables)
-    if lacking:
-        return Source(ORIGINALS, "", f"{name} lacks {lacking:,} of {len(files):,} images"), list(tables)
-    copies = {file: entries[file].sha256 for file in sorted(files)}
-    digest = hashlib.sha256("\n".join(f"{file} {sha256}" for file, sha256 in copies.items()).encode())
-    folder = copies_folder(tables[0].folder, size)
-    originals = {file: entries[file].source for file in copies}
-    source = Source(name, digest.hexdigest(), "smaller copies", copies, originals)
-    return source, [replace(table, folder=folder) for table in tables]
+    if like not in (None, name):
+        why = "as the run began"
+    elif lacking == len(files) or settings.get("size") != size:
+        why = ""
+    elif like is None and settings.get("view") != VIEW:
+        why = f"{name} is of an older version, prepare-data makes it anew"
+    elif data.image_size > size:
+        why = f"{name} is smaller than {data.image_size} px"
+    elif lacking:
+        why = f"{name} lacks {lacking:,} of {len(files):,} images"
+    else:
+        copies = {file: entries[file].sha256 for file in sorted(files)}
+        digest = hashlib.sha256("\n".join(f"{file} {sha256}" for file, sha256 in copies.items()).encode())
+        originals = {file: entries[file].source for file in copies}
+        source = Source(name, digest.hexdigest(), "smaller copies", copies, originals)
+        return source, [replace(table, folder=copies_folder(folder, size)) for table in tables]
+    return Source(ORIGINALS, "", why), list(tables)
 
 
 def check_files(table: CaptionTable, *, get_them: str = PREPARE) -> None:

@@ -30,8 +30,7 @@ def _pre_tokens(text: str) -> list[str]:
     if not text.isascii():
         whole = text.encode("utf-8", "replace").decode()  # a lone surrogate becomes a question mark
         # One by one: str.lower() of a whole text writes a final sigma differently, `tokenizers` does not.
-        text = "".join(map(str.lower, unicodedata.normalize("NFC", whole)))
-        return _PRE_TOKEN.findall(text)
+        return _PRE_TOKEN.findall("".join(map(str.lower, unicodedata.normalize("NFC", whole))))
     return _PRE_TOKEN.findall(text.lower())
 
 

@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
@@ -39,8 +39,8 @@ def image_loader(
     pin_memory: bool,
     batch_sampler: Sampler[list[tuple[int, int]]] | None = None,
     batch_size: int = 1,
-    keep: bool = False,
 ) -> DataLoader[Any]:
+    """The batches of `batch_sampler`, epoch after epoch, or of `batch_size` in the data set's order, once."""
     context = None
     if workers:
         # Set explicitly: Python 3.14 changes the default, and a fork of a process with threads may hang.
@@ -48,12 +48,12 @@ def image_loader(
         context.set_forkserver_preload(["clipcoco.data.loader"])
     return DataLoader(
         dataset,
-        batch_size=1 if batch_sampler else batch_size,
+        batch_size=batch_size,
         batch_sampler=batch_sampler,
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,
         multiprocessing_context=context,
-        persistent_workers=keep and workers > 0,
+        persistent_workers=batch_sampler is not None and workers > 0,  # for the next epoch
         pin_memory=pin_memory,
         worker_init_fn=_begin_worker,
         # Its own: otherwise every epoch draws from the global stream, and workers would change dropout.
@@ -89,11 +89,8 @@ def guarded(loader: DataLoader[Any], stop: Callable[[], object]) -> Iterator[Any
     at_rest = False  # nothing is under way, and the workers may live on
     pool = ThreadPoolExecutor(1)
     try:
-        if not _came(opened := pool.submit(_open, loader, device), stop):
-            return
-        iterator = _got(opened)
-        while _came(coming := pool.submit(next, iterator, end), stop):
-            batch = _got(coming)
+        iterator = _result(pool.submit(_open, loader, device), stop)
+        while iterator is not None and (batch := _result(pool.submit(next, iterator, end), stop)) is not None:
             at_rest = not iterator._tasks_outstanding
             if batch is end:
                 return
@@ -108,12 +105,26 @@ def guarded(loader: DataLoader[Any], stop: Callable[[], object]) -> Iterator[Any
 
 
 def _open(loader: DataLoader[Any], device: int | None) -> Any:
-    """Start the workers, or wake those that were kept."""
+    """Start the workers, or wake those that were kept.
+
+    They inherit blocked signals, and don't run the caller's script again: what a worker needs is in our modules, but
+    the start method imports the file of `__main__` where one is named, and a script without a guard would train in
+    every worker. Signals sent to us meanwhile come afterwards.
+    """
     if device is not None:
         torch.cuda.set_device(device)  # is the thread's: where batches are pinned
-    known = loader._iterator
-    with _starting():
+    known, main = loader._iterator, sys.modules["__main__"]
+    named: dict[str, Any] = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # unblocks SIGINT and SIGTERM behind itself, so it must come first
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        vars(main).pop("__file__", None)
+        main.__spec__ = None
         iterator: Any = iter(loader)
+    finally:
+        vars(main).update(named)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if iterator is not known:  # at the exit multiprocessing would wait for them, and they are deaf to its SIGTERM
         there, workers = weakref.ref(iterator), iterator._workers
         Finalize(iterator, lambda: _end(there(), workers), exitpriority=1)
@@ -134,22 +145,17 @@ def _end(iterator: Any, workers: Iterable[BaseProcess]) -> None:
             worker.kill()  # one that hangs is deaf to all else
 
 
-def _came(future: Future[Any], stop: Callable[[], object]) -> bool:
-    """Wait for it; False when stopped meanwhile."""
+def _result(future: Future[Any], stop: Callable[[], object]) -> Any:
+    """What came of it, None when stopped meanwhile; the end of a worker is one line and not a traceback."""
     end = time.monotonic() + _PATIENCE_SECONDS
     while not wait([future], _LOOK_SECONDS).done:
         if stop():
-            return False
+            return None
         if time.monotonic() > end:
             raise EnvironmentProblem(
                 f"the data workers have given nothing for {_PATIENCE_SECONDS / 60:.0f} minutes (data.root). "
                 f"Is the disk there that holds the images?"
             )
-    return True
-
-
-def _got(future: Future[Any]) -> Any:
-    """What came of it; the end of a worker is one line and not a traceback."""
     try:
         return future.result()
     except (RuntimeError, OSError, EOFError, MemoryError) as error:
@@ -166,27 +172,6 @@ def _got(future: Future[Any]) -> Any:
                 "Lower --set data.workers, 0 needs neither"
             ) from error
         raise
-
-
-@contextmanager
-def _starting() -> Iterator[None]:
-    """Processes started inside inherit blocked signals, and don't run the caller's script again.
-
-    Signals sent to us meanwhile come afterwards. What a worker needs is in our modules, but the start method imports
-    the file of `__main__` where one is named: a script without a guard would train in every worker.
-    """
-    main = sys.modules["__main__"]
-    named: dict[str, Any] = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        resource_tracker.ensure_running()  # unblocks SIGINT and SIGTERM behind itself, so it must come first
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        vars(main).pop("__file__", None)
-        main.__spec__ = None
-        yield
-    finally:
-        vars(main).update(named)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def choose_workers(asked: int | str, device_type: str, size: int, batch: int) -> tuple[int, str]:
