@@ -5,10 +5,10 @@ import time
 
 import pytest
 import torch
+from waiting import until
 
 from clipcoco.engine import checkpoint
 from clipcoco.errors import CheckpointError, EnvironmentProblem
-from waiting import until
 
 
 def content(step=1, size=2000):

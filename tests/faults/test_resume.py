@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import until
 
 from conftest import LIGHT
 from fork_server import ForkServer, Process
-from waiting import until
 
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads signal masks from /proc")
 CHECKPOINTS = ("checkpoint.every_steps=4", "checkpoint.keep=0")

@@ -152,8 +152,8 @@ def _resume(
             show(
                 terminal.err,
                 f"{saved.name} is finished ({step:,} steps). Train longer: clipcoco resume {saved.words} "
-                f"train.epochs={saved.config.train.epochs + 1}, or start a new run from its weights: clipcoco train --preset NAME "
-                f"--init {saved.words}",
+                f"train.epochs={saved.config.train.epochs + 1}, or start a new run from its weights: "
+                f"clipcoco train --preset NAME --init {saved.words}",
             )
             return ExitCode.OK
         alone = f"{saved.name}, of step {step:,}, belongs to no run: it goes on in a new one in {runs_dir}."

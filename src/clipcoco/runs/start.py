@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from clipcoco.config.load import LoadedConfig, flatten
+from clipcoco.config.load import LoadedConfig, flatten, to_plain
 from clipcoco.config.schema import Config
 from clipcoco.data.readable import check_readable
 from clipcoco.engine import checkpoint
