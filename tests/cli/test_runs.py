@@ -74,11 +74,11 @@ def test_the_list_has_the_best_first_and_fits_80_columns(clipcoco, tmp_path):
     make(tmp_path, "medium-20261124-021502", (3.41, 3.2), state="stopped", seconds=6720, hours=3000)
     make(tmp_path, "tiny-20261120-000000", (), state="failed", exit_code=3, seconds=None, device="cpu", hours=48)
     lines = lines_of(clipcoco, tmp_path)
-    assert lines[0] == "  run                     state     epochs   R@1  device  took  when"
-    assert words_of(lines[1])[:-1] == ["medium-20261124-021502", "stopped", "2/10", "3.41", "cuda", "1h52"]
-    assert lines[2] == "  small-20261123-190211   finished    3/10  1.69  cuda     31m  15 min ago"
-    assert words_of(lines[3])[:-1] == ["small-20261123-180155", "diverged", "1/10", "0.31", "cuda", "4m"]
-    assert lines[4] == "  tiny-20261120-000000    failed      0/10     -  cpu        -  2 days ago"
+    assert lines[0] == "  run                     state     epochs   R@1  device    took  when"
+    assert words_of(lines[1])[:-1] == ["medium-20261124-021502", "stopped", "2/10", "3.41", "cuda", "1h52m"]
+    assert lines[2] == "  small-20261123-190211   finished    3/10  1.69  cuda    31m00s  15 min ago"
+    assert words_of(lines[3])[:-1] == ["small-20261123-180155", "diverged", "1/10", "0.31", "cuda", "4m05s"]
+    assert lines[4] == "  tiny-20261120-000000    failed      0/10     -  cpu          -  2 days ago"
     assert lines[6] == "  R@1: mean of both directions in percent, 5,000 images to search"
     listed = clipcoco("runs", "--json", cwd=tmp_path).json
     assert listed["schema"] == 1

@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
-from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from clipcoco.cli.options import print_json
 from clipcoco.cli.standing import Standing, read_standing
 from clipcoco.config.load import flatten, load_config
 from clipcoco.config.text import shown
-from clipcoco.console import Terminal, printable, say_half, show
+from clipcoco.console import Terminal, printable, say_half, show, table
 from clipcoco.errors import ConfigError, ExitCode
 from clipcoco.rows import EvaluationRow
 from clipcoco.runs.directory import RunDir
@@ -210,10 +209,15 @@ def _lines(runs: list[Standing], found: Comparison, width: int) -> list[str | Te
     for letter, one in zip("AB", runs, strict=True):
         total = "?" if one.epochs is None else f"{one.epochs}"
         how = f" · {one.state}, {one.epochs_done}/{total} epochs"
-        lines.append(f"  {letter}  {_cut(printable(one.run.name), max(8, width - 5 - len(how)))}{how}")
+        name = Text(printable(one.run.name))
+        name.truncate(max(8, width - 5 - len(how)), overflow="ellipsis")
+        lines.append(Text.assemble(f"  {letter}  ", name, how))
     lines += ["", *(line for text in found.unread for line in indented(text, width))]
     if found.settings:
-        lines += _settings(found.settings, width)
+        values = [
+            [printable(shown(value)) for value in of_one] for of_one in zip(*found.settings.values(), strict=True)
+        ]
+        lines += table({"setting": list(found.settings), "A": values[0], "B": values[1]}, width, cut={"A": 6, "B": 6})
     elif not found.unread:
         lines.append("  No setting differs.")
     lines.append("")
@@ -230,55 +234,37 @@ def indented(text: str, width: int) -> list[str]:
     return textwrap.wrap(printable(text), max(width, 20), initial_indent="  ", subsequent_indent="  ")
 
 
-def _cut(text: str, width: int) -> str:
-    return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"
-
-
-def _settings(settings: dict[str, tuple[object, object]], width: int) -> list[str | Text]:
-    rows = [(name, *(printable(shown(value)) for value in values)) for name, values in settings.items()]
-    label = max(len(name) for name, _, _ in rows)
-    room = max(6, (width - label - 6) // 2)
-    value = min(room, max(cell_len(a) for _, a, _ in rows))
-    lines: list[str | Text] = [Text(f"  {'setting':<{label}}  {'A':<{value}}  B", "dim")]
-    for name, a, b in rows:
-        cell = _cut(a, value)
-        lines.append(f"  {name:<{label}}  {cell}{' ' * (value - cell_len(cell))}  {_cut(b, room)}")
-    return lines
-
-
 def _table(found: Comparison, width: int) -> list[str | Text]:
     """In `width` columns: where they do not suffice, names become short, then words, and then intervals go."""
     for cuts in range(4):
-        rows = _rows(found, long_names=cuts < 1, long_words=cuts < 2, intervals=cuts < 3)
-        if max(map(cell_len, rows)) <= width:
+        rows = table(_columns(found, long_names=cuts < 1, long_words=cuts < 2, intervals=cuts < 3), width)
+        if max(row.cell_len for row in rows) <= width:
             break
-    lines: list[str | Text] = [Text(rows[0], "dim"), *rows[1:], ""]
+    lines: list[str | Text] = [*rows, ""]
     if any(row.beyond is not None for row in found.rows):
         lines += indented("within the noise: the 95 % interval of B - A, on the same images for both, holds 0.", width)
         lines += indented("Another seed moves recall too, and it does not hold that.", width)
     return lines
 
 
-def _rows(found: Comparison, long_names: bool, long_words: bool, intervals: bool) -> list[str]:
+def _columns(found: Comparison, long_names: bool, long_words: bool, intervals: bool) -> dict[str, list[str]]:
     of_difference = [row.difference_interval for row in found.rows]
-    halves = intervals and not any(of_difference) and any(row.a_interval or row.b_interval for row in found.rows)
+    halves = intervals and not any(of_difference)
 
     def value(recall: float, interval: tuple[float, float] | None) -> str:
-        half = f" ± {say_half(interval):>4}" if interval else ""
-        return f"{recall:6.2f}{half:<7}" if halves else f"{recall:6.2f}"
+        return f"{recall:6.2f}" + (f" ± {say_half(interval):>4}" if interval and halves else "")
 
-    names = [
-        f"{DIRECTIONS[row.direction] if long_names else row.direction} {CUTOFFS[row.metric]}" for row in found.rows
-    ]
-    ranges = [f"  [{one[0]:+.2f}, {one[1]:+.2f}]" if one and intervals else "" for one in of_difference]
-    label, room = max(map(len, names)), max(map(len, ranges))
-    titles = [f"{letter:>6}{' ' * 7 if halves else ''}" for letter in "AB"]
-    lines = [f"  {'':<{label}}  {'  '.join(titles)}  {'B - A':>6}{'  95 % interval' if room else ''}"]
-    for name, row, between_them in zip(names, found.rows, ranges, strict=True):
-        line = f"  {name:<{label}}  {value(row.a, row.a_interval)}  {value(row.b, row.b_interval)}"
-        line += f"  {row.b - row.a:+6.2f}{between_them:<{room}}"
-        lines.append((line if found.obstacles else f"{line}  {_judgement(row, long_words)}").rstrip())
-    return lines
+    columns = {
+        "": [
+            f"{DIRECTIONS[row.direction] if long_names else row.direction} {CUTOFFS[row.metric]}" for row in found.rows
+        ],
+        "     A": [value(row.a, row.a_interval) for row in found.rows],
+        "     B": [value(row.b, row.b_interval) for row in found.rows],
+        " B - A": [f"{row.b - row.a:+6.2f}" for row in found.rows],
+    }
+    if intervals and any(of_difference):
+        columns["95 % interval"] = [f"[{one[0]:+.2f}, {one[1]:+.2f}]" if one else "" for one in of_difference]
+    return columns if found.obstacles else {**columns, " ": [_judgement(row, long_words) for row in found.rows]}
 
 
 def _judgement(row: Row, long: bool) -> str:

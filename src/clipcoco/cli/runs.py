@@ -2,16 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from clipcoco.cli.options import RUNS, Debug, Json, RunsDir, complete_run, print_json
-from clipcoco.console import open_terminal, printable, show
+from clipcoco.console import open_terminal, printable, short_seconds, show, table
 from clipcoco.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -57,7 +55,7 @@ def runs(
     if not standings:
         show(terminal.out, f"There is no run in {runs_dir} yet. Start one: clipcoco train --preset demo")
         return ExitCode.OK
-    show(terminal.out, *table(standings, terminal.out.width, time.time()))
+    show(terminal.out, *table_of(standings, terminal.out.width, time.time()))
     return ExitCode.OK
 
 
@@ -81,34 +79,29 @@ def plain(one: "Standing") -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Column:
-    title: str
-    cells: tuple[str, ...]
-    right: bool = False
-
-    @property
-    def width(self) -> int:
-        return max(map(cell_len, (self.title, *self.cells)))
-
-    def cell(self, row: int) -> str:
-        """Padded; row -1 is the title."""
-        text = self.title if row < 0 else self.cells[row]
-        padding = " " * (self.width - cell_len(text))
-        return padding + text if self.right else text + padding
-
-
-def table(standings: Sequence["Standing"], width: int, now: float) -> list[Text]:
+def table_of(standings: Sequence["Standing"], width: int, now: float) -> list[Text]:
     """The list of runs in lines of at most `width` columns, and what its R@1 means."""
     from clipcoco.cli.compare import indented
 
     of_recalls = [one.images for one in standings if one.r1 is not None]
     galleries = set(of_recalls) - {None}
-    columns = _fitted(_columns(standings, now, galleries=len(galleries) > 1), width)
-    lines = [
-        Text(("  " + "  ".join(column.cell(row) for column in columns)).rstrip()) for row in range(-1, len(standings))
-    ]
-    lines[0].stylize("dim")
+    columns = {
+        "run": [printable(one.run.name) for one in standings],
+        "state": [_say_state(one) for one in standings],
+        "epochs": [f"{one.epochs_done}/{'?' if one.epochs is None else one.epochs}" for one in standings],
+        "R@1": ["-" if one.r1 is None else f"{one.r1:.2f}" for one in standings],
+        "images": ["-" if one.r1 is None else "?" if one.images is None else f"{one.images:,}" for one in standings],
+        "device": ["-" if one.device is None else printable(one.device.removesuffix(":0"))[:8] for one in standings],
+        "took": ["-" if one.seconds is None else short_seconds(one.seconds) for one in standings],
+        "when": [_say_when(one, now) for one in standings],
+    }
+    # Names are cut first, down to the length of usual ones; then columns go, at last names again.
+    for shown in range(len(IMPORTANCE), 2, -1):
+        kept = {t: c for t, c in columns.items() if t in IMPORTANCE[:shown] and (t != "images" or len(galleries) > 1)}
+        cut = {"run": NAME_WIDTH if shown > 3 else 5}
+        lines = table(kept, width, right=("epochs", "R@1", "images", "took"), cut=cut)
+        if max(line.cell_len for line in lines) <= width:
+            break
     if not of_recalls:
         return lines
     about = "R@1: mean of both directions in percent"
@@ -120,61 +113,10 @@ def table(standings: Sequence["Standing"], width: int, now: float) -> list[Text]
     return [*lines, Text(), *(Text(line, "dim") for line in indented(about, width))]
 
 
-def _columns(standings: Sequence["Standing"], now: float, galleries: bool) -> list[_Column]:
-    def column(title: str, cells: list[str], right: bool = False) -> _Column:
-        return _Column(title, tuple(cells), right)
-
-    found = [
-        column("run", [printable(one.run.name) for one in standings]),
-        column("state", [_say_state(one) for one in standings]),
-        column("epochs", [f"{one.epochs_done}/{'?' if one.epochs is None else one.epochs}" for one in standings], True),
-        column("R@1", ["-" if one.r1 is None else f"{one.r1:.2f}" for one in standings], True),
-        column("device", [_say_device(one.device) for one in standings]),
-        column("took", ["-" if one.seconds is None else _short(one.seconds) for one in standings], True),
-        column("when", [_say_when(one, now) for one in standings]),
-    ]
-    if galleries:
-        sizes = ["-" if one.r1 is None else "?" if one.images is None else f"{one.images:,}" for one in standings]
-        found.insert(4, column("images", sizes, True))
-    return found
-
-
-def _fitted(columns: list[_Column], width: int) -> list[_Column]:
-    """Names are cut first, down to the length of usual ones; then columns go, at last names again."""
-
-    def taken(some: list[_Column]) -> int:
-        return sum(column.width + 2 for column in some)
-
-    name = columns[0]
-    for title in reversed(IMPORTANCE[3:]):
-        if taken(columns) - name.width + min(name.width, NAME_WIDTH) <= width:
-            break
-        columns = [column for column in columns if column.title != title]
-    room = max(5, min(name.width, width - taken(columns[1:]) - 2))
-    cells = (text if cell_len(text) <= room else set_cell_size(text, room - 1).rstrip() + "…" for text in name.cells)
-    return [replace(name, cells=tuple(cells)), *columns[1:]]
-
-
 def _say_state(one: "Standing") -> str:
     if one.state == "running" and one.total_steps:
         return f"running {min(one.step / one.total_steps, 1):.0%}".replace("%", " %")
     return one.state
-
-
-def _say_device(device: str | None) -> str:
-    return "-" if device is None else printable(device.removesuffix(":0"))[:8]
-
-
-def _short(seconds: float) -> str:
-    """A duration in at most five columns: 45s, 31m, 1h52, 27h, 12d."""
-    minutes = round(seconds / 60)
-    if seconds < 60:
-        return f"{seconds:.0f}s"
-    if minutes < 60:
-        return f"{minutes}m"
-    if minutes < 10 * 60:
-        return f"{minutes // 60}h{minutes % 60:02d}"
-    return f"{minutes // 60}h" if minutes < 72 * 60 else f"{minutes // 1440:,}d"
 
 
 def _say_when(one: "Standing", now: float) -> str:

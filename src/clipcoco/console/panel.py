@@ -10,6 +10,7 @@ from rich.text import Text
 WIDTH = 80
 SPARKS = "▁▂▃▄▅▆▇█"
 FRAME_LINES = 12  # all lines but the epochs, and one to spare for the prompt
+HEADS = ("epoch", "val loss", "R@1", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10")
 
 Row = Mapping[str, Any]
 
@@ -28,11 +29,8 @@ class View:
     evaluations: Sequence[Row]  # evaluation rows, one an epoch
 
 
-def draw(view: View, width: int, height: int, glyphs: Mapping[int, int]) -> Panel:
-    """The panel for a terminal of `width` columns and `height` lines, at most 80 columns wide.
-
-    `glyphs` is a str.translate table, for terminals that can't show them all.
-    """
+def draw(view: View, width: int, height: int) -> Panel:
+    """The panel for a terminal of `width` columns and `height` lines, at most 80 columns wide."""
     width = min(WIDTH, width)
     steps = f"step {view.done:,} of {view.total:,}  {view.done / view.total:4.0%}".replace("%", " %")
     lines = [
@@ -43,11 +41,9 @@ def draw(view: View, width: int, height: int, glyphs: Mapping[int, int]) -> Pane
         Text(),
         *_epochs(view, wide=width == WIDTH, room=max(1, height - FRAME_LINES)),
     ]
-    body = Text("\n").join(lines)
-    body.plain = body.plain.translate(glyphs)
     return Panel(
-        body,
-        title=Text(view.title.translate(glyphs)),
+        Text("\n").join(lines),
+        title=Text(view.title),
         title_align="left",
         subtitle=Text(view.subtitle) if view.subtitle else None,
         subtitle_align="left",
@@ -95,19 +91,22 @@ def _epochs(view: View, wide: bool, room: int) -> list[Text]:
     shown = list(view.evaluations[-room:])
     if best is not None and all(row is not best for row in shown):
         shown[0] = best
-    header = "  epoch val loss     R@1   i2t R@1" + ("     R@5    R@10" if wide else "") + "   t2i R@1"
-    header += "    R@5    R@10" if wide else ""
     by_chance = {**view.chance, "r1": (view.chance["i2t"]["r1"] + view.chance["t2i"]["r1"]) / 2}
-    lines = [Text(header, "dim"), Text(_epoch("chance", view.chance_loss, by_chance, wide), "dim")]
+    lines = [Text(_line(HEADS, wide), "dim"), Text(_line(_cells("chance", view.chance_loss, by_chance), wide), "dim")]
     for row in shown:
         mark = "*" if row is best else ""
-        lines.append(Text(_epoch(f"{row['epoch']}", row["val_loss"], row, wide) + mark, "green" if mark else ""))
+        cells = _cells(f"{row['epoch']}", row["val_loss"], row)
+        lines.append(Text(_line(cells, wide) + mark, "green" if mark else ""))
     return lines
 
 
-def _epoch(label: str, loss: float, row: Row, wide: bool) -> str:
-    i2t, t2i = row["i2t"], row["t2i"]
-    line = f"{label:>7}{loss:>9.3f}{row['r1']:>8.2f}{i2t['r1']:>10.2f}"
-    if wide:
-        return line + f"{i2t['r5']:>8.2f}{i2t['r10']:>8.2f}{t2i['r1']:>10.2f}{t2i['r5']:>7.2f}{t2i['r10']:>8.2f}"
-    return line + f"{t2i['r1']:>10.2f}"
+def _cells(label: str, loss: float, row: Row) -> list[str]:
+    recalls = [row[way][key] for way in ("i2t", "t2i") for key in ("r1", "r5", "r10")]
+    return [label, f"{loss:.3f}", *(f"{recall:.2f}" for recall in (row["r1"], *recalls))]
+
+
+def _line(cells: Sequence[str], wide: bool) -> str:
+    """A narrow panel has R@1 alone."""
+    rooms = (7, 9, 8, 10, 8, 8, 10, 7, 8)
+    shown = zip(cells, rooms, HEADS, strict=True)
+    return "".join(f"{cell:>{room}}" for cell, room, head in shown if wide or head not in ("R@5", "R@10"))

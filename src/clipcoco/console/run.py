@@ -14,17 +14,9 @@ from rich.text import Text
 
 from clipcoco import events
 from clipcoco.console import panel
-from clipcoco.console.terminal import (
-    Terminal,
-    glyphs,
-    printable,
-    say_bytes,
-    say_seconds,
-    short_seconds,
-    show,
-    summary_rows,
-)
+from clipcoco.console.terminal import Terminal, printable, show, summary_rows
 from clipcoco.runs.directory import RunDir
+from clipcoco.say import say_bytes, say_seconds, short_seconds
 
 LINE_SECONDS = 30.0  # between two plain lines of progress
 WORDS = {"evaluate": "encoding", "rank": "ranking", "features": "features", "check": "reading", "hash": "hashing"}
@@ -274,11 +266,8 @@ class RunConsole:
         console, run = self.terminal.err, self.run
         if run is None:
             share = self.phase.done / self.phase.total
-            text = panel.bar(share, 40).append(
-                f"  {WORDS[self.phase.phase]} {self.phase.done:,} of {self.phase.total:,}"
-            )
-            text.plain = text.plain.translate(glyphs(console))
-            return Group(text, Text())
+            what = f"  {WORDS[self.phase.phase]} {self.phase.done:,} of {self.phase.total:,}"
+            return Group(panel.bar(share, 40).append(what), Text())
         elapsed = say_seconds(round(time.monotonic() - self._began))
         view = panel.View(
             title=f"{run.name} · epoch {self._epoch()} of {run.epochs} · {elapsed}",
@@ -293,4 +282,4 @@ class RunConsole:
             evaluations=list(self.evaluations),
         )
         # The terminal echoes ^C into the empty line below; on the frame's own line it would tear the frame.
-        return Group(panel.draw(view, console.width, console.height, glyphs(console)), Text())
+        return Group(panel.draw(view, console.width, console.height), Text())

@@ -1,17 +1,16 @@
 """Progress of tasks that count bytes or images: a bar each on a terminal, now and then a line elsewhere."""
 
 import time
-from types import TracebackType
 from typing import Self
 
-from rich.cells import cell_len, set_cell_size
 from rich.live import Live
 from rich.text import Text
 
 from clipcoco.console import panel
 from clipcoco.console.run import LINE_SECONDS
-from clipcoco.console.terminal import Terminal, glyphs, printable, say_bytes, short_seconds, show
+from clipcoco.console.terminal import Terminal, printable, show
 from clipcoco.events import TaskProgress
+from clipcoco.say import say_bytes, short_seconds
 
 AMOUNT = 15  # columns of "100,241/118,287"
 REST = 18  # columns of "1,234 img/s  1h52m"
@@ -37,7 +36,7 @@ class TaskConsole:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
 
@@ -59,19 +58,16 @@ class TaskConsole:
             self._ended.add(event.task)
 
     def _picture(self) -> Text:
-        console, shown = self.terminal.err, list(self._shown.values())
-        room = console.width - AMOUNT - REST - 6  # for a name and its bar; the rest are gaps
-        longest = max((cell_len(printable(event.task)) for event, _ in shown), default=0)
-        name = min(longest, WIDEST_NAME, room - NARROWEST_BAR)
+        width, shown = self.terminal.err.width, self._shown.values()
+        room = width - AMOUNT - REST - 6  # for a name and its bar; the rest are gaps
+        names = [Text(printable(event.task)) for event, _ in shown]
+        longest = min(max((name.cell_len for name in names), default=0), WIDEST_NAME, room - NARROWEST_BAR)
         lines = []
-        for event, rest in shown:
-            task = printable(event.task)
-            line = Text("  " + (task if cell_len(task) <= name else set_cell_size(task, name - 1).rstrip() + "…"))
-            line.pad_right(name + 3 - line.cell_len)
-            line.append(panel.bar(event.done / event.total, min(WIDEST_BAR, room - name)))
-            line.append(f" {_amount(event):>{AMOUNT}}  {printable(rest)}")
-            line.truncate(console.width, overflow="ellipsis")
-            line.plain = line.plain.translate(glyphs(console))
+        for name, (event, rest) in zip(names, shown, strict=True):
+            name.truncate(longest, overflow="ellipsis", pad=True)
+            bar = panel.bar(event.done / event.total, min(WIDEST_BAR, room - longest))
+            line = Text.assemble("  ", name, " ", bar, f" {_amount(event):>{AMOUNT}}  {printable(rest)}")
+            line.truncate(width, overflow="ellipsis")
             lines.append(line)
         return Text("\n").join(lines)
 

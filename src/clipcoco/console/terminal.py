@@ -4,51 +4,30 @@ Whether to animate is decided here, from the stream itself: FORCE_COLOR would ma
 and an ASCII locale would end a run at its first table.
 """
 
+import codecs
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-# Shown one for one where the stream cannot write the original.
-ASCII = str.maketrans("·±→…━╸─▁▂▃▄▅▆▇█", "-~>.==-_.-~=+*#")
 LIVE_WIDTH = 60  # columns below which nothing is animated
+ASCII = str.maketrans("·±→…━╸─▁▂▃▄▅▆▇█", "-~>.==-_.-~=+*#")
 
 
-def say_seconds(seconds: float) -> str:
-    """A duration as a person says it: "0.4 s", "2 s", "1 min 41 s", "2 h 5 min"."""
-    if 0.05 <= seconds < 0.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for unit, name, small, small_name in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if whole >= unit:
-            rest = whole % unit // small
-            return f"{whole // unit} {name}" + (f" {rest} {small_name}" if rest else "")
-    return f"{whole} s"
+def _stand_ins(error: UnicodeError) -> tuple[str, int]:
+    """Shown one for one where a stream cannot write the original."""
+    assert isinstance(error, UnicodeEncodeError)
+    return error.object[error.start : error.end].translate(ASCII).encode("ascii", "replace").decode(), error.end
 
 
-def say_bytes(count: float) -> str:
-    """A size in decimal units, as disks and downloads are sold: "346 MB", "1.3 GB"."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= 0.9995 * unit:
-            return f"{count / unit:,.{1 if name == 'GB' or count < 9.95 * unit else 0}f} {name}"
-    return f"{count:.0f} B"
-
-
-def short_seconds(seconds: float) -> str:
-    """A duration in a column or a log line: "45s", "2m04s", "1h52m"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+codecs.register_error("stand-ins", _stand_ins)
 
 
 def printable(text: str) -> str:
@@ -81,7 +60,7 @@ def open_terminal(plain: bool = False) -> Terminal:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             try:
-                stream.reconfigure(errors="replace")
+                stream.reconfigure(errors="stand-ins")
             except OSError:  # a full disk: what still waits there would fail once more when the process ends
                 _silence(stream)
     consoles = [
@@ -95,16 +74,10 @@ def open_terminal(plain: bool = False) -> Terminal:
     return Terminal(out, err, live)
 
 
-def glyphs(console: Console) -> dict[int, int]:
-    """The str.translate table for what is shown on `console`."""
-    return {} if console.encoding.startswith("utf") else ASCII
-
-
 def show(console: Console, *lines: str | Text) -> None:
     """Print each line whole: wrapped on a terminal, while a file or a pipe gets it as it is."""
     for line in lines:
-        text = Text(printable(line)) if isinstance(line, str) else line.copy()
-        text.plain = text.plain.translate(glyphs(console))
+        text = Text(printable(line)) if isinstance(line, str) else line
         try:
             if console.file.isatty():
                 console.print(hanging(text, console))
@@ -140,6 +113,27 @@ def error_line(*mistakes: str) -> None:
     """`error: ...` on stderr, one line each, whatever the names in it."""
     lines = [Text.assemble(("error: ", "bold red"), printable(mistake)) for mistake in mistakes]
     show(open_terminal(plain=True).err, *lines)
+
+
+def table(
+    columns: Mapping[str, Sequence[str]], width: int, right: Collection[str] = (), cut: Mapping[str, int] | None = None
+) -> list[Text]:
+    """Cells below their heads, as lines of at most `width` columns where that is possible.
+
+    The columns of `cut` are cut where they must, to no less than so many cells; those of `right` end flush.
+    """
+    grid, needed = Table(box=None, padding=(0, 0, 0, 2)), 0
+    for head, cells in columns.items():
+        longest = max(map(cell_len, (head, *cells)))
+        least = min(longest, (cut or {}).get(head, longest))
+        needed += 2 + least
+        grid.add_column(head, justify="right" if head in right else "left", no_wrap=least == longest)
+    for row in zip(*columns.values(), strict=True):
+        grid.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
+    rendered = "".join(segment.text for segment in Console(width=max(width, needed)).render(grid)).removesuffix("\n")
+    lines = [Text(line.rstrip()) for line in rendered.split("\n")]
+    lines[0].stylize("dim")
+    return lines
 
 
 def summary_rows(rows: Iterable[tuple[str, str]]) -> list[Text]:

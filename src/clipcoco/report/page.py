@@ -18,6 +18,7 @@ from clipcoco.report.template import template
 from clipcoco.rows import EvaluationRow, Recalls
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.record import Record, read_record
+from clipcoco.say import say_bytes, say_seconds
 
 OURS = ("report.html", "figures")  # of the files of a run: made here, so not listed in what is made
 
@@ -38,7 +39,7 @@ def write_report(run: RunDir) -> Path:
     chance = record.result.protocols.own.chance if record else status.chance
     plots = training_plots(history, settings.config, chance, status.chance_loss)
     measured = evaluation_plots(record) if record else []
-    page = template("clipcoco.report", thousands="{:,}".format, size=_size, duration=_duration).render(
+    page = template("clipcoco.report", thousands="{:,}".format, size=say_bytes, duration=say_seconds).render(
         name=run.name,
         status=status,
         banner=_banner(run, status, history),
@@ -173,7 +174,7 @@ def _clock(history: History) -> list[tuple[str, str]]:
     steps = sum(row.clock.seconds or 0 for row in history.steps)
     evaluations = sum(row.clock.seconds or 0 for row in history.evaluations)
     rows = [("training steps", steps), (f"{len(history.evaluations)} evaluations", evaluations)]
-    return [(label, _duration(seconds)) for label, seconds in rows if seconds]
+    return [(label, say_seconds(seconds)) for label, seconds in rows if seconds]
 
 
 def _files(folder: Path) -> list[tuple[str, int]]:
@@ -186,20 +187,6 @@ def _files(folder: Path) -> list[tuple[str, int]]:
         with contextlib.suppress(FileNotFoundError):  # a run at work renames its checkpoints
             found.append((name.as_posix(), path.stat().st_size))
     return found
-
-
-def _size(count: float) -> str:
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= unit:
-            return f"{count / unit:,.1f} {name}"
-    return f"{count:.0f} bytes"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def _utc(seconds: float | None) -> str:

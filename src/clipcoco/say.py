@@ -1,0 +1,32 @@
+"""How a duration and a size are said, everywhere."""
+
+_UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
+
+
+def say_seconds(seconds: float) -> str:
+    """A duration as a person says it: "0.4 s", "2 s", "1 min 41 s", "2 h 5 min"."""
+    if 0.05 <= seconds < 0.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, name, small, small_name in _UNITS:
+        if whole >= unit:
+            rest = whole % unit // small
+            return f"{whole // unit} {name}" + (f" {rest} {small_name}" if rest else "")
+    return f"{whole} s"
+
+
+def short_seconds(seconds: float) -> str:
+    """A duration in a column or a log line: "45s", "2m04s", "1h52m", "3d02h"."""
+    whole = round(seconds)
+    for unit, name, small, small_name in _UNITS:
+        if whole >= unit:
+            return f"{whole // unit}{name[0]}{whole % unit // small:02d}{small_name[0]}"
+    return f"{whole}s"
+
+
+def say_bytes(count: float) -> str:
+    """A size in decimal units, as disks and downloads are sold: "346 MB", "1.3 GB"."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= 0.9995 * unit:
+            return f"{count / unit:,.{1 if name == 'GB' or count < 9.95 * unit else 0}f} {name}"
+    return f"{count:.0f} B"
