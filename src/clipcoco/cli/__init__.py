@@ -12,7 +12,6 @@ import typer
 
 from clipcoco.cli import env, evaluate, export, inspect, prepare, report, runs, search, train
 from clipcoco.cli.habits import say_usage
-from clipcoco.cli.options import debugging
 from clipcoco.cli.signals import NAMES, handled
 from clipcoco.config.text import shown
 from clipcoco.console import error_line
@@ -53,17 +52,11 @@ def _root(
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
     elif context.invoked_subcommand != "env":
-        _check_folder()
-
-
-def _check_folder() -> None:
-    """Before torch is imported, which without a working directory ends the process in a way of its own."""
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"the working directory is gone: {error.strerror} (cd). Change to a folder that exists"
-        ) from error
+        try:  # before torch is imported, which without a working directory ends the process in a way of its own
+            os.getcwd()
+        except OSError as error:
+            what = f"the working directory is gone: {error.strerror} (cd)"
+            raise EnvironmentProblem(f"{what}. Change to a folder that exists") from error
 
 
 _FIRST = {"help": "--help", "version": "--version"}  # commands elsewhere
@@ -103,7 +96,7 @@ def _tell(error: Exception, words: Sequence[str]) -> int:
     if hasattr(error, "format_message"):  # typer's own, for usage: it vendors click, so no class to name
         error_line(say_usage(error, words))
         return ExitCode.CONFIG
-    if debugging():
+    if "--debug" in words:
         with suppress(OSError):
             traceback.print_exc()
     known = error if isinstance(error, ClipcocoError) else broken_package(error)
@@ -111,9 +104,8 @@ def _tell(error: Exception, words: Sequence[str]) -> int:
         error_line(*(known.mistakes if isinstance(known, ConfigError) else [str(known)]))
         return known.exit_code
     if is_out_of_memory(error):
-        error_line(
-            f"the memory does not suffice ({type(error).__name__}). Close other programs, or try another --device"
-        )
+        what = f"the memory does not suffice ({type(error).__name__})"
+        error_line(f"{what}. Close other programs, or try another --device")
         return ExitCode.ENVIRONMENT
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         error_line(f"{shown(str(error.filename))} is longer than a name can be (command line). Shorten it")

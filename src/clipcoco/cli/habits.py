@@ -21,9 +21,6 @@ _COMMANDS = {
     "report": "plot plots html page summary",
     "export --format FORMAT --output FOLDER": "convert save onnx",
 }
-_CHECKPOINT = (
-    "resume resume-from resume-from-checkpoint continue checkpoint ckpt ckpt-path checkpoint-path load run model"
-)
 _OPTIONS = {  # an option of ours, where the command has it: what others call it
     "--config": "c cfg config-file config-path conf yaml",
     "--preset": "p recipe",
@@ -42,21 +39,24 @@ _OPTIONS = {  # an option of ours, where the command has it: what others call it
     "--output": "output-dir out-dir out o dest dir save-dir folder",
     "--runs-dir": "output-dir out-dir output out o save-dir log-dir logdir work-dir workdir results-dir logs",
 }
-_WORDS = {  # commands that take it without an option
-    **dict.fromkeys(("resume", "report", "export"), f"{_CHECKPOINT} run name preset"),
-    "eval": "run name preset",
-    "inspect-config": "preset p config c cfg file",
-}
-_ANSWERS = {  # of a command: a sentence where we have no such option, and what others call it
-    "train": {
-        "Pictures are those of the setting data.root: data.root=FOLDER. It is made of your own by clipcoco "
-        "prepare-data --captions FILE --images DIR": "images image-dir images-dir image-folder img-dir",
-        "Training is counted in epochs: train.epochs=N": "steps max-steps num-steps iters max-iters iterations",
-        "A run is never overwritten. Take another --name, or go on: clipcoco resume RUN": "overwrite force f exist-ok",
-        "Curves are TensorBoard's: tensorboard --logdir runs": "wandb use-wandb wandb-project tensorboard tb mlflow",
-    },
-    "resume": {"Did you mean clipcoco resume? It takes the newest run": "last latest newest auto"},
-    "runs": {"Did you mean clipcoco runs A B?": "compare diff"},
+_RESUME = "resume resume-from resume-from-checkpoint continue"
+_CHECKPOINT = "checkpoint ckpt ckpt-path checkpoint-path load run"
+_ANSWERS = {  # a sentence where we have no such option: of these commands, and what others call it
+    "Did you mean clipcoco {command} {name}?": f"resume report export: {_RESUME} {_CHECKPOINT} model name preset",
+    "Did you mean clipcoco eval {name}?": "eval: run name preset",
+    "Did you mean --checkpoint {run}?": f"eval: {_RESUME} {_CHECKPOINT} model",
+    "Did you mean --run {run}?": f"search: {_RESUME} {_CHECKPOINT} model",
+    "Did you mean clipcoco inspect-config {name}?": "inspect-config: preset p config c cfg file",
+    "To go on with a run: clipcoco resume {run}": f"train: {_RESUME}",
+    "To go on with a run: clipcoco resume {run}; with its weights alone, anew: --init {run}": f"train: {_CHECKPOINT}",
+    "Pictures are those of the setting data.root: data.root=FOLDER. It is made of your own by clipcoco "
+    "prepare-data --captions FILE --images DIR": "train: images image-dir images-dir image-folder img-dir",
+    "Training is counted in epochs: train.epochs=N": "train: steps max-steps num-steps iters max-iters iterations",
+    "A run is never overwritten. Take another --name, or go on: "
+    "clipcoco resume RUN": "train: overwrite force f exist-ok",
+    "Curves are TensorBoard's: tensorboard --logdir runs": "train: wandb use-wandb wandb-project tensorboard tb mlflow",
+    "Did you mean clipcoco resume? It takes the newest run": "resume: last latest newest auto",
+    "Did you mean clipcoco runs A B?": "runs: compare diff",
 }
 _SWITCHES = ("--dry-run", "--plain", "--debug", "--version")
 _LETTERS = {"b": "train.batch_size", "e": "train.epochs", "j": "data.workers", "w": "data.workers", "a": "arch"}
@@ -105,34 +105,19 @@ def _command(typed: str, known: Sequence[str]) -> str | None:
 def _option(typed: str, value: str | None, command: str, known: Sequence[str]) -> str | None:
     name = typed.lstrip("-").lower().replace("_", "-")
     given = shlex.quote(value) if value else None
-    if name in _WORDS.get(command, "").split():
-        return f"Did you mean clipcoco {command} {given or 'NAME'}?"
-    if said := next((said for said, theirs in _ANSWERS.get(command, {}).items() if name in theirs.split()), None):
-        return said
-    if name in _CHECKPOINT.split() and (hint := _checkpoint(name, given, command, known)):
-        return hint
+    for said, words in _ANSWERS.items():
+        commands, theirs = words.split(": ")
+        if command in commands.split() and name in theirs.split():
+            return said.format(command=command, name=given or "NAME", run=given or "RUN")
     same = closest(f"--{name}", known, 0.85)
     ours = same or next((ours for ours in _OPTIONS if ours in known and name in _OPTIONS[ours].split()), None)
+    if ours is None:
+        return _setting(name, value, command, known)
     if ours == "--device" != same:
         given = _device(name, value)
-    if ours:
-        shown = f"{ours} {given}" if given and ours not in _SWITCHES else ours
-        also = (
-            " It is the folder of all runs; --name NAME is this one's"
-            if ours == "--runs-dir" != same and "--name" in known
-            else ""
-        )
-        return f"Did you mean {shown}?{also}"
-    return _setting(name, value, command, known)
-
-
-def _checkpoint(name: str, given: str | None, command: str, known: Sequence[str]) -> str | None:
-    file = given or "RUN"
-    if command == "train" and name != "model":
-        new = f"; with its weights alone, anew: --init {file}" if "resume" not in name and name != "continue" else ""
-        return f"To go on with a run: clipcoco resume {file}{new}"
-    option = next((option for option in ("--checkpoint", "--run") if option in known), None)
-    return f"Did you mean {option} {file}?" if option else None
+    shown = f"{ours} {given}" if given and ours not in _SWITCHES else ours
+    also = " It is the folder of all runs; --name NAME is this one's"
+    return f"Did you mean {shown}?{also if ours == '--runs-dir' != same and '--name' in known else ''}"
 
 
 def _device(name: str, value: str | None) -> str:

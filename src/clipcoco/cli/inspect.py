@@ -77,26 +77,18 @@ def _derive(loaded: LoadedConfig) -> Derived:
 
 
 def _list_presets(json_: bool) -> int:
-    terminal = open_terminal()
-    loaded = {name: load_config(name) for name in preset_names()}
+    configs = {name: load_config(name).config for name in preset_names()}
     if json_:
-        print_json({"schema": 1, "presets": {name: to_plain(entry.config) for name, entry in loaded.items()}})
+        print_json({"schema": 1, "presets": {name: to_plain(config) for name, config in configs.items()}})
         return ExitCode.OK
-    rows = []
-    for name, entry in loaded.items():
-        config = entry.config
-        rows.append(
-            (
-                name,
-                f"{config.data.root}: {config.data.train_fraction:.0%} train, {config.data.val_fraction:.0%} val; "
-                f"batch {config.train.batch_size}, {config.train.epochs} epochs, {config.model.vision.backbone}",
-            )
+    rows = [
+        (
+            name,
+            f"{config.data.root}: {config.data.train_fraction:.0%} train, {config.data.val_fraction:.0%} val; "
+            f"batch {config.train.batch_size}, {config.train.epochs} epochs, {config.model.vision.backbone}",
         )
-    show(
-        terminal.out,
-        *summary_rows(rows),
-        "",
-        f"in {presets_folder()}",
-        "clipcoco inspect-config NAME shows every setting",
-    )
+        for name, config in configs.items()
+    ]
+    below = f"in {presets_folder()}", "clipcoco inspect-config NAME shows every setting"
+    show(open_terminal().out, *summary_rows(rows), "", *below)
     return ExitCode.OK

@@ -17,17 +17,6 @@ from clipcoco.config.text import expanded, one_line
 from clipcoco.errors import ConfigError
 from clipcoco.runs.directory import RunDir
 
-_debug = False
-
-
-def _note_debug(value: bool) -> None:
-    global _debug
-    _debug = value
-
-
-def debugging() -> bool:
-    return _debug
-
 
 def expanded_path(value: Path | None) -> Path | None:
     """The callback of each option that is a path: after `--option=` no shell fills in ~."""
@@ -126,7 +115,7 @@ Device = Annotated[
 ]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no panel.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.", callback=_note_debug)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]
 
 
 def load_from(
@@ -175,9 +164,14 @@ def data_changes(changes: list[str] | None, bare: list[str], what: str) -> list[
 
 
 def print_json(value: object) -> None:
-    """One object on stdout; a reader that has gone is no error."""
+    """One object on stdout."""
+    write_out(json.dumps(value).encode())
+
+
+def write_out(text: bytes) -> None:
+    """To a program that reads stdout; one that has gone is no error."""
     try:
-        typer.echo(json.dumps(value))
+        typer.echo(text)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,11 +1,11 @@
 """`clipcoco report`."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from clipcoco.cli.evaluate import measure_run
 from clipcoco.cli.options import RUNS, Debug, Device, Json, Run, RunsDir, print_json, split_words
 from clipcoco.config.load import load_config
-from clipcoco.config.schema import DataConfig
 from clipcoco.console import Terminal, open_terminal, printable, show, summary_rows
 from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError, ExitCode, broken_package
 from clipcoco.runs.directory import RunDir
@@ -45,20 +45,15 @@ def report(
 
 def _measure(run: RunDir, device: str | None, terminal: Terminal) -> bool:
     """Whether that was possible; if not, a line says why, and the page will do without."""
+    data = None
+    with suppress(ConfigError):  # where config.yaml says that the data are: a resume may have noted a new place there
+        data = load_config(file=run.config).config.data
     try:
-        measure_run(run, _data(run), device, terminal)
+        measure_run(run, data, device, terminal)
     except ClipcocoError as error:
         show(terminal.err, f"note: {run.name} is not measured: {printable(str(error))}")
         return False
     return True
-
-
-def _data(run: RunDir) -> DataConfig | None:
-    """Where config.yaml says that the data are: a resume may have noted a new place there."""
-    try:
-        return load_config(file=run.config).config.data
-    except ConfigError:
-        return None
 
 
 def write_or_warn(run: RunDir, tell: Callable[[str], object]) -> None:

@@ -23,6 +23,7 @@ from clipcoco.cli.options import (
     data_changes,
     expanded_path,
     print_json,
+    write_out,
 )
 from clipcoco.config.load import override
 from clipcoco.console import RunConsole, Terminal, open_terminal, printable, say_seconds, show
@@ -100,11 +101,17 @@ def search(
     with RunConsole(terminal) as console:
         told = Told(console, lambda line: show(terminal.err, Text.assemble(("note: ", "yellow"), printable(line))))
         result = answer(Query(text, image), searched, gallery, home / "index", device, count, told)
+    things = "captions" if result.captions else "images"
     if result.encoded:
-        show(terminal.err, _say_encoding(result))
-    about = f"{name + ', ' if name else ''}{searched.words} · {_say_gallery(result)}"
-    if quiet:
-        _paths_to_stdout([hit.path for hit in result.hits])
+        kept = ", kept for next time" if result.kept else ""
+        took = say_seconds(result.encoding_seconds)
+        show(terminal.err, f"Encoding {result.encoded:,} {things} … {took}{kept}")
+    about = f"{name + ', ' if name else ''}{searched.words} · {result.captions or result.images:,} {things} of "
+    about += result.gallery
+    if quiet:  # to a program as they are, in bytes: a file name need not be text
+        as_text = sys.stdout.isatty()
+        paths = (printable(str(hit.path)).encode() if as_text else os.fsencode(hit.path) for hit in result.hits)
+        write_out(b"\n".join(paths))
         return ExitCode.OK
     page = _write_page(home / "search", result, about, told.tell)
     if json_:
@@ -147,18 +154,6 @@ def _open(found: Found | None, images: Path | None, model: str | None, changes: 
     return searched or ours, gallery
 
 
-def _say_gallery(result: "Answer") -> str:
-    if result.captions:
-        return f"{result.captions:,} captions of {result.gallery}"
-    return f"{result.images:,} images of {result.gallery}"
-
-
-def _say_encoding(result: "Answer") -> str:
-    things = "captions" if result.captions else "images"
-    kept = ", kept for next time" if result.kept else ""
-    return f"Encoding {result.encoded:,} {things} … {say_seconds(result.encoding_seconds)}{kept}"
-
-
 def _write_page(folder: Path, result: "Answer", about: str, tell: Callable[[str], None]) -> Path | None:
     from clipcoco.search.page import write_page
 
@@ -185,26 +180,13 @@ def _plain(result: "Answer", run: str | None, model: str, page: Path | None) -> 
     }
 
 
-def _paths_to_stdout(paths: list[Path]) -> None:
-    """To a program as they are, in bytes: a file name need not be text. A reader that has gone is no error."""
-    to_person = sys.stdout.isatty()
-    try:
-        typer.echo(b"\n".join(printable(str(path)).encode() if to_person else os.fsencode(path) for path in paths))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _show(terminal: Terminal, result: "Answer", about: str, page: Path | None) -> None:
-    show(terminal.err, f"{about} · {_milliseconds(result.seconds)}", "")
+    seconds = result.seconds
+    took = f"{max(1, round(1000 * seconds))} ms" if seconds < 0.95 else say_seconds(seconds)
+    show(terminal.err, f"{about} · {took}", "")
     show(terminal.out, *_rows(terminal.out, result.hits))
     if page:
-        linked = _linked(str(page), page.absolute())
-        show(terminal.err, "", Text.assemble("  pictures  ", linked))
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{max(1, round(1000 * seconds))} ms" if seconds < 0.95 else say_seconds(seconds)
+        show(terminal.err, "", Text.assemble("  pictures  ", _linked(str(page), page.absolute())))
 
 
 def _rows(console: Console, hits: tuple["Hit", ...]) -> list[Text]:

@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from clipcoco.cli.options import print_json
-from clipcoco.console import TaskConsole, Terminal, show
+from clipcoco.console import TaskConsole, Terminal, printable, show, table
 from clipcoco.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -23,10 +25,9 @@ def working(terminal: Terminal, stopped: str = "The same command goes on where i
     try:
         with TaskConsole(terminal) as console:
             yield console
-    except Exception:
-        raise
-    except BaseException:
-        show(terminal.err, f"Stopped. {stopped}")
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            show(terminal.err, f"Stopped. {stopped}")
         raise
 
 
@@ -40,10 +41,10 @@ def show_verified(terminal: Terminal, wish: "Wish", json_: bool) -> int:
     with working(terminal, "Nothing was changed.") as report:
         for split in FOLDERS:
             whole = read_captions(wish.root, split)
-            table = whole.subset(wish.fractions[split], wish.subset_seed)
-            found.append(verify(whole, table, COCO.counts[split], wish.prepared_size, report))
+            part = whole.subset(wish.fractions[split], wish.subset_seed)
+            found.append(verify(whole, part, COCO.counts[split], wish.prepared_size, report))
             if wish.prepared_size:
-                copies[split] = verify_copies(table, wish.prepared_size, report)
+                copies[split] = verify_copies(part, wish.prepared_size, report)
     across = len(found[0].hashes & found[1].hashes)
     broken = sum(split.problems for split in found) + sum(len(a) + len(s) for a, s in copies.values())
     if json_:
@@ -52,49 +53,43 @@ def show_verified(terminal: Terminal, wish: "Wish", json_: bool) -> int:
         told["copies"] = {split: {"altered": a, "stale": s} for split, (a, s) in copies.items()}
         print_json({**told, "sound": not broken})
         return ExitCode.DATA if broken else ExitCode.OK
-    show(terminal.out, *_table(found, copies, across), "")
+    show(terminal.out, *_lines(found, copies, across, terminal.out.width), "")
     if broken:
-        show(terminal.out, f"{broken:,} files are not as they should be. Get them anew: the same command without "
-             "--verify, after removing them")  # fmt: skip
+        next_ = "Get them anew: the same command without --verify, after removing them"
+        show(terminal.out, f"{broken:,} files are not as they should be. {next_}")
         return ExitCode.DATA
     show(terminal.out, "All files are present and unchanged.")
     return ExitCode.OK
 
 
-def _table(
-    found: "list[Verified]", copies: dict[str, tuple[tuple[str, ...], tuple[str, ...]]], across: int
-) -> list[str]:
-    head, rows = f"  {'':<34}" + "".join(f"{split.split:>12}" for split in found), []
-
-    def row(label: str, values: list[object]) -> None:
-        rows.append(f"  {label:<34}" + "".join(f"{value:>12,}" if isinstance(value, int) else f"{value:>12}"
-                                                for value in values))  # fmt: skip
-
-    row("images", [split.images for split in found])
-    row("captions", [split.captions for split in found])
-    row("the published counts", ["yes" if split.official else "no" for split in found])
-    row("missing", [len(split.missing) for split in found])
-    row("altered", [len(split.altered) for split in found])
-    row("unreadable", [len(split.unreadable) for split in found])
-    if copies:
-        row("copies altered or gone", [len(copies[split.split][0]) for split in found])
-        row("copies of another original", [len(copies[split.split][1]) for split in found])
-    row("greyscale", [split.greyscale for split in found])
-    row("named as another format", [len(split.wrong_type) for split in found])
-    row("exact duplicates within", [split.duplicates for split in found])
-    row("captions of several images", [split.equal_captions for split in found])
-    rows.append(f"  {'exact duplicates across the splits':<34}{across:>12,}")
-    for split in found:
-        altered, stale = copies.get(split.split, ((), ()))
-        for label, files in (
-            ("missing", split.missing),
-            ("altered", split.altered),
-            ("unreadable", split.unreadable),
-            ("copy altered or gone", altered),
-            ("copy of another original", stale),
-            ("named as another format", split.wrong_type),
-        ):
-            if files:
-                more = f" and {len(files) - _NAMED:,} more (--json names all)" if len(files) > _NAMED else ""
-                rows.append(f"  {label}: {', '.join(files[:_NAMED])}{more}")
-    return [head, *rows]
+def _lines(
+    found: "list[Verified]", copies: dict[str, tuple[tuple[str, ...], tuple[str, ...]]], across: int, width: int
+) -> list[Text]:
+    """A table of both splits, and some of the files that it counts by name."""
+    files = {
+        "missing": [split.missing for split in found],
+        "altered": [split.altered for split in found],
+        "unreadable": [split.unreadable for split in found],
+        "copies altered or gone": [altered for altered, _ in copies.values()],
+        "copies of another original": [stale for _, stale in copies.values()],
+        "named as another format": [split.wrong_type for split in found],
+    }
+    files = {label: of_splits for label, of_splits in files.items() if of_splits}
+    counts = {
+        "images": [split.images for split in found],
+        "captions": [split.captions for split in found],
+        "the published counts": ["yes" if split.official else "no" for split in found],
+        **{label: [len(names) for names in of_splits] for label, of_splits in files.items()},
+        "greyscale": [split.greyscale for split in found],
+        "exact duplicates within": [split.duplicates for split in found],
+        "captions of several images": [split.equal_captions for split in found],
+        "exact duplicates across the splits": [across, ""],
+    }
+    cells = [[f"{n:,}" if isinstance(n, int) else n for n in column] for column in zip(*counts.values(), strict=True)]
+    columns = {"": list(counts), **dict(zip((split.split for split in found), cells, strict=True))}
+    lines = table(columns, width, right=list(columns)[1:])
+    for label, of_splits in files.items():
+        for names in filter(None, of_splits):
+            more = f" and {len(names) - _NAMED:,} more (--json names all)" if len(names) > _NAMED else ""
+            lines.append(Text(printable(f"  {label}: {', '.join(names[:_NAMED])}{more}")))
+    return lines
