@@ -100,7 +100,7 @@ def main() -> None:
             method(*inputs)
             seconds[name].append(time.perf_counter() - start)
     table, peer = recall_table(*inputs), clip_benchmark(*inputs)
-    ours = [(getattr(table.t2i, f"r{k}"), getattr(table.i2t, f"r{k}")) for k in CUTOFFS]
+    ours = [(table.t2i[f"r{k}"], table.i2t[f"r{k}"]) for k in CUTOFFS]
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"torch {torch.__version__}, {platform.machine()}, {arguments.threads} threads, load {load}")
     gap = max(abs(a - b) for pair in zip(ours, peer, strict=True) for a, b in zip(*pair, strict=True))

@@ -149,9 +149,9 @@ def test_the_card_has_the_recall_table_with_galleries_chance_and_interval(toy, f
     recall = export(toy, tmp_path / "x").parity.recall.export
     card = (tmp_path / "x" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: safetensors\nlicense: ")
-    low, high = recall["interval"]["i2t"]["r5"]
-    assert f"| image to text | 120 | {recall['i2t']['r1']:.2f} (" in card
-    assert f"{recall['i2t']['r5']:.2f} ({low:.1f} to {high:.1f})" in card
+    low, high = recall.interval.i2t["r5"]
+    assert f"| image to text | 120 | {recall.i2t['r1']:.2f} (" in card
+    assert f"{recall.i2t['r5']:.2f} ({low:.1f} to {high:.1f})" in card
     assert f"| by chance | 24 | {100 / 24:.2f} |" in card
     assert "24 validation images and their 120 captions, in float32" in card
     assert "$" not in card

@@ -28,7 +28,6 @@ from clipcoco.data.captions import read_captions
 from clipcoco.data.images import decode, evaluation_view, pixels_of, read, training_view
 from clipcoco.data.manifest import copies_manifest
 from clipcoco.data.split import Source, choose_source
-from clipcoco.data.thumbnails import thumbnails
 from clipcoco.data.viewer import UnreadableImage, opened, size_shown, thumbnail
 from clipcoco.engine.device import choose_device
 from clipcoco.engine.features import feature_key
@@ -147,9 +146,7 @@ WAYS: dict[str, Callable[[Path], Tensor]] = {
     "searched folder": searched,
     "query": query._picture,
     "search page": on_page,
-    "report": lambda path: tensor(
-        Image.open(io.BytesIO(base64.b64decode(thumbnails(path.parent, [path.name])[path.name])))
-    ),
+    "report": lambda path: tensor(Image.open(io.BytesIO(base64.b64decode(thumbnail(path, 160))))),
     "API path": lambda path: _pixels(0, path),
     "API picture": opened_by_pillow,
 }
@@ -339,7 +336,7 @@ def test_the_size_is_that_of_the_picture_as_shown() -> None:
 
 def test_a_thumbnail_is_small_and_absent_for_what_is_no_picture(tmp_path: Path) -> None:
     Image.new("RGBA", (1200, 600), (200, 30, 30, 128)).save(tmp_path / "a.png", exif=exif(6))
-    with Image.open(io.BytesIO(thumbnail(tmp_path / "a.png", 240) or b"")) as image:
+    with Image.open(io.BytesIO(base64.b64decode(thumbnail(tmp_path / "a.png", 240) or ""))) as image:
         assert (image.format, image.size) == ("JPEG", (120, 240))
     Image.new("1", (9000, 8000)).save(tmp_path / "huge.png")
     Image.new("L", (90, 80)).save(tmp_path / "other.gif")

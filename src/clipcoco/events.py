@@ -1,13 +1,52 @@
 """What a run tells the world: the engine calls `report(event)` and knows nobody who listens.
 
-A row of metrics.jsonl is one of the recorded events (`RECORDED`) as a dictionary; all that comes from a
+A row of metrics.jsonl is one of the recorded events (`Recorded`) as a dictionary; all that comes from a
 clock is in its `clock`, so that two runs compare equal without it. Losses are in nats, recalls in percent.
+The limits are for rows that are read again, from the file or from a checkpoint: either may be a stranger's.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, GetPydanticSchema, Strict, TypeAdapter, WrapValidator
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
+
+Count = Annotated[int, Field(strict=True, ge=0)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Percent = Annotated[Finite, Field(ge=0, le=100)]
+# JSON has no number that is not finite: None stands for it in a row, and becomes NaN again.
+Number = Annotated[Finite, WrapValidator(lambda value, finite: math.nan if value is None else finite(value))]
+
+
+class _Recalls(TypedDict):
+    r1: Percent
+    r5: Percent
+    r10: Percent
+    median_rank: Annotated[Finite, Field(ge=0, le=1e12)]
+
+
+class _Chance(TypedDict):
+    i2t: _Recalls
+    t2i: _Recalls
+
+
+class _Clock(TypedDict, total=False):
+    seconds: Number
+    images_per_second: Number
+    data_wait: Number  # a share
+
+
+def _shaped(shape: Any) -> GetPydanticSchema:
+    """A dictionary that must have the keys of `shape` when it is read again."""
+    return GetPydanticSchema(lambda source, handler: handler.generate_schema(shape))
+
+
+Recalls = Annotated[dict[str, float], _shaped(_Recalls)]
+Chance = Annotated[dict[str, Recalls], _shaped(_Chance)]
+Clock = Annotated[dict[str, float], _shaped(_Clock)]
 
 
 @dataclass(frozen=True)
@@ -23,7 +62,7 @@ class RunStarted:
     epochs: int
     batch_size: int
     header: tuple[tuple[str, str], ...]  # (label, text) lines for a person, e.g. ("data", "...")
-    chance: dict[str, Any]  # chance level of the validation gallery: {"i2t": {"r1", ...}, "t2i": {...}}
+    chance: Chance  # level of the validation gallery
     chance_loss: float  # of guessing among one batch
     rows: tuple[dict[str, Any], ...]  # rows of metrics.jsonl so far, when resumed
 
@@ -44,59 +83,57 @@ class Progress:
 class StepDone:
     """Means over the log interval that ends with this step; lr and temperature as of this step."""
 
-    step: int
-    epoch: int
-    loss: float
-    lr: float
-    temperature: float
-    grad_norm: float
-    clock: dict[str, float] = field(default_factory=dict)  # seconds, images_per_second, data_wait (a share)
-    event: str = "step"
+    step: Count
+    epoch: Count
+    loss: Number
+    lr: Number
+    temperature: Number
+    grad_norm: Number
+    clock: Clock = field(default_factory=dict)
+    event: Literal["step"] = "step"
 
 
 @dataclass(frozen=True)
 class StepSkipped:
     """The loss or the gradient of this step was not finite: the weights stayed as they were."""
 
-    step: int
-    epoch: int
+    step: Count
+    epoch: Count
     reason: str
-    event: str = "skipped"
+    event: Literal["skipped"] = "skipped"
 
 
 @dataclass(frozen=True)
 class ImageReplaced:
     """An image could not be read; another one took its place. Told once an image."""
 
-    step: int
-    epoch: int
+    step: Count
+    epoch: Count
     file: str
-    event: str = "replaced"
+    event: Literal["replaced"] = "replaced"
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """`i2t` and `t2i` are {"r1", "r5", "r10", "median_rank"}."""
-
-    step: int
-    epoch: int
-    val_loss: float
-    i2t: dict[str, float]
-    t2i: dict[str, float]
-    r1: float
-    rsum: float
-    weights_sha256: str
-    best: bool
-    clock: dict[str, float] = field(default_factory=dict)  # seconds
-    event: str = "evaluation"
+    step: Count
+    epoch: Count
+    val_loss: Number
+    i2t: Recalls
+    t2i: Recalls
+    r1: Finite
+    rsum: Number = math.nan
+    weights_sha256: str = ""
+    best: Annotated[bool, Strict()] = False
+    clock: Clock = field(default_factory=dict)
+    event: Literal["evaluation"] = "evaluation"
 
 
 @dataclass(frozen=True)
 class Warned:
-    step: int
-    epoch: int
+    step: Count
+    epoch: Count
     message: str
-    event: str = "warning"
+    event: Literal["warning"] = "warning"
 
 
 @dataclass(frozen=True)
@@ -117,9 +154,8 @@ class RunEnded:
     seconds: float
 
 
-RECORDED = (StepDone, StepSkipped, ImageReplaced, Evaluated, Warned)
-
-Event = RunStarted | Progress | StepDone | StepSkipped | ImageReplaced | Evaluated | Warned | CheckpointSaved | RunEnded
+Recorded = StepDone | StepSkipped | ImageReplaced | Evaluated | Warned
+Event = RunStarted | Progress | Recorded | CheckpointSaved | RunEnded
 Report = Callable[[Event], None]
 
 
@@ -135,3 +171,26 @@ class TaskProgress:
 
 
 ReportTask = Callable[[TaskProgress], None]
+
+
+class _Named(TypedDict):
+    """A row of a later version."""
+
+    step: Count
+    epoch: Count
+    event: str
+
+
+_RECORDED: TypeAdapter[Recorded] = TypeAdapter(Annotated[Recorded, Field(discriminator="event")])
+_NAMED = TypeAdapter(_Named)
+
+
+def read_row(line: bytes) -> Recorded:
+    """The event that is a line of metrics.jsonl. Raises pydantic's ValidationError."""
+    return _RECORDED.validate_json(line)
+
+
+def check_row(row: dict[str, Any]) -> None:
+    """Of a checkpoint; an event that later versions add is passed over. Raises pydantic's ValidationError."""
+    known = row.get("event") in [kind.event for kind in get_args(Recorded)]
+    (_RECORDED if known else _NAMED).validate_python(row)

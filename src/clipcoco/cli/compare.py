@@ -16,11 +16,12 @@ from clipcoco.cli.standing import Standing, read_standing
 from clipcoco.config.load import flatten, load_config
 from clipcoco.config.text import shown
 from clipcoco.console import Terminal, printable, say_half, show, table
+from clipcoco.engine.results import RecallTable
 from clipcoco.errors import ConfigError, ExitCode
-from clipcoco.rows import EvaluationRow
+from clipcoco.events import Evaluated
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.names import find_run
-from clipcoco.runs.record import Hits, Protocol, read_record
+from clipcoco.runs.record import Hits, read_record
 
 DIRECTIONS = {"i2t": "image -> text", "t2i": "text -> image", "mean": "mean"}
 CUTOFFS = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
@@ -155,7 +156,7 @@ def _recalls_of(one: Standing) -> _Recalls:
     if record is not None and one.best is not None and record.result.step != one.best.step:
         record, why = None, "it was measured at another step"
     if record is not None:
-        result, own = record.result, record.result.protocols.own
+        result, own = record.result, record.result.protocols["own"]
         intervals = {("mean", "r1"): own.interval.r1} if own.interval else {}
         for direction in ("i2t", "t2i") if own.interval else ():
             known = getattr(own.interval, direction)
@@ -178,9 +179,9 @@ def _recalls_of(one: Standing) -> _Recalls:
     return _Recalls(_by_metric(one.best), {}, None, gallery, None, note)
 
 
-def _by_metric(own: Protocol | EvaluationRow) -> dict[tuple[str, str], float]:
+def _by_metric(own: RecallTable | Evaluated) -> dict[tuple[str, str], float]:
     return {
-        (direction, metric): own.r1 if direction == "mean" else float(getattr(getattr(own, direction), metric))
+        (direction, metric): own.r1 if direction == "mean" else float(getattr(own, direction)[metric])
         for direction, metric in RECALLS
     }
 

@@ -83,8 +83,8 @@ def _show(exported: "Export", found: Found, format_: str, json_: bool) -> int:
     if parity.recall:
         before, after = parity.recall.checkpoint, parity.recall.export
         lines.append(
-            f"mean R@1 on {after['images']:,} validation images: {before['r1']:.2f} of the checkpoint, "
-            f"{after['r1']:.2f} of the export"
+            f"mean R@1 on {after.images:,} validation images: {before.r1:.2f} of the checkpoint, "
+            f"{after.r1:.2f} of the export"
         )
     show(terminal.out, *lines, f"how to load it: {exported.folder / 'README.md'}")
     return ExitCode.OK

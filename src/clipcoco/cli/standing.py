@@ -16,7 +16,7 @@ from clipcoco.console import say_seconds
 from clipcoco.disk.files import read_own
 from clipcoco.disk.locks import is_held
 from clipcoco.errors import ConfigError, ExitCode
-from clipcoco.rows import EvaluationRow
+from clipcoco.events import Evaluated, read_row
 from clipcoco.runs.directory import RunDir, free_name
 
 Count = Annotated[int, Field(ge=0, le=10**12)]
@@ -64,7 +64,7 @@ class Standing:
     epochs: int | None
     r1: float | None  # the best so far, percent
     best_epoch: int | None
-    best: EvaluationRow | None  # the row of metrics.jsonl that tells of it
+    best: Evaluated | None  # the row of metrics.jsonl that tells of it
     images: int | None  # of the gallery of r1
     device: str | None
     seconds: float | None  # of training, all stops left out
@@ -148,15 +148,16 @@ def _is_at_work(run: RunDir) -> bool:
     return time.time() - max(changed, default=0.0) < _LATELY
 
 
-def _read_metrics(run: RunDir) -> tuple[list[EvaluationRow], int]:
+def _read_metrics(run: RunDir) -> tuple[list[Evaluated], int]:
     """The evaluations, and the last step that was logged. Of the other rows only the last is looked at."""
-    evaluations, last = [], b""
+    evaluations, last = list[Evaluated](), b""
     try:
         for line in read_own(run.metrics, most=2**30).splitlines(keepends=True):
             last = line if line.endswith(b"\n") else last  # a torn line is no row
             if b'"evaluation"' in line:
                 with contextlib.suppress(ValidationError):
-                    evaluations.append(EvaluationRow.model_validate_json(line))
+                    row = read_row(line)
+                    evaluations += [row] if isinstance(row, Evaluated) else []
         step = json.loads(last)["step"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return evaluations, 0

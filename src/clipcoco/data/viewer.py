@@ -4,6 +4,7 @@ A picture is untrusted data: its content decides, never its name, and only the p
 near a file. What they raise is caught here, and nowhere else.
 """
 
+import base64
 import io
 import warnings
 from collections.abc import Iterable, Iterator
@@ -121,8 +122,8 @@ def size_shown(picture: Image.Image) -> tuple[int, int]:
     return (height, width) if _orientation(picture) in _LYING else (width, height)
 
 
-def thumbnail(path: Path, side: int) -> bytes | None:
-    """What a viewer shows, as a JPEG whose longer side has `side` pixels at most; None of what can't be read."""
+def thumbnail(path: Path, side: int) -> str | None:
+    """What a viewer shows as a JPEG in base64, its longer side `side` pixels at most; None of what can't be read."""
     try:
         with opened(path) as picture:
             picture.draft(None, (side, side))  # a JPEG is decoded at an eighth of its size, or so
@@ -132,7 +133,7 @@ def thumbnail(path: Path, side: int) -> bytes | None:
     small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80, optimize=True)
-    return buffer.getvalue()
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def narrow(paths: Iterable[Path]) -> str | None:

@@ -4,59 +4,15 @@ Exact over all pairs, in chunks: no matrix of all scores is kept. Letters: N ima
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from clipcoco.engine.embeddings import Embeddings
+from clipcoco.engine.results import Geometry, Hubs, RankCounts, Similarities
 
 CHUNK = 2**22  # scores at a time, 16 MB; below 2**24 float32 counts exactly
 BINS = 400  # of cosine similarity, from -1 to 1
-
-
-@dataclass(frozen=True)
-class Similarities:
-    """Cosine similarities of matched pairs (an image with an own caption, M) and of all others (N M - M)."""
-
-    edges: list[float]  # BINS + 1
-    matched: list[int]
-    unmatched: list[int]
-    matched_mean: float
-    unmatched_mean: float | None  # None: a single image has no foreign caption
-
-
-@dataclass(frozen=True)
-class RankCounts:
-    """How many queries have a rank of 1, 2, 3 to 4, 5 to 8 and so on: `upper` is each group's last rank."""
-
-    upper: list[int]
-    counts: list[int]
-
-
-@dataclass(frozen=True)
-class Hubs:
-    """The rows of the gallery that stand most often among the `nearest` of a query, the most frequent first."""
-
-    rows: list[int]
-    counts: list[int]
-    nearest: int
-    queries: int
-    gallery: int
-    expected: float  # appearances of each row, were all equally near
-    never: int  # rows that no query has among its nearest
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """`gap`: distance between the means of image and text embeddings (Liang et al. 2022). `alignment`: mean squared
-    distance of matched pairs; `uniformity`: log mean exp(-2 d^2) over pairs of a kind (Wang & Isola 2020), lower
-    is more evenly spread, here of the images, and of each image's first caption. None: a single image."""
-
-    gap: float
-    alignment: float
-    image_uniformity: float | None
-    text_uniformity: float | None
 
 
 @torch.inference_mode()

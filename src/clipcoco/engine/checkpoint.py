@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from clipcoco.config.text import one_line
 from clipcoco.disk.files import FULL, copy_beside, sync_folder, take_name, temporary_name, write_temporary
 from clipcoco.engine.state import Count, TrainState
 from clipcoco.engine.weights import check_sums
 from clipcoco.errors import CheckpointError, EnvironmentProblem
-from clipcoco.rows import Part, check_row
+from clipcoco.events import check_row
 
 FORMAT = 1
 KIND = "clipcoco checkpoint"
@@ -113,7 +113,7 @@ def _one_line(text: str) -> str:
 Word = Annotated[str, Field(max_length=200), AfterValidator(_one_line)]
 
 
-class _Data(Part, strict=True):
+class _Data(BaseModel, extra="ignore", strict=True):
     """The fingerprint of the data."""
 
     source: Word = ""
@@ -126,7 +126,7 @@ class _Data(Part, strict=True):
     val_images: Count = 0
 
 
-class _Parts(Part, strict=True):
+class _Parts(BaseModel, extra="ignore", strict=True, allow_inf_nan=False):
     state: TrainState
     data: _Data = _Data()
     versions: dict[Word, Word] = Field({})

@@ -9,10 +9,11 @@ Letters: N images. Of torch only what draws: `clipcoco runs` does without.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from clipcoco.engine.results import ConfidenceIntervals
 
 # (N,7), by image: whether an own caption is among the best 1, 5, 10; how many captions find the image among their
 # best 1, 5, 10; how many captions there are.
@@ -24,22 +25,14 @@ FEW = 5  # the textbooks' least number of hits, and of misses, for a normal appr
 Z = 1.959964  # 2.5 % of a normal distribution lie above
 
 
-@dataclass(frozen=True)
-class ConfidenceIntervals:
-    """95 % confidence intervals, [low, high] in percent: by "r1", "r5", "r10", and of the mean R@1."""
-
-    i2t: dict[str, list[float]]
-    t2i: dict[str, list[float]]
-    r1: list[float]
-
-
 def confidence_intervals(folds: Sequence[Hits]) -> ConfidenceIntervals:
     """Of recalls that are means over `folds`: images are drawn within their fold, the galleries stay."""
     got, most = (np.concatenate(parts) for parts in zip(*map(_shares, folds), strict=True))
     hit, missed = (got > 0).sum(0), (got < most).sum(0)
     from_below = _score_interval(np.where(hit < missed, got, most - got))
     by_score = np.where(hit < missed, from_below, 1 - from_below[::-1]).clip(0, 1)
-    *ranges, mean_r1 = _chosen(np.minimum(hit, missed) < FEW, 100 * by_score, _bootstrap(folds)).T.tolist()
+    chosen = _chosen(np.minimum(hit, missed) < FEW, 100 * by_score, _bootstrap(folds))
+    *ranges, mean_r1 = ((low, high) for low, high in chosen.T.tolist())
     i2t, t2i = (dict(zip(("r1", "r5", "r10"), part, strict=True)) for part in (ranges[:3], ranges[3:]))
     return ConfidenceIntervals(i2t, t2i, mean_r1)
 

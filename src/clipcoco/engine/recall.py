@@ -12,17 +12,17 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise, product
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from clipcoco.engine.interval import ConfidenceIntervals, Hits, confidence_intervals
+from clipcoco.engine.interval import Hits, confidence_intervals
+from clipcoco.engine.results import RecallTable
 from clipcoco.errors import NumericError
-from clipcoco.events import Progress, Report
+from clipcoco.events import Chance, Progress, Recalls, Report
 
 CUTOFFS = (1, 5, 10)
 TILE = (512, 2560)  # images, captions: 5 MB of scores, counted while they are in the cache
@@ -38,33 +38,6 @@ class Ranks:
     i2t: Tensor
     t2i: Tensor
     ties: int
-
-
-@dataclass(frozen=True)
-class Direction:
-    r1: float  # percent, as r5 and r10
-    r5: float
-    r10: float
-    median_rank: float
-
-
-@dataclass(frozen=True)
-class RecallTable:
-    i2t: Direction
-    t2i: Direction
-    r1: float  # mean of both directions, percent
-    rsum: float  # sum of the six recalls, at most 600
-    chance: dict[str, Direction]  # "i2t", "t2i": what a random order gives in expectation
-    interval: ConfidenceIntervals
-    ties: int  # as in Ranks, over all folds
-    images: int  # ranked, over all folds
-    captions: int
-    folds: int  # the figures are means over so many galleries
-    dropped: int  # images behind the last whole fold
-
-    def to_plain(self) -> dict[str, Any]:
-        """Dictionaries, lists and numbers: a protocol of `eval --json`."""
-        return asdict(self)
 
 
 def recall_table(image_embeddings: Tensor, text_embeddings: Tensor, owners: Tensor) -> RecallTable:
@@ -87,7 +60,7 @@ def recall_table(image_embeddings: Tensor, text_embeddings: Tensor, owners: Tens
     >>> ranks(images, captions, owners)
     Ranks(i2t=tensor([2, 1]), t2i=tensor([1, 2, 1, 2]), ties=0)
     >>> recall_table(images, captions, owners).i2t
-    Direction(r1=50.0, r5=100.0, r10=100.0, median_rank=1.5)
+    {'r1': 50.0, 'r5': 100.0, 'r10': 100.0, 'median_rank': 1.5}
     """
     return table_of(ranks(image_embeddings, text_embeddings, owners), owners)
 
@@ -148,7 +121,7 @@ def hits_by_image(found: Ranks, owners: Tensor) -> Hits:
     return torch.cat([i2t, t2i, captions[:, None]], 1).numpy()
 
 
-def chance_levels(owners: Tensor) -> dict[str, Direction]:
+def chance_levels(owners: Tensor) -> Chance:
     """What a random order gives in expectation, by direction, for `owners` as in `recall_table`."""
     own_captions = torch.bincount(owners).tolist()
     return {"i2t": _chance(len(owners), own_captions), "t2i": _chance(len(own_captions), [1])}
@@ -244,14 +217,14 @@ def _count(images: _Distinct, captions: _Distinct, best: Tensor, own: Tensor, re
 
 def _table(folds: list[tuple[Ranks, Tensor]], dropped: int) -> RecallTable:
     """From the ranks and the owners of each fold."""
-    i2t = _mean([_direction(found.i2t) for found, _ in folds])
-    t2i = _mean([_direction(found.t2i) for found, _ in folds])
+    i2t = _mean([_recalls(found.i2t) for found, _ in folds])
+    t2i = _mean([_recalls(found.t2i) for found, _ in folds])
     chances = [chance_levels(owners) for _, owners in folds]
     return RecallTable(
         i2t=i2t,
         t2i=t2i,
-        r1=(i2t.r1 + t2i.r1) / 2,
-        rsum=i2t.r1 + i2t.r5 + i2t.r10 + t2i.r1 + t2i.r5 + t2i.r10,
+        r1=(i2t["r1"] + t2i["r1"]) / 2,
+        rsum=i2t["r1"] + i2t["r5"] + i2t["r10"] + t2i["r1"] + t2i["r5"] + t2i["r10"],
         chance={name: _mean([chance[name] for chance in chances]) for name in ("i2t", "t2i")},
         interval=confidence_intervals([hits_by_image(found, owners) for found, owners in folds]),
         ties=sum(found.ties for found, _ in folds),
@@ -262,17 +235,16 @@ def _table(folds: list[tuple[Ranks, Tensor]], dropped: int) -> RecallTable:
     )
 
 
-def _direction(found: Tensor) -> Direction:
-    r1, r5, r10 = (100 * int((found <= k).sum()) / len(found) for k in CUTOFFS)
-    return Direction(r1, r5, r10, float(found.double().quantile(0.5)))
+def _recalls(found: Tensor) -> Recalls:
+    shares = {f"r{k}": 100 * int((found <= k).sum()) / len(found) for k in CUTOFFS}
+    return {**shares, "median_rank": float(found.double().quantile(0.5))}
 
 
-def _mean(directions: list[Direction]) -> Direction:
-    columns = zip(*(asdict(direction).values() for direction in directions), strict=True)
-    return Direction(*(math.fsum(column) / len(directions) for column in columns))
+def _mean(folds: list[Recalls]) -> Recalls:
+    return {key: math.fsum(fold[key] for fold in folds) / len(folds) for key in folds[0]}
 
 
-def _chance(gallery: int, positives: list[int]) -> Direction:
+def _chance(gallery: int, positives: list[int]) -> Recalls:
     """In a random order, exact; query q has `positives[q]` own candidates."""
     queries, half = Counter(positives), Fraction(1, 2)
 
@@ -283,5 +255,4 @@ def _chance(gallery: int, positives: list[int]) -> Direction:
         return 1 - sum(missed, Fraction()) / queries.total()
 
     low, high = (1 + find(range(1, gallery + 1), half, key=reached) for find in (bisect_left, bisect_right))
-    r1, r5, r10 = (float(100 * reached(k)) for k in CUTOFFS)
-    return Direction(r1, r5, r10, (low + high) / 2)
+    return {**{f"r{k}": float(100 * reached(k)) for k in CUTOFFS}, "median_rank": (low + high) / 2}

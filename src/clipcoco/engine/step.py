@@ -17,7 +17,7 @@ from clipcoco.engine.device import Device
 from clipcoco.engine.loss import Loss
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.optim import set_learning_rate
-from clipcoco.engine.recall import RecallTable
+from clipcoco.engine.results import RecallTable
 from clipcoco.engine.state import TrainState
 
 Stop = Callable[[], str | None]  # the reason to stop, when there is one

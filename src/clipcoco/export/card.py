@@ -4,10 +4,10 @@ import math
 import re
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.model_file import ModelFile
+from clipcoco.engine.results import RecallTable
 from clipcoco.export.parity import Parity
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.record import read_record
@@ -126,58 +126,46 @@ def _plain(text: str) -> str:
 
 
 def _recalls(model_file: ModelFile, run: RunDir | None, parity: Parity) -> list[str]:
-    paragraphs = []
-    if run is not None and (measured := _measured(run, model_file)):
-        for protocol, entry in measured["protocols"].items():
-            paragraphs += [_say_gallery(entry, measured["precision"], protocol), _table(entry)]
+    """Paragraphs: the whole validation split by evaluation.json, if it is of these weights, or the part compared."""
+    content, paragraphs = model_file.content, list[str]()
+    images = content.get("data", {}).get("val_images", 0)
+    record, _ = read_record(run) if run else (None, "")
+    if record and record.provenance.weights_sha256 == weights_sha256(content["model"]):
+        precision = record.result.precision or "float32"
+        protocols = record.result.protocols
+        for protocol, table in (("own", protocols["own"]), ("1k", protocols.get("1k"))):
+            paragraphs += [_say_gallery(table, precision, protocol), _table(table)] if table else []
     elif parity.recall is not None:
-        entry = parity.recall.export
-        paragraphs += [_say_gallery(entry, "float32", "own"), _table(entry)]
-        if model_file.content.get("data", {}).get("val_images", 0) > entry["images"]:
+        paragraphs += [_say_gallery(parity.recall.export, "float32", "own"), _table(parity.recall.export)]
+        if images > parity.recall.export.images:
             paragraphs.append("This is a part of the validation split: a smaller gallery makes higher numbers.")
-    return [
-        *(paragraphs or ["It was not measured here: the validation images were not at hand."]),
-        *_by_the_run(model_file),
-    ]
-
-
-def _by_the_run(model_file: ModelFile) -> list[str]:
-    """A sentence on what the training itself measured of these weights, on the whole of its validation split."""
-    content = model_file.content
-    step, images = content["state"].get("step"), content.get("data", {}).get("val_images", 0)
-    return [
+    else:
+        paragraphs.append("It was not measured here: the validation images were not at hand.")
+    seen = [row for row in content.get("metrics", []) if row["event"] == "evaluation"]
+    return paragraphs + [
         f"While it was trained, all {images:,} images of its validation split gave a mean R@1 of {row['r1']:.2f}, in "
         f"{content['state'].get('precision', 'float32')}."
-        for row in content.get("metrics", [])
-        if row["event"] == "evaluation" and row["step"] == step
+        for row in seen
+        if row["step"] == content["state"].get("step")
     ]
 
 
-def _measured(run: RunDir, model_file: ModelFile) -> dict[str, Any] | None:
-    """What evaluation.json says, if it is of these weights: the whole split, where the export takes a part."""
-    record, _ = read_record(run)
-    if record is None or record.provenance.weights_sha256 != weights_sha256(model_file.content["model"]):
-        return None
-    return record.result.model_dump(by_alias=True, exclude_none=True)
-
-
-def _say_gallery(entry: dict[str, Any], precision: str, protocol: str) -> str:
-    folds = f", mean of {entry['folds']} folds of 1,000 images" if protocol == "1k" else ""
+def _say_gallery(table: RecallTable, precision: str, protocol: str) -> str:
+    folds = f", mean of {table.folds} folds of 1,000 images" if protocol == "1k" else ""
     return (
-        f"On {entry['images']:,} validation images and their {entry['captions']:,} captions{folds}, in {precision}; "
+        f"On {table.images:,} validation images and their {table.captions:,} captions{folds}, in {precision}; "
         f"percent with 95 % bootstrap intervals (by image), ties against the model:"
     )
 
 
-def _table(entry: dict[str, Any]) -> str:
-    galleries = {"i2t": f"{entry['captions'] // entry['folds']:,}", "t2i": f"{entry['images'] // entry['folds']:,}"}
+def _table(table: RecallTable) -> str:
     rows = ["| | gallery | R@1 | R@5 | R@10 | median rank |", "|---|--:|--:|--:|--:|--:|"]
-    for key, name in (("i2t", "image to text"), ("t2i", "text to image")):
-        recalls, interval, chance = entry[key], entry["interval"][key], entry["chance"][key]
-        cells = [f"{recalls[r]:.2f} ({interval[r][0]:.1f} to {interval[r][1]:.1f})" for r in ("r1", "r5", "r10")]
-        rows.append(f"| {name} | {galleries[key]} | {' | '.join(cells)} | {recalls['median_rank']:,g} |")
-        cells = [f"{chance[r]:.2f}" for r in ("r1", "r5", "r10")]
-        rows.append(f"| by chance | {galleries[key]} | {' | '.join(cells)} | {chance['median_rank']:,g} |")
+    for key, name, gallery in (("i2t", "image to text", table.captions), ("t2i", "text to image", table.images)):
+        known = getattr(table.interval, key) if table.interval else {}
+        spread = {r: f" ({low:.1f} to {high:.1f})" for r, (low, high) in known.items()}
+        for label, recalls, said in ((name, getattr(table, key), spread), ("by chance", table.chance[key], {})):
+            cells = [f"{recalls[r]:.2f}{said.get(r, '')}" for r in ("r1", "r5", "r10")]
+            rows.append(f"| {label} | {gallery // table.folds:,} | {' | '.join(cells)} | {recalls['median_rank']:,g} |")
     return "\n".join(rows)
 
 
@@ -197,12 +185,12 @@ def _say_parity(name: str, parity: Parity) -> str:
         return " ".join(lines)
     before, after = parity.recall.checkpoint, parity.recall.export
     lines.append(
-        f"Mean R@1 on {after['images']:,} validation images: {before['r1']:.2f} of the checkpoint, "
-        f"{after['r1']:.2f} of this folder."
+        f"Mean R@1 on {after.images:,} validation images: {before.r1:.2f} of the checkpoint, "
+        f"{after.r1:.2f} of this folder."
     )
     if view := parity.recall.own_view:
         lines.append(
-            f"With {name}'s own resizing of images it is {view.table['r1']:.2f}, and the cosine of its "
+            f"With {name}'s own resizing of images it is {view.table.r1:.2f}, and the cosine of its "
             f"embeddings of images with the checkpoint's {view.cosine_mean:.5f} in the mean, "
             f"{view.cosine_min:.5f} at least."
         )

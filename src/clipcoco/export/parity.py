@@ -5,7 +5,6 @@ Letters: B, N images, M captions, L tokens, D dimensions.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,8 @@ from clipcoco.data.split import open_splits
 from clipcoco.data.tokenizer import END
 from clipcoco.data.workers import choose_workers
 from clipcoco.engine.model_file import ModelFile
-from clipcoco.engine.recall import RecallTable, recall_table
+from clipcoco.engine.recall import recall_table
+from clipcoco.engine.results import RecallTable
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import Progress, Report
 from clipcoco.export.formats import FORMATS, Exported
@@ -37,16 +37,16 @@ class OwnView:
 
     cosine_mean: float
     cosine_min: float
-    table: dict[str, Any]  # as in Compared
+    table: RecallTable
 
 
 @dataclass(frozen=True)
 class Compared:
-    """On validation images; a table is an entry of `protocols` in `eval --json`."""
+    """On validation images."""
 
     source: str  # "originals", or the copies that the images were read from
-    checkpoint: dict[str, Any]
-    export: dict[str, Any]
+    checkpoint: RecallTable
+    export: RecallTable
     own_view: OwnView | None  # where the library has a view of its own
 
 
@@ -139,9 +139,8 @@ def _on_images(
         cosines = (torch.cat(own) * images[0]).sum(1)
         if not cosines.mean() >= COSINE:
             raise _mismatch(name, f"its own view of an image has a mean cosine of {cosines.mean():.4f} with ours")
-        own_table = recall_table(torch.cat(own), texts[1], owners)
-        view = OwnView(float(cosines.mean()), float(cosines.min()), own_table.to_plain())
-    return difference, Compared(source, checkpoint.to_plain(), export.to_plain(), view)
+        view = OwnView(float(cosines.mean()), float(cosines.min()), recall_table(torch.cat(own), texts[1], owners))
+    return difference, Compared(source, checkpoint, export, view)
 
 
 def _views(data: DataConfig, table: CaptionTable) -> Iterator[tuple[int, Tensor]]:
@@ -164,7 +163,7 @@ def _refuse_other_recall(name: str, checkpoint: RecallTable, export: RecallTable
     broken_ties = abs(checkpoint.ties - export.ties)
     for direction, queries in (("i2t", checkpoint.images), ("t2i", checkpoint.captions)):
         for key in ("r1", "r5", "r10"):
-            before, after = (getattr(getattr(table, direction), key) for table in (checkpoint, export))
+            before, after = (getattr(table, direction)[key] for table in (checkpoint, export))
             if abs(after - before) > max(POINTS, 100 * (1 + broken_ties) / queries) + 1e-9:
                 what = f"{direction} R@{key[1:]} is {after:.2f}, of the checkpoint {before:.2f}"
                 raise _mismatch(name, f"{what}, on {checkpoint.images:,} images")

@@ -4,6 +4,7 @@ Each is drawn in four marker colours that stand for roles. In the page they beco
 light, dark and print look right; in a file of its own they become tones that are readable on white and on black.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -13,11 +14,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from clipcoco.runs.record import RankCounts, Similarities
+from clipcoco.engine.results import RankCounts, Similarities
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,8 @@ INK, FAINT, ACCENT, DIM = "#010101", "#020202", "#030303", "#040404"
 IN_PAGE = {INK: "currentColor", FAINT: "var(--line)", ACCENT: "var(--accent)", DIM: "var(--dim)"}
 ALONE = {INK: "#707070", FAINT: "#b0b0b055", ACCENT: "#1b8a8f", DIM: "#8a8a8a"}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
-POINTS = 400  # of a line: more are averaged, no screen shows them
+MOST = 400  # points of a line: more are averaged, no screen shows them
+Points = list[tuple[float, float]]
 SVG = "{http://www.w3.org/2000/svg}"
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: small, sharp, in the reader's own font
@@ -81,8 +82,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Line:
-    xs: Sequence[float]
-    ys: Sequence[float]
+    points: Points
     label: str = ""
     color: str = ACCENT
     style: str = "-"
@@ -103,10 +103,9 @@ def curve(
 ) -> Drawing:
     """Lines over steps or epochs; `levels` are horizontal and dotted, such as chance; `zero` starts y at 0."""
     with _drawing() as (figure, axes):
-        axes.set_title(title)
-        axes.set_xlabel(xlabel)
+        axes.set(title=title, xlabel=xlabel)
         for line in lines:
-            xs, ys = _thinned(line.xs, line.ys)
+            xs, ys = _thinned(line.points)
             marker = line.marker or ("o" if len(xs) == 1 else "")
             axes.plot(xs, ys, line.style, color=line.color, marker=marker, label=line.label)
         for number, level in enumerate(levels):
@@ -122,10 +121,7 @@ def curve(
 def similarity_histogram(found: Similarities, words: str) -> Drawing:
     """Matched and unmatched pairs, each as shares of its kind."""
     with _drawing() as (figure, axes):
-        title = "Similarity of pairs"
-        axes.set_title(title)
-        axes.set_xlabel("cosine similarity")
-        axes.set_ylabel("% of pairs")
+        axes.set(title="Similarity of pairs", xlabel="cosine similarity", ylabel="% of pairs")
         edges, matched, unmatched = _merged(found)
         axes.stairs(unmatched, edges, color=DIM, linestyle="--", linewidth=1.2, label="unmatched")
         axes.stairs(unmatched, edges, fill=True, color=DIM, alpha=0.15)
@@ -133,7 +129,7 @@ def similarity_histogram(found: Similarities, words: str) -> Drawing:
         axes.stairs(matched, edges, fill=True, color=ACCENT, alpha=0.25)
         axes.locator_params(axis="x", nbins=6)
         axes.set_ylim(bottom=0)
-        return _finished(figure, axes, "similarities", title, words)
+        return _finished(figure, axes, "similarities", "Similarity of pairs", words)
 
 
 def rank_histogram(name: str, title: str, found: RankCounts, median: float, chance: float, words: str) -> Drawing:
@@ -141,9 +137,7 @@ def rank_histogram(name: str, title: str, found: RankCounts, median: float, chan
     from matplotlib.ticker import FixedLocator, StrMethodFormatter
 
     with _drawing() as (figure, axes):
-        axes.set_title(title)
-        axes.set_xlabel("rank of the right answer")
-        axes.set_ylabel("% of queries")
+        axes.set(title=title, xlabel="rank of the right answer", ylabel="% of queries")
         edges = [1, *(upper + 1 for upper in found.upper)]
         shares = [100 * count / sum(found.counts) for count in found.counts]
         axes.stairs(shares, edges, color=ACCENT, linewidth=1.2)
@@ -161,59 +155,38 @@ def rank_histogram(name: str, title: str, found: RankCounts, median: float, chan
 
 @contextmanager
 def _drawing() -> Iterator[tuple["Figure", "Axes"]]:
-    """An empty figure in our style. The user's own matplotlib settings and backend stay as they are."""
-    with _no_files_at_home():
-        try:
-            import matplotlib.style
-        except ValueError:  # settings of the user's that are wrong; ours need none of them
-            with _no_settings():
-                import matplotlib.style
+    """An empty figure in our style. Settings and environment of a process that uses matplotlib stay as they are."""
+    with contextlib.nullcontext() if "matplotlib" in sys.modules else _without_files():
         import matplotlib.figure
+        import matplotlib.style
     with matplotlib.style.context(["default", STYLE]):
         figure = matplotlib.figure.Figure(figsize=(4.7, 3.1), layout="constrained")
         yield figure, figure.add_subplot()
 
 
 @contextmanager
-def _no_settings() -> Iterator[None]:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-        del sys.modules[name]  # half of it
-    before = {name: os.environ.pop(name, None) for name in ("MPLBACKEND", "MATPLOTLIBRC")}
-    os.environ["MATPLOTLIBRC"] = os.devnull
-    try:
-        yield
-    finally:
-        del os.environ["MATPLOTLIBRC"]
-        os.environ |= {name: value for name, value in before.items() if value is not None}
-
-
-@contextmanager
-def _no_files_at_home() -> Iterator[None]:
-    """Import matplotlib without its notes in the home folder, where nothing of ours belongs, and without listing
-    the system's fonts, which takes seconds when there is no such note. Who uses matplotlib has its folders."""
-    home = Path.home() if "HOME" in os.environ else Path(os.devnull)
-    theirs = (home / ".config" / "matplotlib", home / ".cache" / "matplotlib", home / ".matplotlib")
-    names = ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
-    if "matplotlib" in sys.modules or any(os.environ.get(name) for name in names) or any(map(Path.is_dir, theirs)):
-        yield
-        return
+def _without_files() -> Iterator[None]:
+    """Import matplotlib without the user's settings, which may be wrong; without notes in the home folder, where
+    nothing of ours belongs; and without listing the system's fonts, which takes seconds when there is no such note."""
     with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"MPLCONFIGDIR": folder, "MPL_IGNORE_SYSTEM_FONTS": "1"}
+        ours = {"MPLBACKEND": "", "MATPLOTLIBRC": os.devnull, "MPLCONFIGDIR": folder, "MPL_IGNORE_SYSTEM_FONTS": "1"}
+        before = {name: os.environ.get(name) for name in ours}
+        os.environ |= ours
         try:
             yield
         finally:
-            del os.environ["MPLCONFIGDIR"], os.environ["MPL_IGNORE_SYSTEM_FONTS"]
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
-def _thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most POINTS points, means of neighbours where there were more."""
-    size = -(-len(xs) // POINTS)
-
-    def means(values: Sequence[float]) -> list[float]:
-        groups = (values[start : start + size] for start in range(0, len(values), size))
-        return [math.fsum(group) / len(group) for group in groups]
-
-    return means(xs), means(ys)
+def _thinned(points: Points) -> Iterator[list[float]]:
+    """The xs and the ys of at most MOST points, means of neighbours where there were more."""
+    size = -(-len(points) // MOST)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return ([math.fsum(point[axis] for point in group) / len(group) for group in groups] for axis in (0, 1))
 
 
 def _merged(found: Similarities) -> tuple[list[float], list[float], list[float]]:

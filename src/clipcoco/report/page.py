@@ -4,18 +4,19 @@ One self-contained file without scripts. Whatever is missing or damaged is said 
 """
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from clipcoco.console import say_half, say_order
 from clipcoco.disk.files import write_atomically
+from clipcoco.engine.results import ConfidenceIntervals, RecallTable
+from clipcoco.events import Chance, Evaluated, Recalls
 from clipcoco.report.history import History, Status, read_history, read_status
 from clipcoco.report.plots import evaluation_plots, training_plots
 from clipcoco.report.settings import command, commands, read_settings
 from clipcoco.report.template import template
-from clipcoco.rows import EvaluationRow, Recalls
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.record import Record, read_record
 from clipcoco.say import say_bytes, say_seconds
@@ -36,7 +37,7 @@ def write_report(run: RunDir) -> Path:
     """
     history, settings, status = read_history(run), read_settings(run), read_status(run)
     record, why_not = read_record(run)
-    chance = record.result.protocols.own.chance if record else status.chance
+    chance = record.result.protocols["own"].chance if record else status.chance
     plots = training_plots(history, settings.config, chance, status.chance_loss)
     measured = evaluation_plots(record) if record else []
     page = template("clipcoco.report", thousands="{:,}".format, size=say_bytes, duration=say_seconds).render(
@@ -118,63 +119,50 @@ class Table:
 
 def _tables(record: Record | None, history: History, status: Status) -> list[Table]:
     """The recalls of the best checkpoint; what training saw of it when it is not measured by itself."""
-    if record and _of_best(record, history):
-        own, one_k = record.result.protocols.own, record.result.protocols.one_k
-        apart = one_k is not None and (one_k.folds, one_k.dropped) != (1, 0)
-        return [_table("own", own), *([_table("1k", one_k)] if apart else [])]
-    return [_table_of_training(history.best, status)] if history.best else []
+    if not record or not _of_best(record, history):
+        epoch = history.best.epoch if history.best else 0
+        about = f"the validation images form one gallery; percent; as measured in training after epoch {epoch}"
+        return [_table("own", about, history.best, status.chance)] if history.best else []
+    own, folds = record.result.protocols["own"], record.result.protocols.get("1k")
+    found = [("own", f"all {own.images:,} images and {own.captions:,} captions form one gallery", own)]
+    if folds is not None and (folds.folds, folds.dropped) != (1, 0):
+        galleries = "one gallery" if folds.folds == 1 else f"the mean of {folds.folds} galleries"
+        about = f"{galleries} of 1,000 images {say_order(folds.order)}, {folds.dropped:,} left out"
+        found.append(("1k", about, folds))
+    tables = []
+    for protocol, about, table in found:
+        ties = f" ({table.ties:,} queries tied)" if table.ties else ""
+        about = f"{about}; percent; ties count against the model{ties}"
+        tables.append(_table(protocol, about, table, table.chance, table.interval))
+    return tables
 
 
-def _table(protocol: str, entry: Any) -> Table:
-    spread = {
-        direction: {key: say_half(interval) for key, interval in found.items()}
-        for direction, found in ((("i2t", entry.interval.i2t), ("t2i", entry.interval.t2i)) if entry.interval else ())
-    }
-    about = f"all {entry.images:,} images and {entry.captions:,} captions form one gallery"
-    if protocol == "1k":
-        galleries = "one gallery" if entry.folds == 1 else f"the mean of {entry.folds} galleries"
-        about = f"{galleries} of 1,000 images {say_order(entry.order)}, {entry.dropped:,} left out"
-    ties = f" ({entry.ties:,} queries tied)" if entry.ties else ""
-    return Table(
-        title=f"Protocol {protocol}",
-        about=f"{about}; percent; ties count against the model{ties}",
-        rows=(
-            Row("image → text", entry.i2t, spread.get("i2t", {})),
-            Row("by chance", entry.chance.i2t, {}, "chance"),
-            Row("text → image", entry.t2i, spread.get("t2i", {})),
-            Row("by chance", entry.chance.t2i, {}, "chance"),
-            _mean(entry.i2t, entry.t2i),
-        ),
-        r1=entry.r1,
-        spread=say_half(entry.interval.r1) if entry.interval else None,
-        chance=(entry.chance.i2t.r1 + entry.chance.t2i.r1) / 2,
-    )
-
-
-def _table_of_training(row: EvaluationRow, status: Status) -> Table:
-    rows, chance = [], None
-    for label, recalls, direction in (("image → text", row.i2t, "i2t"), ("text → image", row.t2i, "t2i")):
-        rows.append(Row(label, recalls, {}))
-        if status.chance:
-            rows.append(Row("by chance", getattr(status.chance, direction), {}, "chance"))
-    if status.chance:
-        chance = (status.chance.i2t.r1 + status.chance.t2i.r1) / 2
-    rows.append(_mean(row.i2t, row.t2i))
-    about = f"the validation images form one gallery; percent; as measured in training after epoch {row.epoch}"
-    return Table("Protocol own", about, tuple(rows), row.r1, None, chance)
-
-
-def _mean(i2t: Recalls, t2i: Recalls) -> Row:
-    means = {key: (getattr(i2t, key) + getattr(t2i, key)) / 2 for key in ("r1", "r5", "r10", "median_rank")}
-    return Row("mean", Recalls(**means), {}, "mean")
+def _table(
+    protocol: str,
+    about: str,
+    entry: RecallTable | Evaluated,
+    chance: Chance | None,
+    interval: ConfidenceIntervals | None = None,
+) -> Table:
+    rows = []
+    for label, direction in (("image → text", "i2t"), ("text → image", "t2i")):
+        spread = getattr(interval, direction) if interval else {}
+        rows.append(Row(label, getattr(entry, direction), {key: say_half(known) for key, known in spread.items()}))
+        if chance:
+            rows.append(Row("by chance", chance[direction], {}, "chance"))
+    rows.append(Row("mean", {key: (entry.i2t[key] + entry.t2i[key]) / 2 for key in ("r1", "r5", "r10")}, {}, "mean"))
+    half = say_half(interval.r1) if interval else None
+    by_chance = (chance["i2t"]["r1"] + chance["t2i"]["r1"]) / 2 if chance else None
+    return Table(f"Protocol {protocol}", about, tuple(rows), entry.r1, half, by_chance)
 
 
 def _clock(history: History) -> list[tuple[str, str]]:
     """Where the time went, as far as the records tell."""
-    steps = sum(row.clock.seconds or 0 for row in history.steps)
-    evaluations = sum(row.clock.seconds or 0 for row in history.evaluations)
-    rows = [("training steps", steps), (f"{len(history.evaluations)} evaluations", evaluations)]
-    return [(label, say_seconds(seconds)) for label, seconds in rows if seconds]
+    parts = (("training steps", history.steps), (f"{len(history.evaluations)} evaluations", history.evaluations))
+    took = [
+        (label, sum(one for row in rows if math.isfinite(one := row.clock.get("seconds", 0)))) for label, rows in parts
+    ]
+    return [(label, say_seconds(seconds)) for label, seconds in took if seconds]
 
 
 def _files(folder: Path) -> list[tuple[str, int]]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import traceback
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from clipcoco.engine.evaluate import Inputs, embed, in_order, validation_loss
 from clipcoco.engine.features import cache_features, feature_key
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.optim import build_optimizer, learning_rate, restore_moments, set_learning_rate
-from clipcoco.engine.recall import RecallTable, chance_levels, recall_table
+from clipcoco.engine.recall import chance_levels, recall_table
+from clipcoco.engine.results import RecallTable
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.step import Schedule, Stop, Training, temperature
 from clipcoco.engine.train import train
@@ -217,7 +218,6 @@ def _keep_status(run: RunDir, plan: Plan, event: Event) -> None:
 def _started(run: RunDir, plan: Plan, rows: tuple[dict[str, Any], ...]) -> RunStarted:
     parts, state = plan.parts, plan.state
     derived, config = parts.derived, parts.config.train
-    chance = chance_levels(torch.from_numpy(parts.val_table.owners))
     return RunStarted(
         step=state.step,
         epoch=state.step // derived.steps_per_epoch + 1,
@@ -228,7 +228,7 @@ def _started(run: RunDir, plan: Plan, rows: tuple[dict[str, Any], ...]) -> RunSt
         epochs=config.epochs,
         batch_size=config.batch_size,
         header=(*plan.header, ("run", str(run.path))),
-        chance={direction: asdict(levels) for direction, levels in chance.items()},
+        chance=chance_levels(torch.from_numpy(parts.val_table.owners)),
         chance_loss=parts.loss.chance(config.batch_size),
         rows=rows,
     )

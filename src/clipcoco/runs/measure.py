@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,29 @@ from clipcoco.data.captions import CaptionTable
 from clipcoco.data.doubts import say_cut
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.split import open_splits
-from clipcoco.data.thumbnails import thumbnails
+from clipcoco.data.viewer import thumbnail
 from clipcoco.data.workers import choose_workers
 from clipcoco.disk.files import write_json
 from clipcoco.disk.seal import seal
-from clipcoco.engine.analysis import Hubs, geometry, hubs, rank_counts, similarities
+from clipcoco.engine.analysis import geometry, hubs, rank_counts, similarities
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import choose_as_trained, choose_deterministic_kernels, encoding_in_memory
 from clipcoco.engine.embeddings import Embeddings, read_embeddings
 from clipcoco.engine.evaluate import Inputs, Retrieval, embed, in_order, retrievals_worth_showing
 from clipcoco.engine.model_file import ModelFile
 from clipcoco.engine.recall import Ranks, folds_table, hits_by_image, ranks, table_of
+from clipcoco.engine.results import FoldsTable, Hubs
 from clipcoco.engine.trained_on import learnt_from, recorded
 from clipcoco.errors import ConfigError
 from clipcoco.events import Report
+from clipcoco.runs.record import SCHEMA
 
 FOLD = 1000  # images, of protocol 1k
+THUMBNAIL = 160  # pixels, the longer side
+KEYS = (
+    *("schema", "run", "checkpoint", "step", "split", "source", "trained_on", "trained_images", "captions_cut"),
+    *("images", "captions", "protocols", "r1", "precision", "seconds"),
+)  # of the result: None is what a file of embeddings does not tell
 # SHA-256 of image ids in the order in which folds of them are published: ascending, and as the test split is listed.
 VAL2017 = "3df2914698b3b9216e0e7107af9d0a2aadf367e5bf2f0b139789e9c646258621"
 KARPATHY_TEST = "203ac417d83f9daeaa4e041453b76d9ff25f6c96730a6dda61383fb3916df81e"
@@ -39,7 +47,6 @@ class Evaluation:
     embeddings: Embeddings
     ranks: Ranks
     table: CaptionTable | None  # None: the embeddings came from a file
-    root: Path | None
     doubts: list[str]  # about the captions, a sentence each; whoever trained was told of them
 
 
@@ -70,7 +77,7 @@ def evaluate_checkpoint(
     assert embeddings is not None, "only a stop gives none"
     found = ranks(embeddings.images, embeddings.texts, embeddings.owners, report)
     result = {
-        "schema": 1,
+        "schema": SCHEMA,
         "run": run,
         "checkpoint": str(model_file.path),
         "step": model_file.content["state"].get("step", 0),
@@ -84,7 +91,7 @@ def evaluate_checkpoint(
         "seconds": time.monotonic() - start,
     }
     doubts = say_cut(cut, equal, len(table.captions), context)
-    return Evaluation(result, embeddings, found, table, table.folder, doubts)
+    return Evaluation(result, embeddings, found, table, doubts)
 
 
 def evaluate_embeddings(path: Path, protocols: tuple[str, ...]) -> Evaluation:
@@ -93,21 +100,9 @@ def evaluate_embeddings(path: Path, protocols: tuple[str, ...]) -> Evaluation:
     embeddings, note = read_embeddings(path)
     _check_protocols(protocols, len(embeddings.images))
     found = ranks(embeddings.images, embeddings.texts, embeddings.owners)
-    result = {
-        "schema": 1,
-        "run": None,
-        "checkpoint": None,
-        "step": None,
-        "split": str(path),
-        "source": note,
-        "trained_on": None,
-        "trained_images": None,
-        "captions_cut": None,
-        **_tables(embeddings, found, protocols, _order_of(embeddings.image_ids.tolist())),
-        "precision": None,
-        "seconds": time.monotonic() - start,
-    }
-    return Evaluation(result, embeddings, found, None, None, [])
+    tables = _tables(embeddings, found, protocols, _order_of(embeddings.image_ids.tolist()))
+    known = {"schema": SCHEMA, "split": str(path), "source": note, **tables, "seconds": time.monotonic() - start}
+    return Evaluation(dict.fromkeys(KEYS) | known, embeddings, found, None, [])
 
 
 def _order_of(image_ids: list[int]) -> str:
@@ -133,7 +128,7 @@ def _tables(embeddings: Embeddings, found: Ranks, protocols: tuple[str, ...], or
         ordered = in_order(embeddings, order)
         folds = folds_table(ordered.images, ordered.texts, ordered.owners, FOLD)
         if folds is not None:  # absent below 1,000 images
-            tables["1k"] = {**folds.to_plain(), "order": order}
+            tables["1k"] = FoldsTable(**vars(folds), order=order).to_plain()
     return {"images": own.images, "captions": own.captions, "protocols": tables, "r1": own.r1}
 
 
@@ -141,34 +136,31 @@ def write_record(evaluation: Evaluation, model_file: ModelFile, path: Path) -> N
     """Write evaluation.json: all that the report shows of an evaluated checkpoint, without it or the data."""
     embeddings, place, table = evaluation.embeddings, evaluation.ranks, evaluation.table
     assert table is not None
-    seed = model_file.config.seed
+    seed, content, files, captions = model_file.config.seed, model_file.content, table.files, table.captions
     texts, images = retrievals_worth_showing(embeddings, place, seed)
     by_captions = hubs(embeddings.texts, embeddings.images)
     by_images = hubs(embeddings.images, embeddings.texts)
     shown = {*by_captions.rows, *(query.query for query in images), *(row for query in texts for row in query.found)}
-    content = model_file.content
+    small = {files[row]: thumbnail(table.folder / files[row], THUMBNAIL) for row in sorted(shown)}
     record = {
-        "schema": 1,
+        "schema": SCHEMA,
         "result": evaluation.result,
         "retrievals": {
-            "texts": [_text_query(table, query) for query in texts],
-            "images": [_image_query(table, query) for query in images],
+            "texts": [_query(table, query, "caption", "file") for query in texts],
+            "images": [_query(table, query, "file", "caption") for query in images],
         },
         "similarities": asdict(similarities(embeddings)),
         "ranks": {
-            "i2t": asdict(rank_counts(place.i2t, len(table.captions))),
-            "t2i": asdict(rank_counts(place.t2i, len(table.files))),
+            "i2t": asdict(rank_counts(place.i2t, len(captions))),
+            "t2i": asdict(rank_counts(place.t2i, len(files))),
         },
-        "hits": {
-            "image_ids": table.image_ids.tolist(),
-            "counts": hits_by_image(place, embeddings.owners).tolist(),
-        },
+        "hits": {"image_ids": table.image_ids.tolist(), "counts": hits_by_image(place, embeddings.owners).tolist()},
         "hubs": {
-            "images": {**asdict(by_captions), "found": _image_hubs(table, by_captions)},
-            "captions": {**asdict(by_images), "found": _caption_hubs(table, by_images)},
+            "images": _hubs(by_captions, "file", files),
+            "captions": _hubs(by_images, "caption", captions),
         },
         "geometry": asdict(geometry(embeddings)),
-        "thumbnails": thumbnails(table.folder, [table.files[row] for row in sorted(shown)]),
+        "thumbnails": {file: data for file, data in small.items() if data},
         "seed": seed,
         "provenance": {
             "checkpoint": model_file.path.name,
@@ -182,27 +174,20 @@ def write_record(evaluation: Evaluation, model_file: ModelFile, path: Path) -> N
     write_json(path, seal(record))
 
 
-def _text_query(table: CaptionTable, query: Retrieval) -> dict[str, Any]:
-    own = table.owners[query.query]
+def _query(table: CaptionTable, query: Retrieval, asked: str, answer: str) -> dict[str, Any]:
+    """By name: the query is a "file" or a "caption", and what it found is of the other kind."""
+    names, own = {"file": table.files, "caption": table.captions}, table.owners
     hits = [
-        {"file": table.files[row], "score": score, "right": bool(row == own)}
+        {
+            answer: names[answer][row],
+            "score": score,
+            "right": bool(own[query.query] == row if asked == "caption" else own[row] == query.query),
+        }
         for row, score in zip(query.found, query.scores, strict=True)
     ]
-    return {"caption": table.captions[query.query], "rank": query.rank, "drawn": query.drawn, "hits": hits}
+    return {asked: names[asked][query.query], "rank": query.rank, "drawn": query.drawn, "hits": hits}
 
 
-def _image_query(table: CaptionTable, query: Retrieval) -> dict[str, Any]:
-    hits = [
-        {"caption": table.captions[row], "score": score, "right": bool(table.owners[row] == query.query)}
-        for row, score in zip(query.found, query.scores, strict=True)
-    ]
-    return {"file": table.files[query.query], "rank": query.rank, "drawn": query.drawn, "hits": hits}
-
-
-def _image_hubs(table: CaptionTable, found: Hubs) -> list[dict[str, Any]]:
-    return [{"file": table.files[row], "count": count} for row, count in zip(found.rows, found.counts, strict=True)]
-
-
-def _caption_hubs(table: CaptionTable, found: Hubs) -> list[dict[str, Any]]:
-    rows = zip(found.rows, found.counts, strict=True)
-    return [{"caption": table.captions[row], "count": count} for row, count in rows]
+def _hubs(found: Hubs, kind: str, names: Sequence[str]) -> dict[str, Any]:
+    named = [{kind: names[row], "count": count} for row, count in zip(found.rows, found.counts, strict=True)]
+    return {**asdict(found), "found": named}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipcoco.disk import files
-from clipcoco.events import RECORDED, Event, Progress, Report, RunStarted, Warned
+from clipcoco.events import Event, Progress, Recorded, Report, RunStarted, Warned
 
 
 def fan_out(*sinks: Report) -> Report:
@@ -60,7 +60,7 @@ class MetricsFile:
         self._whole = False  # the file holds exactly `rows`
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, RECORDED):
+        if isinstance(event, Recorded):
             self.rows.append(plain_row(event))
         elif not isinstance(event, RunStarted):
             return

@@ -5,51 +5,26 @@ The file may be old, damaged or a stranger's; what does not fit these classes is
 
 import json
 from itertools import pairwise
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NotRequired, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from typing_extensions import TypedDict
 
 from clipcoco.disk.files import read_own
 from clipcoco.disk.seal import unsealed
-from clipcoco.rows import Part, Recalls
+from clipcoco.engine.results import FoldsTable, Geometry, Hubs, RankCounts, RecallTable, Similarities
 from clipcoco.runs.directory import RunDir
 
 SCHEMA = 1
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Base64 = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]*=*$")]
+Protocols = TypedDict("Protocols", {"own": RecallTable, "1k": NotRequired[FoldsTable | None]})
 
 
-class Chance(Part):
-    i2t: Recalls
-    t2i: Recalls
+class Part(BaseModel):
+    """What later versions add is passed over. The rules hold in the engine's own classes too."""
 
-
-class Interval(Part):
-    """[low, high] in percent."""
-
-    i2t: dict[str, tuple[float, float]]
-    t2i: dict[str, tuple[float, float]]
-    r1: tuple[float, float]
-
-
-class Protocol(Part):
-    i2t: Recalls
-    t2i: Recalls
-    r1: float
-    rsum: float
-    chance: Chance
-    interval: Interval | None = None
-    ties: int = 0
-    images: int
-    captions: int
-    folds: int = 1
-    dropped: int = 0
-    order: str = "ids"  # of the images in folds
-
-
-class Protocols(Part):
-    own: Protocol
-    one_k: Protocol | None = Field(None, alias="1k")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Result(Part):
@@ -64,63 +39,24 @@ class Result(Part):
     precision: str | None = None
 
 
-class ImageHit(Part):
-    file: str
+class Hit(Part):
+    file: str = ""  # of an image
+    caption: str = ""
     score: float  # cosine similarity
     right: bool
 
 
-class CaptionHit(Part):
-    caption: str
-    score: float
-    right: bool
-
-
-class TextQuery(Part):
-    caption: str
-    rank: int  # of its image, from 1
+class Query(Part):
+    file: str = ""  # of an image
+    caption: str = ""
+    rank: int  # from 1, of its image, or of the best of its own captions
     drawn: bool  # by the seed; otherwise one of the worst
-    hits: list[ImageHit]  # the nearest, best first; the right one last when it is not among them
-
-
-class ImageQuery(Part):
-    file: str
-    rank: int  # of the best of its own captions
-    drawn: bool
-    hits: list[CaptionHit]
+    hits: list[Hit]  # the nearest, best first; the right one last when it is not among them
 
 
 class Retrievals(Part):
-    texts: list[TextQuery]
-    images: list[ImageQuery]
-
-
-class Similarities(Part):
-    edges: list[float]
-    matched: list[int]
-    unmatched: list[int]
-    matched_mean: float
-    unmatched_mean: float | None = None
-
-    @model_validator(mode="after")
-    def _fit(self) -> Self:
-        rising = all(-1 <= low < high <= 1 for low, high in pairwise(self.edges))
-        fitting = len(self.edges) - 1 == len(self.matched) == len(self.unmatched)
-        if not rising or not fitting or not sum(self.matched):
-            raise ValueError("the histograms do not fit their edges")
-        return self
-
-
-class RankCounts(Part):
-    upper: list[int]
-    counts: list[int]
-
-    @model_validator(mode="after")
-    def _fit(self) -> Self:
-        rising = all(low < high for low, high in zip([0, *self.upper], self.upper, strict=False))
-        if not rising or len(self.upper) != len(self.counts) or not sum(self.counts):
-            raise ValueError("the counts do not fit their ranks")
-        return self
+    texts: list[Query]
+    images: list[Query]
 
 
 class Ranks(Part):
@@ -143,31 +79,9 @@ class Hits(Part):
         return self
 
 
-class Hub(Part):
-    file: str = ""  # of an image
-    caption: str = ""
-    count: int
-
-
-class Hubs(Part):
-    found: list[Hub]
-    nearest: int
-    queries: int
-    gallery: int
-    expected: float
-    never: int
-
-
 class BothHubs(Part):
     images: Hubs
     captions: Hubs
-
-
-class Geometry(Part):
-    gap: float
-    alignment: float
-    image_uniformity: float | None = None
-    text_uniformity: float | None = None
 
 
 class Provenance(Part):

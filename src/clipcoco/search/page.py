@@ -1,6 +1,5 @@
 """The hits of a search as one page without scripts: thumbnails inside it, links to the files."""
 
-import base64
 import hashlib
 import re
 import unicodedata
@@ -64,4 +63,4 @@ def slug(words: str) -> str:
 
 def _data_uri(path: Path) -> str | None:
     data = thumbnail(path, THUMBNAIL)
-    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" if data else None
+    return f"data:image/jpeg;base64,{data}" if data else None
