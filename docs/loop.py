@@ -118,4 +118,5 @@ for epoch in range(state.evaluated_epochs, config.train.epochs):
     print("                    R@1     R@5    R@10   median rank")
     named = {"image -> text": table.i2t, "text -> image": table.t2i}
     for name, found in {**named, **{f"chance, {way}": level for way, level in table.chance.items()}}.items():
-        print(f"  {name:13}  {found['r1']:6.2f}  {found['r5']:6.2f}  {found['r10']:6.2f}  {found['median_rank']:12g}", flush=True)
+        cutoffs = "".join(f"{found[cutoff]:8.2f}" for cutoff in ("r1", "r5", "r10"))
+        print(f"  {name:13}{cutoffs}{found['median_rank']:14g}", flush=True)

@@ -430,14 +430,15 @@ def features(pretrained: Path, tmp_path: Path):
     key = FeatureKey("w" * 64, "resnet18", 64, "float32", "originals", True, 0, [1.0, 1.0], "v" * 64, 8)
     path = tmp_path / "features-x.f16"
     kept = FeatureFile(path, key)
-    kept.append(range(20), ["1:1"] * 20, np.ones((20, 2, 8), np.float16), [3])
+    kept.append(range(20), np.ones((20, 2, 8), np.float16))
+    kept.about.stamps, kept.about.unreadable = ["1:1"] * 20, [3]
     kept.save()
     whole = path.read_bytes()
 
     def read():
         path.write_bytes(whole)
         found = FeatureFile(path, key)
-        return None if found.note else (found.images, found.stamps, found.unreadable)
+        return None if found.note else (found.places, found.about)
 
     return path.with_suffix(".json"), read
 

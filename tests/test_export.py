@@ -287,7 +287,7 @@ def test_a_package_that_fails_is_one_line_and_nothing_is_left(monkeypatch, toy, 
 @safetensors
 def test_a_full_disk_is_seen_beforehand(monkeypatch, toy, tmp_path):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
-    with pytest.raises(EnvironmentProblem, match=r"needs \d+ MB, 1 MB are free on"):
+    with pytest.raises(EnvironmentProblem, match=r"needs \d+\.\d MB, 1\.0 MB are free on"):
         export(toy, tmp_path / "x")
     assert not list(tmp_path.iterdir())
 

@@ -21,7 +21,7 @@ def test_who_holds_it_is_named_and_it_is_free_afterwards(tmp_path):
             EnvironmentProblem, match=f"run run is already running in another process, {os.getpid()} on"
         ):
             run.lock().__enter__()
-        with pytest.raises(EnvironmentProblem, match=f"is being prepared by process {os.getpid()} on"):
+        with pytest.raises(EnvironmentProblem, match=f"is being prepared by another process, {os.getpid()} on"):
             lock_root(tmp_path).__enter__()
     assert is_held(path) is False
     with lock(path):

@@ -271,7 +271,7 @@ def test_what_had_arrived_whole_is_verified_without_a_request(server, tmp_path):
 
 def test_too_little_room_is_told_with_figures_before_a_request(server, tmp_path):
     file = RemoteFile("train2017.zip", (server.url + PATH,), 10**18, "0" * 64)
-    with pytest.raises(EnvironmentProblem, match=r"1000000000\.00 GB are to come, \d+\.\d\d GB are free .*--root DIR"):
+    with pytest.raises(EnvironmentProblem, match=r"needs 1,000,000,000\.0 GB, [\d,.]+ GB are free .*--root DIR"):
         download(file, tmp_path, quiet, QUICK)
     assert not server.requests
 

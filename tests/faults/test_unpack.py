@@ -433,7 +433,7 @@ def test_no_room_is_told_before_anything_is_written(tmp_path: Path) -> None:
     records = [wanted[:24] + huge + wanted[28:46] + one for one in names]
     body = b"".join(records)
     archive.write_bytes(data[:at] + body + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, len(body), at, 0))
-    with pytest.raises(EnvironmentProblem, match=r"needs [\d,.]+ MB more, [\d,.]+ MB are free"):
+    with pytest.raises(EnvironmentProblem, match=r"needs [\d,.]+ GB, [\d,.]+ GB are free"):
         call(archive, tmp_path / "root")
     assert not tree(tmp_path / "root")
 

@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from clipcoco.errors import EnvironmentProblem
+
 FULL = {errno.ENOSPC, errno.EDQUOT}  # what a disk answers where freeing space helps
 
 # What folders answer that can't be synced: some network, FUSE and virtual machines' shares. Files there can.
@@ -47,6 +49,26 @@ def sync_volume(folder: Path) -> None:
             raise OSError(code, os.strerror(code), str(folder))
     finally:
         os.close(descriptor)
+
+
+def free_bytes(folder: Path) -> int:
+    """Of the volume that `folder` lies or will lie on."""
+    while not os.path.isdir(folder):
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def need_room(folder: Path, needed: float, what: str, where: str, instead: str) -> None:
+    """Raise EnvironmentProblem unless `needed` bytes are free for `folder`.
+
+    `what` is the line's beginning, "the export needs"; `where` the setting; `instead` what helps beside freeing space.
+    """
+    if needed > (free := free_bytes(folder)):
+        scale, unit = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
+        raise EnvironmentProblem(
+            f"{what} {needed / scale:,.1f} {unit}, {free / scale:,.1f} {unit} are free on the volume of {folder} "
+            f"({where}). Free space, or {instead}"
+        )
 
 
 def temporary_name(path: Path) -> Path:

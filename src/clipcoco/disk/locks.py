@@ -8,8 +8,10 @@ import re
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from clipcoco.errors import EnvironmentProblem
 
 # What file systems without locks answer: NFS without its lock service, some FUSE mounts and network shares. And
 # EBADF, NFS to another user's lock file, which can be opened for reading only.
@@ -44,6 +46,20 @@ def lock(path: Path) -> Iterator[str]:
         yield note
     finally:
         os.close(file)
+
+
+@contextmanager
+def claim(path: Path, what: str, doing: str) -> Iterator[str]:
+    """`lock` for those who do not wait. Raises EnvironmentProblem: `what` `doing` another process."""
+    with ExitStack() as stack:
+        try:
+            note = stack.enter_context(lock(path))
+        except Held as holder:
+            who = f"another process{', ' * bool(str(holder))}{holder}"
+            raise EnvironmentProblem(f"{what} {doing} {who} ({path}). Wait for it, or press Ctrl-C there") from None
+        except OSError as error:
+            raise EnvironmentProblem(f"{what} can't be locked: {error.strerror} ({path})") from error
+        yield note
 
 
 def is_held(path: Path) -> bool | None:

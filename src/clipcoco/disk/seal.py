@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
+
+from clipcoco.disk.files import read_own, write_json
 
 _TOP = "# Whole down to its last line, the sum of what stands above it.\n"
 _END = "# SHA-256 of all above: "
@@ -42,6 +45,18 @@ def unsealed(value: Any) -> Any:
         if value.pop("checksum") != _sum(json.dumps(value)):
             raise ValueError("its own sum is not that of its content")
     return value
+
+
+def read_sealed(path: Path) -> Any:
+    """What `write_sealed` wrote, be it large. Raises OSError, ValueError."""
+    try:
+        return unsealed(json.loads(read_own(path, most=2**30)))
+    except RecursionError as error:
+        raise ValueError("nested without end") from error
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    write_json(path, seal(value))
 
 
 def _sum(text: str) -> str:

@@ -5,7 +5,6 @@ Letters: B images, V views of each, F features of a view.
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,14 +18,16 @@ from clipcoco.data.features import FeatureFile, FeatureKey, Features, stamps_of
 from clipcoco.data.images import evaluation_view, sample_rng, training_view
 from clipcoco.data.loader import MAX_REPLACEMENTS, Crops, evaluation_views
 from clipcoco.data.split import Source
-from clipcoco.disk.files import FULL, remove_leftovers
-from clipcoco.disk.locks import Held, lock
+from clipcoco.disk.files import FULL, need_room
+from clipcoco.disk.locks import Held
+from clipcoco.disk.rows import locked
 from clipcoco.engine.device import Device
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import Progress, Report, Warned
 
 Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B,3,H,W) -> (B,F)
 _SAVE_SECONDS = 20.0
+_UNSAVED_BYTES = 2**28  # that wait in memory at most
 
 
 def feature_key(config: Config, weights: str, device: Device, source: Source, training: bool) -> FeatureKey:
@@ -76,6 +77,7 @@ def cache_features(
     """
     split, digest = table.files[0].partition("/")[0], hashlib.sha256(os.fsencode(root.resolve())).hexdigest()
     folders = (root / ".clipcoco", Path(torch.hub.get_dir(), "clipcoco", digest[:12]))
+    instead = "train from images: --set train.frozen_epochs=0"
     path, own = (key.path(folder, split) for folder in folders)
     try:
         stamps = stamps_of(table, source)
@@ -86,29 +88,27 @@ def cache_features(
         if not _may_write(path):
             report(Warned(0, 1, f"{path.parent} can't be written: the features are kept in {own.parent}"))
             path = own
-        path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path, report, stop) as held:
             if not held:
                 return None
-            remove_leftovers(path.with_suffix(".json"))
             file = FeatureFile(path, key)
             missing = file.missing(table, stamps)
             if file.note:
-                report(Warned(0, 1, file.note))
-            _check_room(path, len(missing) * key.row_bytes)
-            if missing and not _fill(file, encode, table, stamps, missing, workers, device, report, stop):
+                report(Warned(0, 1, f"{file.note}: recomputing"))
+            need_room(path.parent, len(missing) * file.row_bytes, "the features need", "data.root", instead)
+            if missing and not _fill(file, key, encode, table, stamps, missing, workers, device, report, stop):
                 return None
             return file.features(table)
     except OSError as error:
         mend = "Free space" if error.errno in FULL else "Make it writable"
         raise EnvironmentProblem(
-            f"the features can't be kept at {path}: {error.strerror} (data.root). {mend}, "
-            f"or train from images: --set train.frozen_epochs=0"
+            f"the features can't be kept at {path}: {error.strerror} (data.root). {mend}, or {instead}"
         ) from error
 
 
 def _fill(
     file: FeatureFile,
+    key: FeatureKey,
     encode: Encode,
     table: CaptionTable,
     stamps: list[str],
@@ -120,7 +120,6 @@ def _fill(
 ) -> bool:
     """Always the same images side by side, for a batch decides the last bits: a kill then leaves no trace."""
     done, saved = 0, time.monotonic()
-    key = file.key
     crops = Crops(key.crops, (key.crop_scale[0], key.crop_scale[1]), key.mirror)
     batches = evaluation_views(table, missing, key.image_size, workers, device.device.type == "cuda", crops, stop)
     try:
@@ -135,17 +134,14 @@ def _fill(
                     f"{len(unreadable)} of {len(rows)} images can't be read, first {table.files[unreadable[0]]} "
                     f"(data.root). Is the disk there, and the folder whole?"
                 )
-            file.append(
-                table.image_ids[rows].tolist(),
-                [stamps[row] for row in rows],
-                torch.stack(seen, dim=1).to(torch.float16).cpu().numpy(),
-                table.image_ids[unreadable].tolist(),
-            )
+            file.append(table.image_ids[rows].tolist(), torch.stack(seen, dim=1).to(torch.float16).cpu().numpy())
+            file.about.stamps += [stamps[row] for row in rows]
+            file.about.unreadable += table.image_ids[unreadable].tolist()
             done += len(images)
             report(Progress("features", done, len(missing)))
             if stop():
                 break
-            if time.monotonic() - saved > _SAVE_SECONDS:
+            if time.monotonic() - saved > _SAVE_SECONDS or file.unsaved_bytes > _UNSAVED_BYTES:
                 file.save()
                 saved = time.monotonic()
     finally:  # whatever ends it
@@ -161,7 +157,7 @@ def _alone(path: Path, report: Report, stop: Callable[[], object]) -> Iterator[b
     with ExitStack() as stack:
         while not held and not stop():
             try:
-                note = stack.enter_context(lock(path.with_suffix(".lock")))
+                note = stack.enter_context(locked(path))
                 held = True
                 if note:
                     report(Warned(0, 1, note))
@@ -178,12 +174,3 @@ def _may_write(path: Path) -> bool:
     """`path`, which may be there already, in a folder that may have to be made."""
     folder = path.parent if path.parent.exists() else path.parent.parent
     return os.access(folder, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
-
-
-def _check_room(path: Path, needed: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise EnvironmentProblem(
-            f"the features need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on the volume of {path.parent} "
-            f"(data.root). Free space, or train from images: --set train.frozen_epochs=0"
-        )

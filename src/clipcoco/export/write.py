@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipcoco.config.schema import DataConfig
-from clipcoco.disk.files import sync_folder, temporary_name
+from clipcoco.disk.files import need_room, sync_folder, temporary_name
 from clipcoco.engine.model_file import ModelFile
 from clipcoco.errors import ConfigError, EnvironmentProblem
 from clipcoco.events import Report
@@ -95,9 +95,4 @@ def _whole_or_absent(folder: Path) -> Iterator[Path]:
 def _check_disk(model_file: ModelFile, folder: Path) -> None:
     # The graphs of ONNX, the tokenizer and the card are small beside float32 weights.
     needed = 20_000_000 + sum(4 * value.numel() for value in model_file.model.state_dict().values())
-    free = shutil.disk_usage(folder.absolute().parent).free
-    if free < needed:
-        raise EnvironmentProblem(
-            f"the export needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free on "
-            f"{folder.absolute().parent} (--output). Free space, or give another folder"
-        )
+    need_room(folder.absolute().parent, needed, "the export needs", "--output", "give another folder")

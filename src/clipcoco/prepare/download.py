@@ -9,7 +9,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from clipcoco.disk.files import open_to_append, read_own, sync_folder, write_json
+from clipcoco.disk.files import need_room, open_to_append, read_own, sync_folder, write_json
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
 from clipcoco.prepare.network import (
@@ -160,12 +159,8 @@ class _Part:
 def _fetch(file: RemoteFile, part: _Part, report: ReportTask, patience: Patience) -> None:
     import httpx2
 
-    free = shutil.disk_usage(part.path.parent).free
-    if free < file.size - part.size:
-        raise EnvironmentProblem(
-            f"not enough room for {file.name}: {(file.size - part.size) / 1e9:.2f} GB are to come, {free / 1e9:.2f} GB "
-            f"are free ({part.path.parent}). Make room, or choose another disk: --root DIR"
-        )
+    to_come, what = file.size - part.size, f"{file.name} still needs"
+    need_room(part.path.parent, to_come, what, "--root", "choose another disk: --root DIR")
     tries, slowly = Tries(file.urls, patience), paced(report)
     with new_client(httpx2.Client, patience) as client:
         while part.size < file.size:

@@ -2,11 +2,11 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from clipcoco.disk import locks
 from clipcoco.disk.links import check_root
+from clipcoco.disk.locks import claim
 from clipcoco.errors import EnvironmentProblem
 from clipcoco.prepare.plan import WORK
 
@@ -20,14 +20,7 @@ def lock(root: Path) -> Iterator[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentProblem(f"{root} can't be made: {error.strerror} (--root). Give another") from error
-    with ExitStack() as stack:
-        try:
-            note = stack.enter_context(locks.lock(path))
-        except locks.Held as held:
-            holder = f"process {held}" if str(held) else "another process"
-            raise EnvironmentProblem(
-                f"{root} is being prepared by {holder} ({path}). Wait for it, or press Ctrl-C there"
-            ) from None
+    with claim(path, str(root), "is being prepared by") as note:
         try:
             yield note
         finally:

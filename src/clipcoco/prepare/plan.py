@@ -1,7 +1,6 @@
 """What to fetch of COCO 2017: which archives or single images, how many bytes, how much room they need."""
 
 import os
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from clipcoco.data.annotations import SPLITS, annotation_file
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest, same_settings
 from clipcoco.data.split import missing_files
+from clipcoco.disk.files import free_bytes
 from clipcoco.disk.links import check_link, check_root, may_lead
 from clipcoco.prepare.download import RemoteFile
 from clipcoco.prepare.resize import copy_bytes, settings
@@ -247,11 +247,3 @@ def part_bytes(root: Path, archive: Archive) -> int:
         except OSError:
             continue
     return 0
-
-
-def free_bytes(folder: Path) -> int:
-    """Of the volume that `folder` lies or will lie on."""
-    folder = folder.absolute()
-    while not os.path.isdir(folder):
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

@@ -9,7 +9,6 @@ import hashlib
 import io
 import math
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from PIL import Image
 from clipcoco.cores import usable_cores
 from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest
 from clipcoco.data.viewer import VIEW, UnreadableImage, opened
-from clipcoco.disk.files import open_new, sync_volume
+from clipcoco.disk.files import need_room, open_new, sync_volume
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
 
@@ -225,12 +224,7 @@ def _check_room(root: Path, files: list[str], size: int) -> None:
     for file in files:
         with _read_problems(root / file):
             need += min(typical, (root / file).stat().st_size)
-    free = shutil.disk_usage(root).free
-    if need > free:
-        raise EnvironmentProblem(
-            f"{len(files):,} smaller copies need {need / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free ({root}). "
-            "Free space, or give another --root"
-        )
+    need_room(root, need, f"{len(files):,} smaller copies need", "--root", "give another --root")
 
 
 @contextmanager

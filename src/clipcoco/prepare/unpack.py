@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipcoco.data.manifest import Entry
-from clipcoco.disk.files import open_new, sync_folder, sync_volume
+from clipcoco.disk.files import need_room, open_new, sync_folder, sync_volume
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
 
@@ -159,10 +159,7 @@ def _check_space(root: Path, staging: Path, wanted: Members, archive: Path) -> N
         for name, info in wanted.items()
         if info.file_size not in (_size(root / name), _size(staging / name))
     )
-    needed, free = sum(missing), shutil.disk_usage(root).free
-    if needed > free:
-        sizes = f"{needed / 1e6:,.1f} MB more, {free / 1e6:,.1f} MB are free"
-        raise EnvironmentProblem(f"unpacking {archive.name} needs {sizes} ({root}). Make room, or use another folder")
+    need_room(root, sum(missing), f"unpacking {archive.name} still needs", "--root", "give another --root")
 
 
 def _size(path: Path) -> int:

@@ -5,8 +5,7 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from clipcoco.config.load import preset_names
 from clipcoco.disk.files import read_own, write_json
 from clipcoco.disk.links import refuse_links
-from clipcoco.disk.locks import Held, lock
+from clipcoco.disk.locks import claim
 from clipcoco.errors import CheckpointError, ConfigError, EnvironmentProblem
 
 
@@ -84,20 +83,9 @@ class RunDir:
         """Set entries of status.json; a reader sees it before or after, never between."""
         write_json(self.status_file, {**self.status(), **changes})
 
-    @contextmanager
-    def lock(self) -> Iterator[str]:
+    def lock(self) -> AbstractContextManager[str]:
         """One process at a time; gives a line to tell where the file system has no locks, else ""."""
-        with ExitStack() as stack:
-            try:
-                note = stack.enter_context(lock(self.path / ".lock"))
-            except Held as holder:
-                raise EnvironmentProblem(
-                    f"run {self.name} is already running in another process{f', {holder}' if str(holder) else ''} "
-                    f"(.lock). Wait for it, or press Ctrl-C there"
-                ) from None
-            except OSError as error:
-                raise EnvironmentProblem(f"run {self.name} can't be locked: {error.strerror} (.lock)") from error
-            yield note
+        return claim(self.path / ".lock", f"run {self.name}", "is already running in")
 
 
 def create(runs_dir: Path, preset: str, name: str | None) -> RunDir:

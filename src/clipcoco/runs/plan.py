@@ -1,6 +1,5 @@
 """What a run is made of, read and checked in the order of the exit codes before anything is written."""
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.split import ORIGINALS, Source, open_splits
 from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.data.workers import choose_workers
+from clipcoco.disk.files import need_room
 from clipcoco.engine.device import Device, choose_as_trained, choose_device
 from clipcoco.engine.loss import LOSSES, Loss
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.trained_on import Pictures, pictures_of, with_earlier
-from clipcoco.errors import EnvironmentProblem
 from clipcoco.events import Report
 from clipcoco.runs.header import say_data, say_features, say_model, say_training
 from clipcoco.version import __version__
@@ -132,13 +131,6 @@ def read_parts(
 
 def check_disk(runs_dir: Path, derived: Derived) -> None:
     """Room for every checkpoint that is kept and for the one being written."""
-    volume = runs_dir.absolute()
-    while not volume.exists():
-        volume = volume.parent
-    needed, free = derived.checkpoint_bytes * (derived.checkpoints_kept + 1), shutil.disk_usage(volume).free
-    if free < needed:
-        raise EnvironmentProblem(
-            f"{derived.checkpoints_kept} checkpoints and one being written need {needed / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free on "
-            f"{volume}. Free space, or --set checkpoint.keep=0, or --runs-dir DIR"
-        )
+    kept, instead = derived.checkpoints_kept, "--set checkpoint.keep=0, or --runs-dir DIR"
+    what = f"{kept} checkpoints and one being written need"
+    need_room(runs_dir, derived.checkpoint_bytes * (kept + 1), what, "--runs-dir", instead)
