@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clipcoco.search.index import ENCODED, Entry, Index, open_index
+from clipcoco.search.index import Index
 from clipcoco.search.query import nearest
 
 DIM, HITS = 256, 5
@@ -30,11 +30,12 @@ def write_index(file: Path, images: int) -> Tensor:
     """An index of random unit vectors; gives a query."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.nn.functional.normalize(torch.randn(images, DIM, generator=generator), dim=1)
-    entries = {
-        f"2024/{row // 1000:03}/IMG_{row:06}.jpg": Entry(3_000_000 + row, 10**18 + row, bytes(32), ENCODED, row)
-        for row in range(images)
-    }
-    Index(file, "benchmark", entries, rows.half().numpy()).save()
+    index, contents = Index(file, "benchmark", DIM, print), [f"{row:032x}" for row in range(images)]
+    index.file.append(contents, rows.half().numpy())
+    names = [f"2024/{row // 1000:03}/IMG_{row:06}.jpg" for row in range(images)]
+    index.file.about.stamps = {name: f"{3_000_000 + row} {10**18 + row}" for row, name in enumerate(names)}
+    index.file.about.contents = dict(zip(names, contents, strict=True))
+    index.save(print)
     return torch.nn.functional.normalize(torch.randn(DIM, generator=generator), dim=0)
 
 
@@ -50,11 +51,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "index.npz")
+        file = Path(folder, "index.f16")
         query = write_index(file, arguments.images)
         start = time.perf_counter()
-        names, array = open_index(file, "benchmark", print).gallery()
-        loading, size = time.perf_counter() - start, file.stat().st_size
+        names, array = Index(file, "benchmark", DIM, print).gallery()
+        loading = time.perf_counter() - start
+        size = sum(path.stat().st_size for path in Path(folder).iterdir())
     assert len(names) == arguments.images
     rows = torch.from_numpy(array)
     whole, room = rows.float(), torch.empty(len(rows))

@@ -184,7 +184,7 @@ def names(found: dict) -> list[str]:
 
 
 def newest_index(work: Path) -> Path:
-    return max((work / "runs/first/index").glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)
+    return max((work / "runs/first/index").glob("*.f16"), key=lambda path: path.stat().st_mtime_ns)
 
 
 @pytest.mark.slow

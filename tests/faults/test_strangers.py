@@ -34,7 +34,9 @@ OF_A_RUN = [
     "search",
     "search/x.html",
     "index",
-    "index/val2017-best.npz",
+    "index/val2017-best.f16",
+    "index/val2017-best.json",
+    "index/val2017-best.lock",
 ]
 ON_A_RUN = [
     "resume {run}",

@@ -73,8 +73,9 @@ class RowFile(Generic[About]):
 
     def append(self, names: Iterable[Any], rows: Rows) -> None:
         """(B, ...) rows of names that have none."""
+        assert rows.shape[1:] == self.shape
         self.places |= {name: row for row, name in enumerate(names, start=len(self.places))}
-        self._new.append(np.ascontiguousarray(rows, dtype=np.float16).reshape(-1, *self.shape))
+        self._new.append(np.ascontiguousarray(rows, dtype=np.float16))
 
     def keep(self, names: Iterable[Any]) -> None:
         """Forget the rows of all other names."""

@@ -53,7 +53,7 @@ def validation_gallery(data: DataConfig, trained_on: str | None) -> Gallery:
     items = []
     for file in sorted(table.files):
         found = os.stat(table.folder / file)
-        items.append(Item(file, found.st_size, found.st_mtime_ns))
+        items.append(Item(file, f"{found.st_size} {found.st_mtime_ns}"))
     return Gallery(SPLITS["val"], table.folder, root, items, table, ())
 
 
@@ -104,7 +104,7 @@ def _files_below(root: Path, closed: list[str], helpers: list[str]) -> Iterator[
                 closed.append(name)
                 continue
             if stat.S_ISREG(found.st_mode):
-                yield Item(name, found.st_size, found.st_mtime_ns)
+                yield Item(name, f"{found.st_size} {found.st_mtime_ns}")
             elif stat.S_ISDIR(found.st_mode) and is_helper(name):
                 helpers.append(name)
             elif stat.S_ISDIR(found.st_mode):

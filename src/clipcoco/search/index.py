@@ -1,50 +1,47 @@
-"""The embeddings of a gallery, kept in one file and brought up to date by what changed.
+"""The embeddings of a gallery, kept in a file of rows and brought up to date by what changed.
 
-An entry holds as long as its file has the same size and time of change; after that the content decides, so
-that a picture which was only touched or renamed is not encoded again. Rows and names lie in one .npz: they
-can't disagree, and its sums find damage. Letters: N entries, B a batch, D dimensions.
+What is known of a file holds as long as it has the same size and time of change; after that the content decides, to
+which the row belongs: a picture that was only touched or renamed is not encoded again.
+Letters: N names with a row, B a batch, D dimensions.
 """
 
 import hashlib
-import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from clipcoco.data.viewer import UnreadableImage
-from clipcoco.disk.files import remove_leftovers, take_name, write_temporary
+from clipcoco.disk.locks import Held
+from clipcoco.disk.rows import RowFile, Rows, locked
 from clipcoco.events import Progress, Report
 
-FORMAT = 2
+FORMAT = 3
 BATCH = 64
 SAVE_EVERY = 2048  # items: minutes of work on a CPU, at most, are lost to a kill
-ENCODED, OTHER, DAMAGED, UNREAD = range(4)  # states; what is UNREAD is tried again each time
+OTHER, DAMAGED, UNREAD = "other", "damaged", "unread"  # in the place of a digest; UNREAD is tried again each time
 
-Rows = npt.NDArray[np.float16]
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Item:
     name: str  # a path relative to the gallery's folder, or a caption
-    size: int = 0  # bytes
-    changed: int = 0  # nanoseconds since 1970
+    stamp: str = ""  # of a file the size and the time of its last change
 
 
-class Entry(NamedTuple):
-    size: int
-    changed: int
-    digest: bytes  # SHA-256 of the content
-    state: int
-    row: int  # of the embeddings; -1 without one
+class _About(BaseModel):
+    """By the items' names, which need not be texts."""
+
+    stamps: dict[Any, str] = {}
+    contents: dict[Any, str] = {}  # the first half of the SHA-256, which names the row; or why there is no row
 
 
 @dataclass(frozen=True)
@@ -57,179 +54,132 @@ class Encoding:
     threads: int
 
 
-@dataclass
 class Index:
-    """What is known of a gallery; `entries` stand in the order of the items when last brought up to date."""
+    """What is known of a gallery, in the order of the items when last brought up to date."""
 
-    file: Path
-    model: str  # the weights and the view that the rows were made with
-    entries: dict[str, Entry] = field(default_factory=dict)
-    rows: Rows = field(default_factory=lambda: np.empty((0, 0), np.float16))
-    kept: bool = True  # False once it could not be written
+    def __init__(self, path: Path, model: str, width: int, tell: Tell) -> None:
+        """`model` names the weights and the view that rows of `width` D are made with."""
+        self.path, self.kept = path, True  # False once it could not be written
+        self._key, self._width = {"format": FORMAT, "model": model}, width
+        self._open()
+        if self.file.note:
+            tell(f"the index {path} can't be used, so it is rebuilt")
+
+    def _open(self) -> None:
+        self.file = RowFile(self.path, self._key, (self._width,), _About)
 
     def stale(self, items: Sequence[Item]) -> list[Item]:
         """Items that must be read: new ones, and those whose file may have changed."""
+        about, known = self.file.about, {*self.file.places, OTHER, DAMAGED}
         return [
             item
             for item in items
-            if (entry := self.entries.get(item.name)) is None
-            or (entry.size, entry.changed) != (item.size, item.changed)
-            or entry.state == UNREAD
+            if about.stamps.get(item.name) != item.stamp or about.contents.get(item.name) not in known
         ]
 
     def gallery(self) -> tuple[list[str], Rows]:
-        """The names of what could be encoded, and their rows, in the order of the items."""
-        found = [(name, entry.row) for name, entry in self.entries.items() if entry.state == ENCODED]
-        order = np.array([row for _, row in found], np.int64)
-        in_place = len(order) == len(self.rows) and bool((order == np.arange(len(order))).all())
-        return [name for name, _ in found], self.rows if in_place else self.rows[order]
+        """The names of what could be encoded, and their rows (N,D), in the order of the items."""
+        places = self.file.places
+        found = {name: places[content] for name, content in self.file.about.contents.items() if content in places}
+        return list(found), self.file.rows[list(found.values())]
 
-    def failures(self, state: int) -> list[str]:
-        return [name for name, entry in self.entries.items() if entry.state == state]
+    def failures(self, why: str) -> list[str]:
+        return [name for name, content in self.file.about.contents.items() if content == why]
 
-    def save(self) -> None:
-        """Write it in one step. Raises OSError."""
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "names": _bytes("\0".join(self.entries).encode("utf-8", "surrogateescape")),
-            "numbers": np.array([[e.size, e.changed, e.state] for e in self.entries.values()], np.int64),
-            "digests": _bytes(b"".join(entry.digest for entry in self.entries.values())),
-            "embeddings": self.gallery()[1],
-        }
-        about = {"format": FORMAT, "model": self.model, "sha256": _sum(arrays)}
-        arrays["about"] = _bytes(json.dumps(about).encode())
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.file, older_than=3600)  # others may be writing it, too
-        take_name(write_temporary(self.file, lambda file: np.savez(file, **arrays)), self.file)  # type: ignore[arg-type]
+    @contextmanager
+    def alone(self, tell: Tell) -> Iterator[None]:
+        """Read again what another search may have written since. When one is writing now, ours is not kept."""
+        with ExitStack() as stack:
+            try:
+                if note := stack.enter_context(locked(self.path)):
+                    tell(note)
+                self._open()
+            except Held:
+                self._give_up("another search is writing it", tell)
+            except OSError as error:
+                self._give_up(error.strerror or str(error), tell)
+            yield
 
+    def forget_all_but(self, names: list[str]) -> None:
+        """Names that are gone drop out; their rows, once they are the most."""
+        about, places = self.file.about, self.file.places
+        about.stamps = {name: about.stamps[name] for name in names}
+        about.contents = {name: about.contents[name] for name in names}
+        used = places.keys() & about.contents.values()
+        if 2 * len(used) < len(places):
+            self.file.keep(sorted(used, key=places.__getitem__))
 
-def _sum(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    digest = hashlib.sha256()
-    for name in ("names", "numbers", "digests", "embeddings"):
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()
+    def save(self, tell: Tell) -> None:
+        if self.kept:
+            try:
+                self.file.save()
+                self.path.with_suffix(".npz").unlink(missing_ok=True)  # of earlier versions
+            except OSError as error:
+                self._give_up(error.strerror or str(error), tell)
 
-
-def _bytes(data: bytes) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(data, np.uint8)
-
-
-def open_index(file: Path, model: str, tell: Tell) -> Index:
-    """What `file` holds for this model; an empty index when it holds nothing, or nothing that can be used."""
-    try:
-        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            if any(part.compress_type for part in arrays.zip.infolist()):
-                raise ValueError("compressed: few bytes could become any number of them")
-            about = json.loads(arrays["about"].tobytes())
-            if (about["format"], about["model"]) != (FORMAT, model):
-                return Index(file, model)
-            if about["sha256"] != _sum(arrays):
-                raise ValueError("not as it was written")
-            names = arrays["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
-            sizes, changed, states = arrays["numbers"].T
-            digests, rows = arrays["digests"].view("V32").tolist(), arrays["embeddings"]
-        has_row = states == ENCODED
-        places = np.where(has_row, np.cumsum(has_row) - 1, -1)
-        if not len(names) == len(set(names)) == len(states) == len(digests) or rows.shape[:1] != (has_row.sum(),):
-            raise ValueError("rows and names do not fit together")
-        if rows.dtype != np.float16 or rows.ndim != 2:
-            raise ValueError("the rows are not a float16 matrix")
-        columns = (sizes.tolist(), changed.tolist(), digests, states.tolist(), places.tolist())
-        entries = dict(zip(names, map(Entry, *columns), strict=True))
-    except FileNotFoundError:
-        return Index(file, model)
-    except Exception:  # what numpy and zipfile raise on a damaged file, or a stranger's, is nearly anything
-        tell(f"the index {file} can't be used, so it is rebuilt")
-        return Index(file, model)
-    return Index(file, model, entries, rows)
-
-
-@dataclass
-class _Work:
-    """An index while it is brought up to date."""
-
-    index: Index
-    report: Report
-    tell: Tell
-    total: int
-    known: dict[bytes, Entry]  # by content
-    blocks: list[Rows] = field(default_factory=list)
-    rows: int = 0  # in the index and the blocks
-    done: int = 0
-    encoded: int = 0
-    saved: int = 0
-
-    def save(self) -> None:
-        if self.blocks:
-            self.index.rows = np.concatenate([*([self.index.rows] if len(self.index.rows) else []), *self.blocks])
-            self.blocks = []
-        if not self.index.kept:
-            return
-        try:
-            self.index.save()
-            self.saved = self.done
-        except OSError as error:
-            self.index.kept = False
-            self.tell(f"the index can't be kept: {error.strerror or error} ({self.index.file})")
+    def _give_up(self, why: str, tell: Tell) -> None:
+        self.kept = False
+        tell(f"the index can't be kept: {why} ({self.path})")
 
 
 def refresh(index: Index, items: Sequence[Item], encoding: Encoding, report: Report, tell: Tell) -> int:
-    """Bring `index` up to date with `items` and save it; gives how many of them were encoded.
+    """Bring `index` up to date with `items` and save it; gives how many contents were encoded.
 
     Whatever ends it, what was encoded until then is saved.
     """
-    stale = index.stale(items)
-    if not stale and list(index.entries) == [item.name for item in items]:
+    names = [item.name for item in items]
+    if not index.stale(items) and list(index.file.about.contents) == names:
         return 0
-    known = {entry.digest: entry for entry in index.entries.values() if entry.state in (ENCODED, DAMAGED)}
-    work = _Work(index, report, tell, len(stale), known, rows=len(index.rows))
-    try:
-        for batch in _ahead(stale, encoding, known):
-            _encode(work, batch, encoding)
-            if work.done - work.saved >= SAVE_EVERY:
-                work.save()
-    except BaseException:
-        if work.encoded:
-            work.save()
-            if index.kept:
-                tell(f"{work.done:,} of {work.total:,} are done and kept; the same command goes on there")
-        raise
-    index.entries = {item.name: index.entries[item.name] for item in items}  # what is gone drops out
-    work.save()
-    return work.encoded
+    with index.alone(tell):
+        stale, before = index.stale(items), len(index.file.places)
+        done = saved = 0
+        try:
+            for batch in _ahead(stale, encoding, index.file.places):
+                _encode(index, batch, encoding)
+                done += len(batch)
+                report(Progress("evaluate", done, len(stale)))
+                if done - saved >= SAVE_EVERY:
+                    index.save(tell)
+                    saved = done
+        except BaseException:
+            if len(index.file.places) > before:
+                index.save(tell)
+                if index.kept:
+                    tell(f"{done:,} of {len(stale):,} are done and kept; the same command goes on there")
+            raise
+        encoded = len(index.file.places) - before
+        index.forget_all_but(names)
+        index.save(tell)
+        return encoded
 
 
-@dataclass(frozen=True)
-class _Prepared:
+class _Read(NamedTuple):
     item: Item
-    digest: bytes
-    state: int
-    content: Tensor | None  # None when the same content is known already, and when there is none
+    content: str
+    prepared: Tensor | None = None  # None when the same content is known already, and when there is none
 
 
-def _prepare(item: Item, encoding: Encoding, known: dict[bytes, Entry]) -> _Prepared:
-    nothing = bytes(32)
+def _read(item: Item, encoding: Encoding, known: Container[str]) -> _Read:
     try:
         data = encoding.read(item.name)
     except OSError:
-        return _Prepared(item, nothing, UNREAD, None)
+        return _Read(item, UNREAD)
     if data is None:
-        return _Prepared(item, nothing, OTHER, None)
-    digest = hashlib.sha256(data).digest()
-    if digest in known:
-        return _Prepared(item, digest, known[digest].state, None)
+        return _Read(item, OTHER)
+    digest = hashlib.sha256(data).hexdigest()[:32]
     try:
-        return _Prepared(item, digest, ENCODED, encoding.prepare(data))
+        return _Read(item, digest, None if digest in known else encoding.prepare(data))
     except UnreadableImage:
-        return _Prepared(item, digest, DAMAGED, None)
+        return _Read(item, DAMAGED)
 
 
-def _ahead(items: Sequence[Item], encoding: Encoding, known: dict[bytes, Entry]) -> Iterator[list[_Prepared]]:
+def _ahead(items: Sequence[Item], encoding: Encoding, known: Container[str]) -> Iterator[list[_Read]]:
     """The items in batches; the next ones are read and decoded while one is encoded."""
-    waiting: deque[list[Future[_Prepared]]] = deque()
+    waiting: deque[list[Future[_Read]]] = deque()
     pool = ThreadPoolExecutor(encoding.threads)
     try:
         for start in range(0, len(items), BATCH):
-            waiting.append([pool.submit(_prepare, item, encoding, known) for item in items[start : start + BATCH]])
+            waiting.append([pool.submit(_read, item, encoding, known) for item in items[start : start + BATCH]])
             if len(waiting) > 2:
                 yield [future.result() for future in waiting.popleft()]
         while waiting:
@@ -238,19 +188,11 @@ def _ahead(items: Sequence[Item], encoding: Encoding, known: dict[bytes, Entry])
         pool.shutdown(wait=False, cancel_futures=True)  # a Ctrl-C waits for no picture that takes long
 
 
-def _encode(work: _Work, batch: list[_Prepared], encoding: Encoding) -> None:
-    fresh = [prepared for prepared in batch if prepared.content is not None]
-    if fresh:
-        rows = encoding.encode(torch.stack([p.content for p in fresh if p.content is not None]))
-        work.blocks.append(rows.to(torch.float16).numpy())
-    row = work.rows
-    for prepared in batch:
-        item, place = prepared.item, -1
-        if prepared.content is not None:
-            place, row = row, row + 1
-        elif prepared.state == ENCODED:
-            place = work.known[prepared.digest].row
-        work.index.entries[item.name] = Entry(item.size, item.changed, prepared.digest, prepared.state, place)
-    work.rows, work.encoded = row, work.encoded + len(fresh)
-    work.done += len(batch)
-    work.report(Progress("evaluate", work.done, work.total))
+def _encode(index: Index, batch: list[_Read], encoding: Encoding) -> None:
+    new = {read.content: read.prepared for read in batch if read.prepared is not None}
+    new = {content: prepared for content, prepared in new.items() if content not in index.file.places}
+    if new:
+        rows = encoding.encode(torch.stack(list(new.values())))
+        index.file.append(new, rows.to(torch.float16).numpy())
+    for item, content, _ in batch:
+        index.file.about.stamps[item.name], index.file.about.contents[item.name] = item.stamp, content

@@ -48,6 +48,7 @@ class Model:
     home: str  # the folder of its indexes where no run has one
     source: str  # the checkpoint's path, or local-dir:FOLDER
     key: str  # of the weights and the size of the view: what an index is made for
+    width: int  # D
     tokenize: Callable[[list[str]], Tensor]  # -> (B,L)
     note: Callable[[str], str | None]  # what a person should know about how a query is understood
     place: Callable[[str | None], Towers]  # on the device of that name
@@ -73,7 +74,8 @@ def open_checkpoint(path: Path) -> tuple[Model, ModelFile]:
 
     key = f"{weights_sha256(model.state_dict())} {size} view {VIEW}"
     label = _file_name(path.stem)
-    return Model(path.stem, label, f"{label}-{_sum(path)}", str(path), key, tokenize, partial(_note, file), place), file
+    home, width = f"{label}-{_sum(path)}", file.config.model.projection_dim
+    return Model(path.stem, label, home, str(path), key, width, tokenize, partial(_note, file), place), file
 
 
 def _file_name(name: str) -> str:
@@ -115,7 +117,7 @@ def open_folder(words: str) -> Model:
     if not words.startswith(LOCAL):
         raise ConfigError(f"'{words}' is not a folder, and search downloads nothing (--model). {HOW}")
     folder = expanded(words.removeprefix(LOCAL))
-    context = _context_length(read_description(folder))
+    width, context = _sizes(read_description(folder))
     loaded: list[tuple[Any, Any, Any]] = []
 
     def parts() -> tuple[Any, Any, Any]:
@@ -145,17 +147,19 @@ def open_folder(words: str) -> Model:
 
     name = folder.resolve().name
     label = f"{_file_name(name)}-{_sum(folder)}"
-    return Model(name, label, label, LOCAL + str(folder), f"{_key(folder)} view {VIEW}", tokenize, note, place)
+    return Model(name, label, label, LOCAL + str(folder), f"{_key(folder)} view {VIEW}", width, tokenize, note, place)
 
 
-def _context_length(description: Any) -> int:
+def _sizes(description: Any) -> tuple[int, int]:
+    """D, and the tokens of a text."""
     try:
-        length = description["model_cfg"]["text_cfg"].get("context_length", 77)
+        model = description["model_cfg"]
+        width, length = model["embed_dim"], model["text_cfg"].get("context_length", 77)
     except (KeyError, TypeError, AttributeError):
-        length = None
-    if type(length) is not int or not 3 <= length <= 4096:
-        raise CheckpointError(f"open_clip_config.json has no usable model_cfg.text_cfg (--model). {HOW}")
-    return length
+        width = length = None
+    if not (type(width) is type(length) is int and 1 <= width <= 2**16 and 3 <= length <= 4096):
+        raise CheckpointError(f"open_clip_config.json has no usable model_cfg.embed_dim or .text_cfg (--model). {HOW}")
+    return width, length
 
 
 def _key(folder: Path) -> str:

@@ -20,7 +20,7 @@ from clipcoco.errors import DataError
 from clipcoco.events import Report
 from clipcoco.search import check_picture, check_words
 from clipcoco.search.galleries import Gallery, count_words, read_picture
-from clipcoco.search.index import DAMAGED, OTHER, UNREAD, Encoding, Index, Item, Tell, open_index, refresh
+from clipcoco.search.index import DAMAGED, OTHER, UNREAD, Encoding, Index, Item, Tell, refresh
 from clipcoco.search.models import Model, Towers
 
 CHUNK = 4096  # rows that are float32 at a time: they stay in the processor's cache
@@ -110,9 +110,6 @@ def answer(
         assert tokens is not None
         vector = towers.encode_texts(tokens)[0]
     query_seconds = time.monotonic() - start
-    if len(index.rows) and index.rows.shape[1] != len(vector):  # a stranger's: the key says that they fit
-        told.tell(f"the index {index.file} can't be used, so it is rebuilt")
-        index = Index(index.file, index.model)
     start = time.monotonic()
     encoding = _captions(model, towers) if over_captions else _pictures(gallery, towers)
     encoded = refresh(index, items, encoding, told.report, told.tell)
@@ -164,11 +161,11 @@ def _open(model: Model, gallery: Gallery, indexes: Path, over_captions: bool, te
     if gallery.table is None:
         name = "folder-" + hashlib.sha256(os.fsencode(os.path.realpath(gallery.folder))).hexdigest()[:16]
     if not over_captions:
-        return open_index(indexes / f"{name}-{model.label}.npz", model.key, tell), gallery.items
+        return Index(indexes / f"{name}-{model.label}.f16", model.key, model.width, tell), gallery.items
     assert gallery.table is not None
     captions = dict.fromkeys(gallery.table.captions)  # each once
-    file = indexes / f"{name}-captions-{model.label}.npz"
-    return open_index(file, model.key, tell), [Item(caption) for caption in captions]
+    path = indexes / f"{name}-captions-{model.label}.f16"
+    return Index(path, model.key, model.width, tell), [Item(caption) for caption in captions]
 
 
 def _pictures(gallery: Gallery, towers: Towers) -> Encoding:
