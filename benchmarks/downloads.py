@@ -21,7 +21,7 @@ import httpx2
 import numpy as np
 from PIL import Image
 
-from clipcoco.prepare.download import RemoteImage, fetch_images
+from clipcoco.prepare.single_images import RemoteImage, fetch_images
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from http_server import Server
@@ -55,7 +55,7 @@ def one_by_one(images: Sequence[RemoteImage]) -> int:
 
 def ours(images: Sequence[RemoteImage], connections: int) -> int:
     sizes: list[int] = []
-    fetch_images(images, lambda image, data: sizes.append(len(data)), lambda progress: None, connections)
+    fetch_images(images, lambda image, data: sizes.append(len(data)), lambda progress: None, connections=connections)
     return sum(sizes)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from clipcoco.data.captions import read_captions
-from clipcoco.prepare.plan import Archive, Coco
+from clipcoco.prepare.download import Archive
+from clipcoco.prepare.plan import Coco
 
 COUNTS = {"train2017": 40, "val2017": 24}
 

@@ -189,9 +189,6 @@ def test_copies_lie_in_the_same_folders_and_the_manifest_says_what_they_are(root
     copies = tree(root)
     assert sorted(copies) == names(root)
     assert (made.made, made.kept) == (IMAGES, 0)
-    assert [int(file[-16:-4]) for file in sorted(made.unreadable, key=lambda file: file[-16:])] == [
-        5, 105, 205, 305, 405, 505
-    ]  # fmt: skip
     assert made.bytes_before == sum((root / file).stat().st_size for file in names(root))
     assert made.bytes_after == sum(map(len, copies.values()))
     for file, data in copies.items():
@@ -279,7 +276,7 @@ def test_originals_that_never_lay_on_the_disk(root: Path, tmp_path: Path, whole:
     with CopyStore(elsewhere, SIZE) as store, ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda file: store.store(file, (root / file).read_bytes()), store.missing(names(root))))
     assert (tree(elsewhere), entries(elsewhere)) == whole
-    assert store.result(kept=0).made == IMAGES
+    assert store.copies.made == IMAGES
     with CopyStore(elsewhere, SIZE) as store:
         assert store.missing(names(root)) == []
 

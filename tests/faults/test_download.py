@@ -18,7 +18,9 @@ from PIL import Image
 import harness
 from clipcoco.errors import ClipcocoError, DataError, EnvironmentProblem
 from clipcoco.events import TaskProgress
-from clipcoco.prepare.download import Patience, RemoteFile, RemoteImage, download, fetch_images
+from clipcoco.prepare.download import Archive, download
+from clipcoco.prepare.network import RetryPolicy
+from clipcoco.prepare.single_images import RemoteImage, fetch_images
 from harness import file_size_limit, until
 from http_server import HTML, Reply, Server
 
@@ -26,8 +28,8 @@ DATA = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)  # another content of the same length
 PATH = "/zips/val2017.zip"
 CUTS = (1, 17, 4_095, 4_096, 65_536, 100_000, 150_000, 262_144, 299_998, 299_999)
-QUICK = Patience(attempts=4, pause=0.001, timeout=5)
-HASTY = Patience(attempts=2, pause=0.001, timeout=0.1)
+QUICK = RetryPolicy(attempts=4, pause=0.001, timeout=5)
+HASTY = RetryPolicy(attempts=2, pause=0.001, timeout=0.1)
 
 
 @pytest.fixture(autouse=True)
@@ -46,15 +48,14 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def remote(server: Server, *urls: str, data: bytes = DATA) -> RemoteFile:
-    return RemoteFile("val2017.zip", urls or (server.url + PATH,), len(data), hashlib.sha256(data).hexdigest())
+FILE = Archive(PATH.removeprefix("/"), len(DATA), hashlib.sha256(DATA).hexdigest())
 
 
 def quiet(progress: TaskProgress) -> None: ...
 
 
-def get(server: Server, folder: Path, patience: Patience = QUICK) -> Path:
-    return download(remote(server), folder, quiet, patience)
+def get(server: Server, folder: Path, *urls: str, retries: RetryPolicy = QUICK) -> Path:
+    return download(FILE, urls or (server.url + PATH,), folder, quiet, retries)
 
 
 def one_line(error: pytest.ExceptionInfo[ClipcocoError]) -> str:
@@ -67,7 +68,7 @@ def one_line(error: pytest.ExceptionInfo[ClipcocoError]) -> str:
 
 def test_a_file_arrives_and_is_never_asked_for_again(server, tmp_path):
     told: list[TaskProgress] = []
-    path = download(remote(server), tmp_path / "new", told.append, QUICK)
+    path = download(FILE, (server.url + PATH,), tmp_path / "new", told.append, QUICK)
     assert path.read_bytes() == DATA
     assert told[-1] == TaskProgress("val2017.zip", len(DATA), len(DATA), "bytes", "SHA-256 verified")
     assert server.requests[0].headers["Accept-Encoding"] == "identity"
@@ -114,8 +115,9 @@ def test_whatever_happens_the_right_bytes_or_one_line(trouble, server, tmp_path)
     for k in CUTS:
         server.script[PATH] = TROUBLES[trouble](k)
         folder = tmp_path / str(k)
+        retries = RetryPolicy(attempts=4, pause=0.001, timeout=0.2) if trouble == "stall" else QUICK
         try:
-            path = get(server, folder, Patience(attempts=4, pause=0.001, timeout=0.2) if trouble == "stall" else QUICK)
+            path = get(server, folder, retries=retries)
         except DataError:
             assert trouble in ("wrong content", "wrong from there on")
             assert not (folder / "val2017.zip").exists()
@@ -195,22 +197,21 @@ def test_a_page_of_a_portal_does_not_touch_what_is_here(server, tmp_path):
 def test_a_server_that_stalls_or_is_not_there_is_one_line(server, tmp_path):
     server.always[PATH] = Reply(stall=0)
     with pytest.raises(EnvironmentProblem, match=r"no byte for 0\.1 s"):
-        get(server, tmp_path, HASTY)
+        get(server, tmp_path, retries=HASTY)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}{PATH}"
         with pytest.raises(EnvironmentProblem, match=r"Connection refused"):
-            download(remote(server, url), tmp_path, quiet, HASTY)
+            get(server, tmp_path, url, retries=HASTY)
     with pytest.raises(EnvironmentProblem, match=r"http://nowhere\.invalid/x: .*(name|Name)"):
-        download(remote(server, "http://nowhere.invalid/x"), tmp_path, quiet, HASTY)
+        get(server, tmp_path, "http://nowhere.invalid/x", retries=HASTY)
 
 
 def test_urls_take_turns(server, tmp_path):
     server.content = {"/a": DATA, "/b": DATA, "/gone": DATA}
     server.always["/gone"] = Reply(status=404)
     server.script = {"/a": [Reply(cut=5000), Reply(status=503)], "/b": [Reply(status=503)]}
-    file = remote(server, *(server.url + path for path in ("/gone", "/a", "/b")))
-    assert download(file, tmp_path, quiet, QUICK).read_bytes() == DATA
+    assert get(server, tmp_path, *(server.url + path for path in ("/gone", "/a", "/b"))).read_bytes() == DATA
     asked = [(request.path, request.headers["Range"]) for request in server.requests]
     rest = "bytes=5000-"
     assert asked == [("/gone", None), ("/a", None), ("/a", rest), ("/b", rest), ("/a", rest)]
@@ -220,30 +221,30 @@ def test_urls_take_turns(server, tmp_path):
 def test_redirects_on_the_same_host_and_to_https_are_followed(server, tmp_path):
     server.always["/old"] = Reply(status=301, headers={"Location": PATH})
     server.script[PATH] = [Reply(cut=5000)]
-    assert download(remote(server, server.url + "/old"), tmp_path, quiet, QUICK).read_bytes() == DATA
+    assert get(server, tmp_path, server.url + "/old").read_bytes() == DATA
     assert server.requests[-1].headers["Range"] == "bytes=5000-"
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         secure = f"https://127.0.0.1:{nobody.getsockname()[1]}/x"
         server.always["/old"] = Reply(status=301, headers={"Location": secure})
         with pytest.raises(EnvironmentProblem, match="Connection refused"):  # so it was tried
-            download(remote(server, server.url + "/old"), tmp_path / "2", quiet, HASTY)
+            get(server, tmp_path / "2", server.url + "/old", retries=HASTY)
 
 
 def test_a_proxy_of_the_environment_is_heeded(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", server.url)
-    file = remote(server, f"http://images.coco.invalid{PATH}")
-    assert download(file, tmp_path, quiet, QUICK).read_bytes() == DATA
+    url = f"http://images.coco.invalid{PATH}"
+    assert get(server, tmp_path, url).read_bytes() == DATA
     assert server.requests[0].headers["Host"] == "images.coco.invalid"
     monkeypatch.setenv("HTTP_PROXY", "gopher://127.0.0.1")
     with pytest.raises(EnvironmentProblem, match=r"network settings of the environment .*HTTP_PROXY"):
-        download(file, tmp_path / "2", quiet, QUICK)
+        get(server, tmp_path / "2", url)
 
 
 def test_a_password_in_an_address_is_sent_but_not_told(server, tmp_path):
     server.always[PATH] = Reply(status=403)
     with pytest.raises(EnvironmentProblem) as error:
-        download(remote(server, server.url.replace("//", "//me:secret@") + PATH), tmp_path, quiet, QUICK)
+        get(server, tmp_path, server.url.replace("//", "//me:secret@") + PATH)
     assert server.requests[0].headers["Authorization"].startswith("Basic ")
     assert "secret" not in one_line(error)
 
@@ -270,25 +271,25 @@ def test_what_had_arrived_whole_is_verified_without_a_request(server, tmp_path):
 
 
 def test_too_little_room_is_told_with_figures_before_a_request(server, tmp_path):
-    file = RemoteFile("train2017.zip", (server.url + PATH,), 10**18, "0" * 64)
+    file = Archive("zips/train2017.zip", 10**18, "0" * 64)
     with pytest.raises(EnvironmentProblem, match=r"needs 1,000,000,000\.0 GB, [\d,.]+ GB are free .*--root DIR"):
-        download(file, tmp_path, quiet, QUICK)
+        download(file, (server.url + PATH,), tmp_path, quiet, QUICK)
     assert not server.requests
 
 
 CHILD = """
 import sys
 from pathlib import Path
-from clipcoco.prepare.download import Patience, RemoteFile, download
+from clipcoco.prepare.download import Archive, download
+from clipcoco.prepare.network import RetryPolicy
 url, size, sha256, folder = sys.argv[1:]
-file = RemoteFile("val2017.zip", (url,), int(size), sha256)
-download(file, Path(folder), lambda progress: None, Patience(attempts=3, pause=0.01, timeout=60))
+file, retries = Archive("zips/val2017.zip", int(size), sha256), RetryPolicy(attempts=3, pause=0.01, timeout=60)
+download(file, (url,), Path(folder), lambda progress: None, retries)
 """
 
 
 def child(server: Server, folder: Path) -> subprocess.Popen[str]:
-    file = remote(server)
-    arguments = (file.urls[0], str(file.size), file.sha256, str(folder))
+    arguments = (server.url + PATH, str(FILE.size), FILE.sha256, str(folder))
     return subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True)
 
 
@@ -355,7 +356,7 @@ def remote_images(server: Server, count: int = 40) -> list[RemoteImage]:
     return [RemoteImage(name, (f"{server.url}/{name}",), 24 + i, 32) for i, name in enumerate(names)]
 
 
-def fetch(images: list[RemoteImage], connections: int = 4, patience: Patience = QUICK) -> dict[str, bytes]:
+def fetch(images: list[RemoteImage], connections: int = 4, retries: RetryPolicy = QUICK) -> dict[str, bytes]:
     """What was stored; an error's line is there under the error's name."""
     stored: dict[str, bytes] = {}
 
@@ -364,7 +365,7 @@ def fetch(images: list[RemoteImage], connections: int = 4, patience: Patience = 
         stored["/" + image.file] = data
 
     try:
-        fetch_images(images, store, quiet, connections, patience)
+        fetch_images(images, store, quiet, retries, connections)
     except ClipcocoError as error:
         stored[type(error).__name__] = str(error).encode()
     return stored
@@ -380,7 +381,7 @@ def test_images_arrive_over_a_bounded_number_of_connections(gallery, pictures):
         threads.add(threading.get_ident())
         stored["/" + image.file] = data
 
-    fetch_images(remote_images(gallery), store, told.append, connections=5, patience=QUICK)
+    fetch_images(remote_images(gallery), store, told.append, connections=5, retries=QUICK)
     assert stored == pictures
     assert 1 < gallery.most_in_flight <= 5
     assert len(gallery.requests) == 40
@@ -404,8 +405,8 @@ SMALL_TROUBLES: dict[str, list[Reply]] = {
 @pytest.mark.parametrize("trouble", SMALL_TROUBLES)
 def test_a_passing_trouble_with_an_image_is_tried_again(trouble, gallery, pictures):
     gallery.script["/val2017/000000000001.jpg"] = list(SMALL_TROUBLES[trouble])
-    patience = Patience(attempts=4, pause=0.001, timeout=0.3)
-    assert fetch(remote_images(gallery), patience=patience) == pictures
+    retries = RetryPolicy(attempts=4, pause=0.001, timeout=0.3)
+    assert fetch(remote_images(gallery), retries=retries) == pictures
 
 
 LASTING: dict[str, tuple[Reply, str, int, str]] = {
@@ -473,14 +474,14 @@ def test_an_error_of_storing_stops_all_and_is_raised(gallery):
         raise EnvironmentProblem("the disk is full")
 
     with pytest.raises(EnvironmentProblem, match="the disk is full"):
-        fetch_images(remote_images(gallery), store, quiet, 2, QUICK)
+        fetch_images(remote_images(gallery), store, quiet, QUICK, 2)
     assert len(gallery.requests) <= 6
 
 
 IMAGES_CHILD = """
 import sys
 from pathlib import Path
-from clipcoco.prepare.download import RemoteImage, fetch_images
+from clipcoco.prepare.single_images import RemoteImage, fetch_images
 url, folder = sys.argv[1:]
 images = [RemoteImage(f"val2017/{i:012d}.jpg", (f"{url}/val2017/{i:012d}.jpg",), 24 + i, 32) for i in range(40)]
 def store(image, data):

@@ -22,15 +22,14 @@ from fork_server import Finished, ForkServer, Process
 from harness import until
 from http_server import Reply, Server
 
-# COCO is the miniature, and patience is short.
+# COCO is the miniature, and it is not asked for long.
 PRELUDE = """
 import sys
 sys.path[:0] = [{tests!r}]
 import miniature
-from clipcoco.prepare import coco, network, plan
-plan.COCO = miniature.from_json(open({coco!r}).read())
-plan.make_plan.__defaults__ = (plan.COCO,)
-coco.prepare.__defaults__ = (plan.COCO, network.Patience(attempts=2, pause=0.01, timeout=5))
+from clipcoco.prepare import network, plan
+own = (miniature.from_json(open({coco!r}).read()), network.RetryPolicy(attempts=2, pause=0.01, timeout=5))
+plan.Request.__init__.__defaults__ = (*plan.Request.__init__.__defaults__[:-2], *own)
 """
 
 
@@ -383,18 +382,15 @@ def test_a_kill_between_unpacking_and_removing_leaves_no_archive_for_ever(mini, 
     assert not list(work.glob("*.zip"))
 
 
-def wish_for(root: Path, **more) -> plan.Wish:
-    return plan.Wish(root, {"train2017": 1.0, "val2017": 1.0}, 0, 0, **more)
-
-
 def test_what_is_unpacked_already_needs_no_more_room(made, tmp_path):
     folder, coco, _ = made
     shutil.unpack_archive(folder / "annotations" / "annotations_trainval2017.zip", tmp_path)
-    before = plan.make_plan(wish_for(tmp_path), coco).room
+    request = plan.Request(tmp_path, {"train2017": 1.0, "val2017": 1.0}, 0, 0, coco=coco)
+    before = plan.make_plan(request).room
     work = tmp_path / ".clipcoco"
     shutil.copytree(folder / "train2017", work / "unpacking-train2017" / "train2017")
     shutil.copy(folder / "zips" / "train2017.zip", work)
-    after = plan.make_plan(wish_for(tmp_path), coco).room
+    after = plan.make_plan(request).room
     unpacked = sum(path.stat().st_size for path in (folder / "train2017").iterdir())
     assert after <= before - unpacked
 

@@ -18,7 +18,8 @@ from clipcoco.data.annotations import SPLITS
 from clipcoco.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
-    from clipcoco.prepare.plan import Wish
+    from clipcoco.data.captions import CaptionTable
+    from clipcoco.prepare.plan import Request
 
 LICENCE = "COCO's annotations are CC BY 4.0 (cocodataset.org), its images keep their Flickr terms."
 
@@ -76,11 +77,11 @@ def prepare_data(
         )
     overrides = [*(changes or []), *_fractions(train_fraction, val_fraction, everything)]
     loaded = load_config(preset=preset or "full", overrides=overrides)
-    wish = _wish(loaded, root, mirror, source, only_prepared)
+    request = _request(loaded, root, mirror, source, only_prepared)
     if verify:
-        return show_verified(terminal, wish, json_)
+        return show_verified(terminal, request, json_)
     get = _draw if "demo" in loaded.chain else _fetch
-    return get(terminal, wish, _again(loaded, preset, wish), dry_run, json_)
+    return get(terminal, request, _again(loaded, preset, request), dry_run, json_)
 
 
 def _fractions(train: float | None, val: float | None, everything: bool) -> list[str]:
@@ -109,10 +110,10 @@ def _allow(terminal: Terminal, root: Path | None, folder: Path) -> int:
     return ExitCode.OK
 
 
-def _wish(
+def _request(
     loaded: LoadedConfig, root: Path | None, mirror: str | None, source: Path | None, only_prepared: bool
-) -> "Wish":
-    from clipcoco.prepare.plan import Wish
+) -> "Request":
+    from clipcoco.prepare.plan import Request
 
     data = loaded.config.data
     source = expanded(source) if source else None
@@ -122,7 +123,7 @@ def _wish(
         raise ConfigError(f"'{mirror}' is not an http or https address (--mirror)")
     if only_prepared and data.prepared_size == 0:
         raise ConfigError("--only-prepared keeps copies alone, and data.prepared_size is 0. Set it, as to 256")
-    return Wish(
+    return Request(
         root=expanded(root or data.root),
         fractions={SPLITS["train"]: data.train_fraction, SPLITS["val"]: data.val_fraction},
         subset_seed=data.subset_seed,
@@ -133,111 +134,106 @@ def _wish(
     )
 
 
-def _again(loaded: LoadedConfig, preset: str | None, wish: "Wish") -> str:
+def _again(loaded: LoadedConfig, preset: str | None, request: "Request") -> str:
     """The command that trains on what was prepared."""
     words = ["clipcoco", "train", "--preset", preset or "full"]
     given = load_config(preset=preset or "full").config.data
     for key in ("train_fraction", "val_fraction", "subset_seed", "prepared_size"):
         if (value := getattr(loaded.config.data, key)) != getattr(given, key):
             words.append(f"data.{key}={str(value).removesuffix('.0')}")
-    if str(wish.root) != given.root:
-        words.append(f"data.root={written(str(wish.root))}")
+    if str(request.root) != given.root:
+        words.append(f"data.root={written(str(request.root))}")
     return shlex.join(words)
 
 
-def _fetch(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: bool) -> int:
+def _fetch(terminal: Terminal, request: "Request", again: str, dry_run: bool, json_: bool) -> int:
     from clipcoco.cli.plan import say_plan
     from clipcoco.data.captions import overlap
-    from clipcoco.prepare.carried import allow_source
-    from clipcoco.prepare.coco import prepare
+    from clipcoco.prepare.coco import allow_source, prepare
     from clipcoco.prepare.plan import make_plan
 
-    if wish.source:
-        allow_source(wish.source, wish.root)
-    began, plan = time.monotonic(), make_plan(wish)
+    if request.source:
+        allow_source(request.source, request.root)
+    began, plan = time.monotonic(), make_plan(request)
     nothing = plan.copies == 0 and all(part.way == "there" for part in plan.parts)
     if dry_run and json_:
-        print_json({"schema": 1, "root": str(wish.root), **asdict(plan)})
+        print_json({"schema": 1, "root": str(request.root), **asdict(plan)})
         return ExitCode.OK
     if dry_run or not nothing:
-        show(terminal.out if dry_run else terminal.err, *summary_rows(say_plan(plan, wish)), "")
+        show(terminal.out if dry_run else terminal.err, *summary_rows(say_plan(plan, request)), "")
     if dry_run:
         return ExitCode.OK
     with working(terminal) as report:
-        prepared = prepare(wish, plan, report)
+        prepared = prepare(request, plan, report)
     train, val = (prepared.tables[SPLITS[split]] for split in ("train", "val"))
     for note in filter(None, (prepared.note, *train.notes, *val.notes)):
         show(terminal.err, f"note: {note}")
     if both := overlap(train, val):
         show(terminal.err, f"warning: {both:,} images are in both splits: recall on them says little")
     seconds = time.monotonic() - began
-    counts = {
-        "root": str(wish.root),
-        "train_images": len(train.files),
-        "train_captions": len(train.captions),
-        "val_images": len(val.files),
-        "val_captions": len(val.captions),
-        "copies_made": prepared.copies,
-        "bytes_before": prepared.bytes_before,
-        "bytes_after": prepared.bytes_after,
-        "seconds": seconds,
-    }
     if json_:
-        print_json({"schema": 1, **counts})
+        print_json(
+            {
+                **_counts(request, train, val),
+                "copies_made": prepared.copies,
+                "bytes_before": prepared.bytes_before,
+                "bytes_after": prepared.bytes_after,
+                "seconds": seconds,
+            }
+        )
         return ExitCode.OK
     if prepared.copies:
         show(
             terminal.out,
-            f"Copies of {wish.prepared_size} px: {prepared.copies:,} images, {say_bytes(prepared.bytes_before)} "
+            f"Copies of {request.prepared_size} px: {prepared.copies:,} images, {say_bytes(prepared.bytes_before)} "
             f"before, {say_bytes(prepared.bytes_after)} after.",
         )
-    ready = (
-        f"{len(train.files):,} train and {len(val.files):,} val images, "
-        f"{len(train.captions) + len(val.captions):,} captions"
-    )
+    ready = _ready(train, val)
     show(
         terminal.out,
-        f"Nothing to do: {ready} are in {wish.root}." if nothing else f"Ready: {ready}, {say_seconds(seconds)}.",
+        f"Nothing to do: {ready} are in {request.root}." if nothing else f"Ready: {ready}, {say_seconds(seconds)}.",
         *([] if nothing else [LICENCE]),
         f"Next: {again}",
     )
     return ExitCode.OK
 
 
-def _draw(terminal: Terminal, wish: "Wish", again: str, dry_run: bool, json_: bool) -> int:
+def _draw(terminal: Terminal, request: "Request", again: str, dry_run: bool, json_: bool) -> int:
     from clipcoco.data.captions import read_captions
     from clipcoco.data.split import check_files
     from clipcoco.prepare.scenes import draw_scenes, is_drawn
 
-    drawn = is_drawn(wish.root)
+    drawn = is_drawn(request.root)
     if dry_run and json_:
-        print_json({"schema": 1, "root": str(wish.root), "drawn": drawn})
+        print_json({"schema": 1, "root": str(request.root), "drawn": drawn})
         return ExitCode.OK
     if dry_run:
-        show(terminal.out, f"Nothing to do: the scenes are in {wish.root}." if drawn else "6,500 scenes to draw.")
+        show(terminal.out, f"Nothing to do: the scenes are in {request.root}." if drawn else "6,500 scenes to draw.")
         return ExitCode.OK
     if not drawn:
         with working(terminal, "The same command draws them anew."):
-            draw_scenes(wish.root)
+            draw_scenes(request.root)
     train, val = (
-        read_captions(wish.root, split).subset(wish.fractions[split], wish.subset_seed) for split in SPLITS.values()
+        read_captions(request.root, split).subset(request.fractions[split], request.subset_seed)
+        for split in SPLITS.values()
     )
     check_files(train)
     check_files(val)
-    counts = {
-        "root": str(wish.root),
-        "train_images": len(train.files),
-        "train_captions": len(train.captions),
-        "val_images": len(val.files),
-        "val_captions": len(val.captions),
-    }
     if json_:
-        print_json({"schema": 1, **counts})
+        print_json(_counts(request, train, val))
         return ExitCode.OK
-    show(
-        terminal.out,
-        f"{'Nothing to do' if drawn else 'Ready'}: {len(train.files):,} train and {len(val.files):,} val images, "
-        f"{len(train.captions) + len(val.captions):,} captions in {wish.root}.",
-        f"Next: {again}",
-    )
+    begins = "Nothing to do" if drawn else "Ready"
+    show(terminal.out, f"{begins}: {_ready(train, val)} in {request.root}.", f"Next: {again}")
     return ExitCode.OK
+
+
+def _counts(request: "Request", train: "CaptionTable", val: "CaptionTable") -> dict[str, object]:
+    splits = {"train": train, "val": val}
+    counts = {f"{name}_images": len(split.files) for name, split in splits.items()}
+    counts |= {f"{name}_captions": len(split.captions) for name, split in splits.items()}
+    return {"schema": 1, "root": str(request.root), **counts}
+
+
+def _ready(train: "CaptionTable", val: "CaptionTable") -> str:
+    images = f"{len(train.files):,} train and {len(val.files):,} val images"
+    return f"{images}, {len(train.captions) + len(val.captions):,} captions"

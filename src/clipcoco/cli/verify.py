@@ -14,7 +14,7 @@ from clipcoco.errors import ExitCode
 if TYPE_CHECKING:
     from clipcoco.events import ReportTask
     from clipcoco.prepare.check import Verified
-    from clipcoco.prepare.plan import Wish
+    from clipcoco.prepare.plan import Request
 
 _NAMED = 3  # files that a line names
 
@@ -31,25 +31,25 @@ def working(terminal: Terminal, stopped: str = "The same command goes on where i
         raise
 
 
-def show_verified(terminal: Terminal, wish: "Wish", json_: bool) -> int:
+def show_verified(terminal: Terminal, request: "Request", json_: bool) -> int:
     """Verify and show one table; 3 when a file is not as it should be."""
     from clipcoco.data.captions import read_captions
     from clipcoco.prepare.check import verify, verify_copies
-    from clipcoco.prepare.plan import COCO, FOLDERS
+    from clipcoco.prepare.plan import FOLDERS
 
     found, copies = [], {}
     with working(terminal, "Nothing was changed.") as report:
         for split in FOLDERS:
-            whole = read_captions(wish.root, split)
-            part = whole.subset(wish.fractions[split], wish.subset_seed)
-            found.append(verify(whole, part, COCO.counts[split], wish.prepared_size, report))
-            if wish.prepared_size:
-                copies[split] = verify_copies(part, wish.prepared_size, report)
+            whole = read_captions(request.root, split)
+            table = whole.subset(request.fractions[split], request.subset_seed)
+            found.append(verify(whole, table, request.coco.counts[split], request.prepared_size, report))
+            if request.prepared_size:
+                copies[split] = verify_copies(table, request.prepared_size, report)
     across = len(found[0].hashes & found[1].hashes)
     broken = sum(split.problems for split in found) + sum(len(a) + len(s) for a, s in copies.values())
     if json_:
         splits = {split.split: {k: v for k, v in asdict(split).items() if k != "hashes"} for split in found}
-        told: dict[str, Any] = {"schema": 1, "root": str(wish.root), "splits": splits, "duplicates_across": across}
+        told: dict[str, Any] = {"schema": 1, "root": str(request.root), "splits": splits, "duplicates_across": across}
         told["copies"] = {split: {"altered": a, "stale": s} for split, (a, s) in copies.items()}
         print_json({**told, "sound": not broken})
         return ExitCode.DATA if broken else ExitCode.OK

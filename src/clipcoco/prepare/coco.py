@@ -1,4 +1,4 @@
-"""COCO from wherever it lies onto the disk, as a plan says: captions, images, smaller copies.
+"""COCO from wherever it is onto the disk, as a plan says: captions, images, smaller copies.
 
 Whatever ends a call, the same call goes on: what has its final name is whole.
 """
@@ -7,7 +7,10 @@ import hashlib
 import os
 import re
 import shutil
+import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,29 +20,13 @@ from clipcoco.data.captions import CaptionTable
 from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest, read_manifest
 from clipcoco.data.split import check_files, missing_files
 from clipcoco.disk.files import link, sync_folder, take_name, write_temporary
-from clipcoco.disk.links import own_folder
+from clipcoco.disk.links import allow, own_folder
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.prepare import carried
-from clipcoco.prepare.download import download
+from clipcoco.prepare.download import Archive, download
 from clipcoco.prepare.lock import lock
-from clipcoco.prepare.network import Patience
 from clipcoco.prepare.own import STATE
-from clipcoco.prepare.plan import (
-    COCO,
-    FOLDERS,
-    WORK,
-    Archive,
-    Coco,
-    Plan,
-    Wish,
-    choose_part,
-    has_captions,
-    remote_file,
-    remote_images,
-    still_missing,
-    wanted,
-)
+from clipcoco.prepare.plan import FOLDERS, WORK, Plan, Request, choose_part, has_captions, still_missing
 from clipcoco.prepare.resize import CopyStore, make_copies
 from clipcoco.prepare.single_images import RemoteImage, fetch_images
 from clipcoco.prepare.unpack import unpack
@@ -61,44 +48,31 @@ def originals_manifest(root: Path) -> Path:
     return root / WORK / "originals.jsonl"
 
 
-def prepare(
-    wish: Wish,
-    plan: Plan,
-    report: ReportTask,
-    coco: Coco = COCO,
-    patience: Patience = Patience(),  # noqa: B008
-) -> Prepared:
-    """Do what `plan` says, that of `wish`. Raises DataError or EnvironmentProblem; the same call then goes on."""
+def allow_source(source: Path, root: Path) -> None:
+    """The user named it, so links below `root` may lead there. Its folders may themselves be links to another volume.
+
+    Where that can't be kept it is asked for by name, once a link turns out to be no hard one.
+    """
+    folders = [source, *(source / name for name in (*FOLDERS, "annotations"))]
+    with suppress(EnvironmentProblem):
+        allow(root, folders)
+        allow(source, folders)
+
+
+def prepare(request: Request, plan: Plan, report: ReportTask) -> Prepared:
+    """Do what `plan` says, that of `request`. Raises DataError or EnvironmentProblem; the same call then goes on."""
+    root = request.root
     try:
-        return _prepare(wish, plan, report, coco, patience)
+        with lock(root) as note, Manifest(originals_manifest(root), {"images": "originals"}) as originals:
+            return _Preparation(request, report, originals).run(plan, note)
     except OSError as error:  # what a full or broken disk raises names no file
         raise EnvironmentProblem(
-            f"{error.strerror or error} ({error.filename or wish.root}). Make room or check the permissions, "
+            f"{error.strerror or error} ({error.filename or root}). Make room or check the permissions, "
             "then run the same command again: it goes on where it was"
         ) from error
 
 
-def _prepare(wish: Wish, plan: Plan, report: ReportTask, coco: Coco, patience: Patience) -> Prepared:
-    with lock(wish.root) as note, Manifest(originals_manifest(wish.root), {"images": "originals"}) as originals:
-        _sweep(wish.root)
-        check_room(plan, wish)
-        _get_captions(wish, coco, report, patience)
-        tables = {split: wanted(wish, split) for split in FOLDERS}
-        copied = before = after = 0
-        for split, table in tables.items():
-            _get_images(wish, coco, split, table, originals, report, patience)
-            if not wish.only_prepared:
-                check_files(table)
-            if wish.prepared_size:
-                there = sorted(set(table.files) - set(missing_files(table))) if wish.only_prepared else table.files
-                made = make_copies(wish.root, there, wish.prepared_size, report)
-                copied, before, after = copied + made.made, before + made.bytes_before, after + made.bytes_after
-            if not wish.only_prepared:
-                _note_originals(wish, table, originals, report)
-        return Prepared(tables, copied, before, after, note)
-
-
-def check_room(plan: Plan, wish: Wish) -> None:
+def check_room(plan: Plan, wish: Request) -> None:
     """Raise EnvironmentProblem when the plan needs more than is free."""
     if plan.room > plan.free:
         other = "" if wish.only_prepared else ", or keep smaller copies alone: --only-prepared"
@@ -108,132 +82,151 @@ def check_room(plan: Plan, wish: Wish) -> None:
         )
 
 
-def _get_captions(wish: Wish, coco: Coco, report: ReportTask, patience: Patience) -> None:
-    if has_captions(wish.root):
-        _drop_archive(wish.root, coco.annotations)
-        return
-    if wish.source and has_captions(wish.source):
-        own_folder(wish.root / "annotations")
-        for split in FOLDERS:
-            link(annotation_file(wish.source, split), annotation_file(wish.root, split))
-        return
-    archive, ours = _archive(wish, coco.annotations, coco, report, patience)
-    unpack(archive, wish.root, _CAPTIONS, coco.captions_bytes, report, lambda entry: None)
-    if ours:
-        _drop_archive(wish.root, coco.annotations)
+class _Preparation:
+    """A call that holds the lock of data.root, and in `originals` the manifest of the images there."""
 
+    def __init__(self, request: Request, report: ReportTask, originals: Manifest) -> None:
+        self.request, self.root, self.coco = request, request.root, request.coco
+        self.report, self.originals = report, originals
+        self.incoming = self.root / WORK / "incoming"
 
-def _drop_archive(root: Path, archive: Archive) -> None:
-    """Once all of it is unpacked; in a later call, when a kill came in between."""
-    for name in (archive.name, f"{archive.name}.part", f"{archive.name}.part.json"):
-        (root / WORK / name).unlink(missing_ok=True)
-    shutil.rmtree(root / WORK / f"unpacking-{Path(archive.name).stem}", ignore_errors=True)
+    def run(self, plan: Plan, note: str) -> Prepared:
+        request, root = self.request, self.root
+        # What a killed call had not finished goes first: it takes room.
+        shutil.rmtree(self.incoming, ignore_errors=True)
+        for path in (*(root / WORK).glob(".*.tmp"), *root.glob("prepared-*/.*.tmp")):
+            path.unlink()
+        check_room(plan, request)
+        self._get_captions()
+        tables = {split: request.table(split) for split in FOLDERS}
+        copied = before = after = 0
+        for split, table in tables.items():
+            self._get_images(split, table)
+            if not request.only_prepared:
+                check_files(table)
+            if request.prepared_size:
+                there = sorted(set(table.files) - set(missing_files(table))) if request.only_prepared else table.files
+                made = make_copies(root, there, request.prepared_size, self.report)
+                copied, before, after = copied + made.made, before + made.bytes_before, after + made.bytes_after
+            if not request.only_prepared:
+                self._note_originals(table)
+        return Prepared(tables, copied, before, after, note)
 
+    def _get_captions(self) -> None:
+        source, archive = self.request.source, self.coco.annotations
+        if has_captions(self.root):
+            self._drop(archive)
+        elif source and has_captions(source):
+            own_folder(self.root / "annotations")
+            for split in FOLDERS:
+                link(annotation_file(source, split), annotation_file(self.root, split))
+        else:
+            self._unpack(archive, _CAPTIONS, self.coco.captions_bytes, lambda entry: None)
 
-def _is_whole(wish: Wish, coco: Coco, split: str) -> bool:
-    """Whether there is nothing left of the split that its archive could bring."""
-    folder = (copies_folder(wish.root, wish.prepared_size) if wish.only_prepared else wish.root) / split
-    return folder.is_dir() and len(os.listdir(folder)) >= coco.counts[split][0]
-
-
-def _archive(wish: Wish, archive: Archive, coco: Coco, report: ReportTask, patience: Patience) -> tuple[Path, bool]:
-    """The verified archive, and whether it was fetched here and may go once it is unpacked."""
-    if wish.source and (carried := wish.source / archive.name).is_file():
-        size = carried.stat().st_size
-        if size != archive.size or _sha256(carried, report) != archive.sha256:
+    def _get_images(self, split: str, table: CaptionTable) -> None:
+        request, archive = self.request, self.coco.images[split]
+        members = re.compile(rf"{split}/\d{{12}}\.jpg")
+        missing = still_missing(request, table)
+        # What the source holds: first what is unpacked, then what its archive has.
+        if missing and request.source:
+            there = request.in_source(missing)
+            self._take(request.source, split, there)
+            if len(there) < len(missing) and request.in_archive(archive):
+                if request.only_prepared:
+                    self._copy_members(archive, missing)
+                else:
+                    self._unpack(archive, members, archive.size, self.originals.add)
+            missing = still_missing(request, table)
+        if not missing:
+            # An archive that an earlier call left here goes when there is nothing more that it could bring.
+            folder = (copies_folder(self.root, request.prepared_size) if request.only_prepared else self.root) / split
+            if folder.is_dir() and len(os.listdir(folder)) >= self.coco.counts[split][0]:
+                self._drop(archive)
+            return
+        if (self.root / STATE).is_file():
             raise DataError(
-                f"{carried} is not the published {archive.name}: {size:,} bytes of {archive.size:,}, or another "
-                f"SHA-256 (--source). Fetch it anew"
+                f"{len(missing):,} pictures of your own are missing in {self.root} (--root), first {missing[0]}. "
+                "Give the command that brought them again: prepare-data --captions FILE --images DIR --root DIR"
             )
-        return carried, False
-    return download(remote_file(archive, coco, wish), wish.root / WORK, report, patience), True
+        # The rest over the network: as copies alone, by the archive where that is fewer bytes, or image by image.
+        images = request.images(table, missing)
+        if request.only_prepared:
+            import clipcoco.data.images  # noqa: F401  here, as Ctrl-C can't end what a thread imports
 
+            with CopyStore(self.root, request.prepared_size) as copies:
+                fetch_images(images, lambda image, data: copies.store(image.file, data), self.report, request.retries)
+        elif choose_part(replace(request, source=None), split, len(table.files), len(missing)).way == "archive":
+            self._unpack(archive, members, archive.size, self.originals.add)
+        else:
+            own_folder(self.root / split)
+            self.incoming.mkdir(exist_ok=True)
+            fetch_images(images, self._store, self.report, request.retries)
+            sync_folder(self.root / split)
 
-def _get_images(
-    wish: Wish,
-    coco: Coco,
-    split: str,
-    table: CaptionTable,
-    originals: Manifest,
-    report: ReportTask,
-    patience: Patience,
-) -> None:
-    missing = still_missing(wish, table)
-    if missing and wish.source:
-        there = carried.take(wish.source, wish, missing, report)
-        if len(there) < len(missing) and (wish.source / coco.images[split].name).is_file():
-            archive, _ = _archive(wish, coco.images[split], coco, report, patience)
-            if wish.only_prepared:
-                carried.copy_members(archive, wish, missing, report)
-            else:
-                _unpack_images(archive, wish, coco, split, originals, report)
-        missing = still_missing(wish, table)
-    if not missing:
-        if _is_whole(wish, coco, split):
-            _drop_archive(wish.root, coco.images[split])
-        return
-    if (wish.root / STATE).is_file():
-        raise DataError(
-            f"{len(missing):,} pictures of your own are missing in {wish.root} (--root), first {missing[0]}. "
-            "Give the command that brought them again: prepare-data --captions FILE --images DIR --root DIR"
-        )
-    images = remote_images(table, missing, coco, wish)
-    if wish.only_prepared:
-        import clipcoco.data.images  # noqa: F401  here, as Ctrl-C can't end what a thread imports
+    def _take(self, source: Path, split: str, files: list[str]) -> None:
+        """Link these of the source, or keep their smaller copies alone."""
+        if self.request.only_prepared:
+            size = self.request.prepared_size
+            make_copies(self.root, files, size, self.report, source=source, task=f"copies of {split}")
+            return
+        for file in files:
+            own_folder((self.root / file).parent)
+            link(source / file, self.root / file)
 
-        with CopyStore(wish.root, wish.prepared_size) as copies:
-            fetch_images(images, lambda image, data: copies.store(image.file, data), report, patience=patience)
-    elif choose_part(replace(wish, source=None), coco, split, len(table.files), len(missing)).way == "archive":
-        archive, ours = _archive(wish, coco.images[split], coco, report, patience)
-        _unpack_images(archive, wish, coco, split, originals, report)
-        if ours:
-            _drop_archive(wish.root, coco.images[split])
-    else:
-        own_folder(wish.root / split)
-        incoming = _incoming(wish.root)
-        incoming.mkdir(exist_ok=True)
+    def _copy_members(self, archive: Archive, files: list[str]) -> None:
+        """Smaller copies of those `files` that the source's archive holds."""
+        with zipfile.ZipFile(self._verified(archive)) as members:
+            there, size = sorted(set(files) & set(members.namelist())), self.request.prepared_size
+            source, task = zipfile.Path(members), f"copies of {archive.name}"
+            make_copies(self.root, there, size, self.report, source=source, task=task)
 
-        def store(image: RemoteImage, data: bytes) -> None:
-            # Noted first: a kill in between leaves a line without a file, which is then fetched anew.
-            originals.add(Entry(image.file, len(data), hashlib.sha256(data).hexdigest()))
-            arrived = incoming / image.file.replace("/", "-")
-            take_name(write_temporary(arrived, lambda file: file.write(data)), wish.root / image.file)
+    def _unpack(self, archive: Archive, members: re.Pattern[str], size: int, keep: Callable[[Entry], None]) -> None:
+        path = self._verified(archive)
+        unpack(path, self.root, members, size, self.report, keep)
+        if path.parent != self.request.source:
+            self._drop(archive)
 
-        fetch_images(images, store, report, patience=patience)
-        sync_folder(wish.root / split)
+    def _verified(self, archive: Archive) -> Path:
+        """The published archive to the bit, of the source, or fetched into data.root."""
+        path = self.request.in_archive(archive)
+        if path is None:
+            urls, folder = self.request.urls(archive.path), self.root / WORK
+            return download(archive, urls, folder, self.report, self.request.retries)
+        size = path.stat().st_size
+        if size != archive.size or _sha256(path, self.report) != archive.sha256:
+            raise DataError(
+                f"{path} is not the published {archive.name}: {size:,} bytes of {archive.size:,}, or another "
+                f"SHA-256 (--source). Fetch it again"
+            )
+        return path
 
+    def _drop(self, archive: Archive) -> None:
+        """Once all of it is unpacked; in a later call, when a kill came in between."""
+        for name in (archive.name, f"{archive.name}.part", f"{archive.name}.part.json"):
+            (self.root / WORK / name).unlink(missing_ok=True)
+        shutil.rmtree(self.root / WORK / f"unpacking-{Path(archive.name).stem}", ignore_errors=True)
 
-def _incoming(root: Path) -> Path:
-    return root / WORK / "incoming"
+    def _store(self, image: RemoteImage, data: bytes) -> None:
+        # Noted first: a kill in between leaves a line without a file, which is then fetched again.
+        self.originals.add(Entry(image.file, len(data), hashlib.sha256(data).hexdigest()))
+        arrived = self.incoming / image.file.replace("/", "-")
+        take_name(write_temporary(arrived, lambda file: file.write(data)), self.root / image.file)
 
+    def _note_originals(self, table: CaptionTable) -> None:
+        """Note what came otherwise than over the network, so that a later change of it is seen."""
+        new = [file for file in table.files if file not in self.originals.entries]
+        _, copies = read_manifest(copies_manifest(self.root, self.request.prepared_size))
 
-def _sweep(root: Path) -> None:
-    """Remove what a killed call had not finished; the caller holds the lock."""
-    shutil.rmtree(_incoming(root), ignore_errors=True)
-    for path in (*(root / WORK).glob(".*.tmp"), *root.glob("prepared-*/.*.tmp")):
-        path.unlink()
+        def note(file: str) -> None:
+            path = self.root / file
+            known = copies[file].source if file in copies else ""
+            self.originals.add(Entry(file, path.stat().st_size, known or hashlib.sha256(path.read_bytes()).hexdigest()))
 
-
-def _unpack_images(archive: Path, wish: Wish, coco: Coco, split: str, originals: Manifest, report: ReportTask) -> None:
-    members = re.compile(rf"{split}/\d{{12}}\.jpg")
-    unpack(archive, wish.root, members, coco.images[split].size, report, originals.add)
-
-
-def _note_originals(wish: Wish, table: CaptionTable, originals: Manifest, report: ReportTask) -> None:
-    """Note what came otherwise than over the network, so that a later change of it is seen."""
-    new = [file for file in table.files if file not in originals.entries]
-    _, copies = read_manifest(copies_manifest(wish.root, wish.prepared_size))
-
-    def note(file: str) -> None:
-        path = wish.root / file
-        known = copies[file].source if file in copies else ""
-        originals.add(Entry(file, path.stat().st_size, known or hashlib.sha256(path.read_bytes()).hexdigest()))
-
-    name = f"noting {table.files[0].split('/')[0]}"
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        for done, _ in enumerate(pool.map(note, new), start=1):
-            report(TaskProgress(name, done, len(new), "images"))
-    sync_folder(wish.root)
+        name = f"noting {table.files[0].split('/')[0]}"
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for done, _ in enumerate(pool.map(note, new), start=1):
+                self.report(TaskProgress(name, done, len(new), "images"))
+        sync_folder(self.root)
 
 
 def _sha256(path: Path, report: ReportTask) -> str:

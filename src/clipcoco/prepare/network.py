@@ -1,38 +1,45 @@
-"""What both ways of fetching share: the client, what a failed attempt means, which attempt comes next."""
+"""What both ways of fetching share: the client, what a failed attempt means, which attempt comes next.
 
+The network runs in an event loop in a thread of its own: waiting for a slow server, it can be stopped at once,
+and progress, errors and Ctrl-C stay with the caller's thread.
+"""
+
+import asyncio
+import contextlib
 import email.utils
 import os
 import re
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from clipcoco.errors import ClipcocoError, DataError, EnvironmentProblem
-from clipcoco.events import ReportTask, TaskProgress
 from clipcoco.version import __version__
 
 if TYPE_CHECKING:
-    from httpx2 import AsyncClient, Client, Request, Response
+    from httpx2 import AsyncClient, Response
 
-    AnyClient = TypeVar("AnyClient", Client, AsyncClient)
-
-MOST_REDIRECTS = 5
+_MOST_REDIRECTS = 5
 _LONGEST_CONNECT = 15.0  # seconds; a host that takes no connection is not worth the patience for a slow one
 _LONGEST_PAUSE = 30.0
 _LONGEST_RETRY_AFTER = 120.0
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     attempts: int = 6  # in a row without a new byte, over all urls together
     pause: float = 0.5  # seconds before the second attempt, then doubling; a server may ask for more
     timeout: float = 60.0  # seconds without a byte
 
 
-class Failure(Exception):  # becomes a line for the user once patience ends
+RETRIES = RetryPolicy()
+
+
+class Failure(Exception):  # becomes a line for the user after the last attempt
     """One attempt failed. `final`: this url will not do better. `kind`: the error when no other url does."""
 
     def __init__(
@@ -45,27 +52,31 @@ class Failure(Exception):  # becomes a line for the user once patience ends
 class Tries:
     """Which url comes next, after which pause, and when to give up."""
 
-    def __init__(self, urls: Sequence[str], patience: Patience) -> None:
-        self.urls, self.patience, self.failures = list(urls), patience, 0
-        self.reasons: dict[str, str] = {}
+    def __init__(self, urls: Sequence[str], retries: RetryPolicy) -> None:
+        self.urls, self.retries, self.failures = list(urls), retries, 0
+        self.reasons: dict[str, str] = {}  # by url, the latest
 
     @property
     def url(self) -> str:
         return self.urls[0]
 
-    def failed(self, failure: Failure, brought: bool = False) -> float | None:
-        """Seconds to wait before the next attempt, or None when there is none. `brought`: there are new bytes."""
+    def failed(self, error: Exception, brought: bool = False) -> float | None:
+        """Seconds to wait before the next attempt after one of `network_errors`, or None when there is none.
+
+        `brought`: there are new bytes. What went wrong is then in `failure`.
+        """
+        self.failure = failure = _as_failure(error, self.retries)
         self.reasons[self.url] = str(failure)
-        pause = self.patience.pause * 2.0**self.failures
+        pause = self.retries.pause * 2.0**self.failures
         if brought:  # this url works: stay with it
-            self.failures, pause = 0, self.patience.pause
+            self.failures, pause = 0, self.retries.pause
         elif failure.final:
             del self.urls[0]
             pause = 0.0
         else:
             self.failures += 1
             self.urls.append(self.urls.pop(0))
-        if not self.urls or self.failures >= self.patience.attempts:
+        if not self.urls or self.failures >= self.retries.attempts:
             return None
         return max(min(pause, _LONGEST_PAUSE), failure.wait if len(self.urls) == 1 else 0.0)
 
@@ -78,13 +89,38 @@ def shown(url: str) -> str:
     return re.sub(r"//[^/@]*@", "//", url, count=1)
 
 
-def new_client(kind: "type[AnyClient]", patience: Patience, connections: int = 1) -> "AnyClient":
-    """A client of httpx2 that heeds the proxies of the environment and leaves redirects to `next_hop`."""
+def run_beside(work: Coroutine[Any, Any, None], tell: Callable[[], None]) -> None:
+    """Run `work` to its end in another thread, and call `tell` ten times a second meanwhile.
+
+    Raises what `work` raises. Whatever is raised here, as by Ctrl-C, cancels it wherever it waits.
+    """
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
+
+    async def run() -> None:
+        task = asyncio.create_task(work)
+        begun.set_result((asyncio.get_running_loop(), task))
+        await task
+
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(asyncio.run, run())
+        try:
+            while wait([running], timeout=0.1).not_done:
+                tell()
+        except BaseException:
+            loop, task = begun.result()
+            with contextlib.suppress(RuntimeError):  # it has ended by itself meanwhile
+                loop.call_soon_threadsafe(task.cancel)
+            raise
+        running.result()
+
+
+def new_client(retries: RetryPolicy, connections: int = 1) -> "AsyncClient":
+    """A client of httpx2 that heeds the proxies of the environment and leaves redirects to `reply`."""
     import httpx2
 
     try:
-        return kind(
-            timeout=httpx2.Timeout(patience.timeout, connect=min(patience.timeout, _LONGEST_CONNECT)),
+        return httpx2.AsyncClient(
+            timeout=httpx2.Timeout(retries.timeout, connect=min(retries.timeout, _LONGEST_CONNECT)),
             limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
             headers={"Accept-Encoding": "identity", "User-Agent": f"clipcoco/{__version__}"},
         )
@@ -95,15 +131,20 @@ def new_client(kind: "type[AnyClient]", patience: Patience, connections: int = 1
         ) from error
 
 
-def next_hop(response: "Response") -> "Request | None":
-    """Where a redirect leads, None when `response` is the answer. Only https and the same host are followed."""
-    request = response.next_request
-    if request is None:
-        return None
-    here, there = response.url, request.url
-    if there.scheme != "https" and (there.scheme, there.host) != (here.scheme, here.host):
-        raise Failure(f"sent on to {there} without https", final=True)
-    return request
+@contextlib.asynccontextmanager
+async def reply(client: "AsyncClient", url: str, headers: Mapping[str, str] | None = None) -> "AsyncIterator[Response]":
+    """The answer, with its body still to come. Of redirects only https and the same host are followed."""
+    request = client.build_request("GET", url, headers=headers)
+    for _ in range(_MOST_REDIRECTS + 1):
+        async with contextlib.aclosing(await client.send(request, stream=True)) as response:
+            if response.next_request is None:
+                yield response
+                return
+            request = response.next_request
+            here, there = response.url, request.url
+            if there.scheme != "https" and (there.scheme, there.host) != (here.scheme, here.host):
+                raise Failure(f"sent on to {there} without https", final=True)
+    raise Failure("too many redirects", final=True)
 
 
 def network_errors() -> tuple[type[Exception], ...]:
@@ -112,8 +153,8 @@ def network_errors() -> tuple[type[Exception], ...]:
     return (Failure, httpx2.HTTPError, httpx2.InvalidURL, ssl.SSLError)
 
 
-def as_failure(error: Exception, patience: Patience) -> Failure:
-    """The reason in words, of one of `network_errors`."""
+def _as_failure(error: Exception, retries: RetryPolicy) -> Failure:
+    """The reason in words."""
     import httpx2
 
     match error:
@@ -122,9 +163,9 @@ def as_failure(error: Exception, patience: Patience) -> Failure:
         case httpx2.InvalidURL() | httpx2.UnsupportedProtocol():
             return Failure(f"no address ({error})", final=True)
         case httpx2.ConnectTimeout():
-            return Failure(f"no connection within {min(patience.timeout, _LONGEST_CONNECT):g} s")
+            return Failure(f"no connection within {min(retries.timeout, _LONGEST_CONNECT):g} s")
         case httpx2.TimeoutException():
-            return Failure(f"no byte for {patience.timeout:g} s")
+            return Failure(f"no byte for {retries.timeout:g} s")
     return Failure(" ".join(_words(error).split()))
 
 
@@ -133,7 +174,7 @@ def _words(error: Exception) -> str:
     words = str(error) or type(error).__name__
     cause: BaseException = error
     while deeper := cause.__cause__ or cause.__context__:
-        cause = deeper
+        cause = deeper.exceptions[-1] if isinstance(deeper, BaseExceptionGroup) else deeper  # of addresses of a host
         match cause:
             case ssl.SSLError() | socket.gaierror():
                 words = cause.strerror or words
@@ -156,16 +197,3 @@ def refusal(response: "Response") -> Failure:
         wait=min(max(seconds, 0.0), _LONGEST_RETRY_AFTER),
         kind=DataError if code in (404, 410) else EnvironmentProblem,
     )
-
-
-def paced(report: ReportTask) -> ReportTask:
-    """`report`, but at most ten times a second."""
-    due = 0.0
-
-    def slowly(progress: TaskProgress) -> None:
-        nonlocal due
-        if time.monotonic() >= due:
-            report(progress)
-            due = time.monotonic() + 0.1
-
-    return slowly

@@ -12,7 +12,8 @@ from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest
 from clipcoco.data.split import missing_files
 from clipcoco.disk.files import free_bytes
 from clipcoco.disk.links import check_link, check_root, may_lead
-from clipcoco.prepare.download import RemoteFile
+from clipcoco.prepare.download import Archive
+from clipcoco.prepare.network import RETRIES, RetryPolicy
 from clipcoco.prepare.resize import copy_bytes, settings
 from clipcoco.prepare.single_images import RemoteImage
 
@@ -22,19 +23,8 @@ _REQUEST = 1_000  # bytes of headers and handshakes that a single image costs be
 
 
 @dataclass(frozen=True)
-class Archive:
-    path: str  # below the host: "zips/val2017.zip"
-    size: int
-    sha256: str
-
-    @property
-    def name(self) -> str:
-        return self.path.rpartition("/")[2]
-
-
-@dataclass(frozen=True)
 class Coco:
-    """A published data set: where it lies and what it must be. Tests bring a miniature of their own."""
+    """A published data set: where it is and what it must be. Tests bring a miniature of their own."""
 
     hosts: tuple[str, ...]
     annotations: Archive
@@ -70,7 +60,7 @@ COCO = Coco(
 
 
 @dataclass(frozen=True)
-class Wish:
+class Request:
     """What the command line asks for."""
 
     root: Path
@@ -80,6 +70,39 @@ class Wish:
     only_prepared: bool = False  # the originals are dropped as they arrive
     mirror: str | None = None  # takes the hosts' place
     source: Path | None = None  # holds archives or unpacked folders that were carried here
+    coco: Coco = COCO
+    retries: RetryPolicy = RETRIES
+
+    def urls(self, path: str) -> tuple[str, ...]:
+        """Where a file of the published layout is asked for, in this order."""
+        return tuple(f"{host}/{path}" for host in ([self.mirror.rstrip("/")] if self.mirror else self.coco.hosts))
+
+    def images(self, table: CaptionTable, files: list[str]) -> list[RemoteImage]:
+        """Single images have no published sum: they come over verified https, or from where the user says."""
+        sizes = dict(zip(table.files, table.sizes.tolist(), strict=True))
+        trusted = "" if self.mirror else "https://"
+        urls = {file: tuple(url for url in self.urls(file) if url.startswith(trusted)) for file in files}
+        return [RemoteImage(file, urls[file], *sizes[file]) for file in files]
+
+    def table(self, split: str, captions: Path | None = None) -> CaptionTable:
+        """Exactly the images that training with these fractions reads; `captions` are in data.root or the source."""
+        table = read_captions(captions or self.root, split).subset(self.fractions[split], self.subset_seed)
+        return replace(table, folder=self.root)
+
+    def in_source(self, files: Sequence[str]) -> list[str]:
+        """Those of `files` that the source holds unpacked. Raises DataError for one that is a link out of it."""
+        if not self.source:
+            return []
+        inside, there = may_lead(self.source), [file for file in files if (self.source / file).is_file()]
+        for file in there:
+            if (self.source / file).is_symlink():
+                check_link(self.source, file, inside)
+        return there
+
+    def in_archive(self, archive: Archive) -> Path | None:
+        """The archive in the source, if it is there."""
+        path = self.source / archive.name if self.source else None
+        return path if path and path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -92,7 +115,7 @@ class Part:
     missing: int  # of them, still to come
     fetched: int  # bytes over the network
     room: int  # bytes on the disk while it is done
-    carried: int = 0  # of the missing ones, those that lie unpacked in the source
+    carried: int = 0  # of the missing ones, those that are unpacked in the source
 
 
 @dataclass(frozen=True)
@@ -103,54 +126,28 @@ class Plan:
     free: int  # bytes on the volume of data.root
 
 
-def remote_file(archive: Archive, coco: Coco, wish: Wish) -> RemoteFile:
-    hosts = (wish.mirror.rstrip("/"),) if wish.mirror else coco.hosts
-    urls = tuple(f"{host}/{archive.path}" for host in hosts)
-    return RemoteFile(archive.name, urls, archive.size, archive.sha256)
-
-
-def remote_images(table: CaptionTable, files: list[str], coco: Coco, wish: Wish) -> list[RemoteImage]:
-    """Single images have no published sum: they come over verified https, or from where the user says."""
-    hosts = (wish.mirror.rstrip("/"),) if wish.mirror else tuple(h for h in coco.hosts if h.startswith("https://"))
-    sizes = dict(zip(table.files, table.sizes.tolist(), strict=True))
-    return [RemoteImage(file, tuple(f"{host}/{file}" for host in hosts), *sizes[file]) for file in files]
-
-
-def wanted(wish: Wish, split: str, captions: Path | None = None) -> CaptionTable:
-    """Exactly the images that training with these fractions reads; `captions` lie in data.root, or in the source."""
-    table = read_captions(captions or wish.root, split).subset(wish.fractions[split], wish.subset_seed)
-    return replace(table, folder=wish.root)
-
-
 def has_captions(folder: Path) -> bool:
     return all(annotation_file(folder, split).is_file() for split in FOLDERS)
 
 
-def in_source(source: Path, files: Sequence[str]) -> list[str]:
-    """Those of `files` that lie unpacked in the source. Raises DataError for one that is a link out of it."""
-    inside, there = may_lead(source), [file for file in files if (source / file).is_file()]
-    for file in there:
-        if (source / file).is_symlink():
-            check_link(source, file, inside)
-    return there
+def still_missing(request: Request, table: CaptionTable, copied: Collection[str] | None = None) -> list[str]:
+    """Images of the table that are not there yet, as originals or, where these are dropped, as copies.
 
-
-def still_missing(wish: Wish, table: CaptionTable) -> list[str]:
-    """Images of the table that are not there yet, as originals or, where these are dropped, as copies."""
-    return _lacking(wish, table, _copied(wish) if wish.only_prepared else ())
-
-
-def _lacking(wish: Wish, table: CaptionTable, copied: Collection[str]) -> list[str]:
+    `copied` is what `_copied` gives, where that is known.
+    """
     missing = missing_files(table)
-    return [file for file in missing if file not in copied] if wish.only_prepared else missing
+    if request.only_prepared:
+        copied = _copied(request) if copied is None else copied
+        missing = [file for file in missing if file not in copied]
+    return missing
 
 
-def _copied(wish: Wish) -> set[str]:
+def _copied(request: Request) -> set[str]:
     """Images whose copy is there. Its line alone is not enough: a person may have removed what was altered."""
-    made_with, entries = read_manifest(copies_manifest(wish.root, wish.prepared_size))
-    if not same_settings(made_with, settings(wish.prepared_size)):
+    made_with, entries = read_manifest(copies_manifest(request.root, request.prepared_size))
+    if not same_settings(made_with, settings(request.prepared_size)):
         return set()  # made in another way: they will be made again
-    folder = copies_folder(wish.root, wish.prepared_size)
+    folder = copies_folder(request.root, request.prepared_size)
     return {file for file, entry in entries.items() if _file_bytes(folder / file) == entry.size}
 
 
@@ -162,31 +159,30 @@ def _file_bytes(path: Path) -> int:
         return -1
 
 
-def make_plan(wish: Wish, coco: Coco = COCO) -> Plan:
+def make_plan(request: Request) -> Plan:
     """Where captions are neither in data.root nor in the source, counts are estimates from the official ones."""
-    check_root(wish.root)
-    captions = next((folder for folder in (wish.root, wish.source) if folder and has_captions(folder)), None)
-    parts = [_captions(wish, coco)]
-    copied = _copied(wish) if wish.prepared_size else set()
+    check_root(request.root)
+    captions = next((folder for folder in (request.root, request.source) if folder and has_captions(folder)), None)
+    parts = [_captions(request)]
+    copied = _copied(request) if request.prepared_size else set()
     copies = 0
     for split in FOLDERS:
         if captions:
-            table = wanted(wish, split, captions)
-            images, lacking = len(table.files), _lacking(wish, table, copied)
-            copies += sum(file not in copied for file in table.files) if wish.prepared_size else 0
-            missing, carried = len(lacking), len(in_source(wish.source, lacking)) if wish.source else 0
+            table = request.table(split, captions)
+            images, lacking = len(table.files), still_missing(request, table, copied)
+            uncopied = sum(file not in copied for file in table.files)
+            missing, carried = len(lacking), len(request.in_source(lacking))
         else:
-            images = subset_size(coco.counts[split][0], wish.fractions[split])
-            copies += images if wish.prepared_size else 0
-            missing = images - (0 if wish.only_prepared else _share(wish.root / split, coco.counts[split][0], images))
-            carried = _share(wish.source / split, coco.counts[split][0], missing) if wish.source else 0
-        parts.append(choose_part(wish, coco, split, images, missing, carried))
+            whole = request.coco.counts[split][0]
+            images = uncopied = subset_size(whole, request.fractions[split])
+            missing = images - (0 if request.only_prepared else _share(request.root / split, whole, images))
+            carried = _share(request.source / split, whole, missing) if request.source else 0
+        copies += uncopied if request.prepared_size else 0
+        parts.append(choose_part(request, split, images, missing, carried))
     # Archives are unpacked and removed one after the other: the highest is what remains and the largest one.
-    kept = sum(part.room - _archive_room(part, coco) for part in parts) + (
-        copies * copy_bytes(wish.prepared_size) if copies else 0
-    )
-    room = kept + max(_archive_room(part, coco) for part in parts)
-    return Plan(tuple(parts), copies, room, free_bytes(wish.root))
+    archives = [part.fetched if part.way == "archive" else 0 for part in parts]
+    kept = sum(part.room for part in parts) - sum(archives) + copies * copy_bytes(request.prepared_size)
+    return Plan(tuple(parts), copies, kept + max(archives), free_bytes(request.root))
 
 
 def _share(folder: Path, whole: int, images: int) -> int:
@@ -195,30 +191,30 @@ def _share(folder: Path, whole: int, images: int) -> int:
     return images * min(count, whole) // whole
 
 
-def _captions(wish: Wish, coco: Coco) -> Part:
-    if has_captions(wish.root):
+def _captions(request: Request) -> Part:
+    if has_captions(request.root):
         return Part("captions", "there", 0, 0, 0, 0)
-    archive = coco.annotations
-    if wish.source and ((wish.source / archive.name).is_file() or has_captions(wish.source)):
-        return Part("captions", "source", 0, 0, 0, coco.captions_bytes)
-    left = archive.size - part_bytes(wish.root, archive)
-    return Part("captions", "archive", 0, 0, left, left + coco.captions_bytes)
+    archive, unpacked = request.coco.annotations, request.coco.captions_bytes
+    if request.in_archive(archive) or (request.source and has_captions(request.source)):
+        return Part("captions", "source", 0, 0, 0, unpacked)
+    left = _left(request.root, archive)
+    return Part("captions", "archive", 0, 0, left, left + unpacked)
 
 
-def choose_part(wish: Wish, coco: Coco, split: str, images: int, missing: int, carried: int = 0) -> Part:
+def choose_part(request: Request, split: str, images: int, missing: int, carried: int = 0) -> Part:
     """What is carried here first; for the rest the way that moves fewer bytes."""
-    archive = coco.images[split]
-    mean = archive.size // coco.counts[split][0]
+    archive = request.coco.images[split]
     if not missing:
         return Part(split, "there", images, 0, 0, 0)
     rest = missing - carried
-    if not rest or (wish.source and (wish.source / archive.name).is_file()):
-        room = _to_unpack(wish.root, archive, split) if rest and not wish.only_prepared else 0
+    if not rest or request.in_archive(archive):
+        room = _to_unpack(request.root, archive, split) if rest and not request.only_prepared else 0
         return Part(split, "source", images, missing, 0, room, carried)
-    left = archive.size - part_bytes(wish.root, archive)
-    if rest * (mean + _REQUEST) < left or wish.only_prepared:
-        return Part(split, "single", images, missing, rest * mean, 0 if wish.only_prepared else rest * mean, carried)
-    return Part(split, "archive", images, missing, left, left + _to_unpack(wish.root, archive, split), carried)
+    single, left = archive.size // request.coco.counts[split][0], _left(request.root, archive)
+    if rest * (single + _REQUEST) < left or request.only_prepared:
+        room = 0 if request.only_prepared else rest * single
+        return Part(split, "single", images, missing, rest * single, room, carried)
+    return Part(split, "archive", images, missing, left, left + _to_unpack(request.root, archive, split), carried)
 
 
 def _to_unpack(root: Path, archive: Archive, split: str) -> int:
@@ -232,18 +228,7 @@ def _to_unpack(root: Path, archive: Archive, split: str) -> int:
     return max(0, archive.size - done)
 
 
-def _archive_room(part: Part, coco: Coco) -> int:
-    """Bytes that are free again once an archive is unpacked."""
-    if part.way != "archive":
-        return 0
-    return part.fetched
-
-
-def part_bytes(root: Path, archive: Archive) -> int:
-    """What has arrived of an archive in earlier calls."""
-    for name in (archive.name, f"{archive.name}.part"):
-        try:
-            return min(archive.size, (root / WORK / name).stat().st_size)
-        except OSError:
-            continue
-    return 0
+def _left(root: Path, archive: Archive) -> int:
+    """Bytes of an archive that have not arrived in earlier calls."""
+    here = (max(0, _file_bytes(root / WORK / name)) for name in (archive.name, f"{archive.name}.part"))
+    return max(0, archive.size - next(filter(None, here), 0))

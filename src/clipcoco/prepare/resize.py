@@ -9,6 +9,7 @@ import hashlib
 import io
 import math
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -82,16 +83,6 @@ def _is_grey(data: bytes) -> bool:
         return picture.mode == "L"
 
 
-def _is_readable(data: bytes) -> bool:
-    from clipcoco.data.images import decode
-
-    try:
-        decode(data)
-    except UnreadableImage:
-        return False
-    return True
-
-
 def write_copy(folder: Path, file: str, data: bytes, size: int) -> Entry:
     """Write the copy of the original `data` to folder/file, whole or not at all, but not yet synced to the disk."""
     copy = reduced(data, size)
@@ -109,13 +100,12 @@ def write_copy(folder: Path, file: str, data: bytes, size: int) -> Entry:
     return Entry(file, len(copy), hashlib.sha256(copy).hexdigest(), hashlib.sha256(data).hexdigest())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Copies:
-    made: int
-    kept: int  # that were there already
-    unreadable: tuple[str, ...]  # of those made: bytes as they were, for they can't be decoded
-    bytes_before: int  # of the originals of those made
-    bytes_after: int
+    made: int = 0
+    kept: int = 0  # that were there already
+    bytes_before: int = 0  # of the originals of those made
+    bytes_after: int = 0
 
 
 class CopyStore:
@@ -127,8 +117,7 @@ class CopyStore:
 
     def __init__(self, root: Path, size: int) -> None:
         self.root, self.size, self.folder = root, size, copies_folder(root, size)
-        self._made = self._before = self._after = 0
-        self._unreadable: list[str] = []
+        self.copies = Copies()
         self._pending: list[Entry] = []
         self._lock = Lock()
 
@@ -157,12 +146,10 @@ class CopyStore:
         """Make the copy of `file`. Raises EnvironmentProblem when it can't be written."""
         with _write_problems(self.folder):
             entry = write_copy(self.folder, file, original, self.size)
-        unreadable = entry.sha256 == entry.source and not _is_readable(original)
         with self._lock:
-            self._made += 1
-            self._before += len(original)
-            self._after += entry.size
-            self._unreadable += [file] if unreadable else []
+            self.copies.made += 1
+            self.copies.bytes_before += len(original)
+            self.copies.bytes_after += entry.size
             self._pending.append(entry)
             if len(self._pending) < _BATCH:
                 return
@@ -175,37 +162,47 @@ class CopyStore:
         for entry in entries:
             self._manifest.add(entry)
 
-    def result(self, kept: int) -> Copies:
-        return Copies(self._made, kept, tuple(sorted(self._unreadable)), self._before, self._after)
 
-
-def make_copies(root: Path, files: Sequence[str], size: int, report: ReportTask, threads: int | None = None) -> Copies:
+def make_copies(
+    root: Path,
+    files: Sequence[str],
+    size: int,
+    report: ReportTask,
+    threads: int | None = None,
+    source: Path | zipfile.Path | None = None,
+    task: str = "",
+) -> Copies:
     """Make what is missing of root/prepared-<size>/ for `files`, "train2017/000000000009.jpg" and the like.
 
-    The bytes are equal for every number of `threads`, one a core unless given. Copies of an original that has
-    changed since are kept. Raises DataError for an original that can't be read from the disk, and
-    EnvironmentProblem when there is no room, before the first copy where that can be foreseen.
+    The originals are in `root` unless another `source` is given. The bytes are equal for every number of `threads`,
+    one a core unless given. Copies of an original that has changed since are kept. Raises DataError for an original
+    that can't be read from the disk, and EnvironmentProblem when there is no room, before the first copy where that
+    can be foreseen.
     """
     with CopyStore(root, size) as store:
         missing = store.missing(files)
-        kept = len(set(files)) - len(missing)
+        store.copies.kept = len(set(files)) - len(missing)
         if missing:
-            _check_room(root, missing, size)
-            _store_all(store, missing, kept, report, threads or usable_cores())
-        return store.result(kept)
+            if source is None:
+                _check_room(root, missing, size)
+            task = task or f"{store.folder.name}/{missing[0].split('/')[0]}"
+            _store_all(store, missing, source or root, task, report, threads or usable_cores())
+        return store.copies
 
 
-def _store_all(store: CopyStore, missing: list[str], kept: int, report: ReportTask, threads: int) -> None:
+def _store_all(
+    store: CopyStore, missing: list[str], source: Path | zipfile.Path, task: str, report: ReportTask, threads: int
+) -> None:
     import clipcoco.data.images  # noqa: F401  here, as Ctrl-C can't end what a thread imports
 
     def make(chunk: list[str]) -> int:
         for file in chunk:
-            with _read_problems(store.root / file):
-                original = (store.root / file).read_bytes()
+            with _read_problems(path := source / file):
+                original = path.read_bytes()
             store.store(file, original)
         return len(chunk)
 
-    task, done, total = f"{store.folder.name}/{missing[0].split('/')[0]}", kept, kept + len(missing)
+    done, total = store.copies.kept, store.copies.kept + len(missing)
     report(TaskProgress(task, done, total, "images"))
     with ThreadPoolExecutor(threads) as pool:
         chunks = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
@@ -228,7 +225,7 @@ def _check_room(root: Path, files: list[str], size: int) -> None:
 
 
 @contextmanager
-def _read_problems(path: Path) -> Iterator[None]:
+def _read_problems(path: Path | zipfile.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

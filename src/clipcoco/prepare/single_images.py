@@ -1,36 +1,20 @@
-"""Fetch images one by one, many at a time, each checked before it is stored.
-
-The network runs in an event loop in a thread of its own: waiting for a slow server, it can be stopped at once,
-and progress, errors and Ctrl-C stay with the caller's thread. Checking and storing run in worker threads.
-"""
+"""Fetch images one by one, many at a time, each checked before it is stored. Both happen in worker threads."""
 
 import asyncio
-import contextlib
 import posixpath
-import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clipcoco.data.viewer import UnreadableImage, opened, size_shown
 from clipcoco.errors import ClipcocoError, DataError
 from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.prepare.network import (
-    MOST_REDIRECTS,
-    Failure,
-    Patience,
-    Tries,
-    as_failure,
-    network_errors,
-    new_client,
-    next_hop,
-    refusal,
-    shown,
-)
+from clipcoco.prepare import network
+from clipcoco.prepare.network import RETRIES, Failure, RetryPolicy, shown
 
 if TYPE_CHECKING:
-    from httpx2 import AsyncClient, Response
+    from httpx2 import AsyncClient
 
 MOST_BYTES = 32 << 20  # of one image; COCO's largest has less than a megabyte
 MOST_IN_A_ROW = 10  # lost images without a good one between them: it is not the images
@@ -51,8 +35,8 @@ def fetch_images(
     images: Sequence[RemoteImage],
     store: Store,
     report: ReportTask,
+    retries: RetryPolicy = RETRIES,
     connections: int = 16,
-    patience: Patience = Patience(),  # noqa: B008
 ) -> None:
     """Fetch each image and `store(image, bytes)` what is a whole JPEG or PNG of the annotated size.
 
@@ -60,17 +44,9 @@ def fetch_images(
     here. Images that can't be fetched are left out and told together at the end: DataError when content is wrong
     or missing, EnvironmentProblem when the network fails. Ten in a row end it early.
     """
-    fetching = _Fetching(images, store, connections, patience)
+    fetching = _Fetching(images, store, connections, retries)
     task, total = " and ".join(sorted({posixpath.dirname(image.file) for image in images})), len(images)
-    with ThreadPoolExecutor(1) as thread:
-        running = thread.submit(asyncio.run, fetching.run())
-        try:
-            while wait([running], timeout=0.1).not_done:
-                report(TaskProgress(task, fetching.stored, total, "images"))
-        except BaseException:
-            fetching.stop()
-            raise
-        running.result()
+    network.run_beside(fetching.run(), lambda: report(TaskProgress(task, fetching.stored, total, "images")))
     if fetching.lost:
         raise fetching.problem()
     report(TaskProgress(task, total, total, "images"))
@@ -85,22 +61,15 @@ class _Lost(Exception):  # told to the user with all others
 
 
 class _Fetching:
-    def __init__(self, images: Sequence[RemoteImage], store: Store, connections: int, patience: Patience) -> None:
-        self.images, self.store, self.connections, self.patience = images, store, connections, patience
+    def __init__(self, images: Sequence[RemoteImage], store: Store, connections: int, retries: RetryPolicy) -> None:
+        self.images, self.store, self.connections, self.retries = images, store, connections, retries
         self.waiting = iter(images)
         self.stored = self.lost_in_a_row = 0
         self.lost: list[_Lost] = []
-        self._begun = threading.Event()
 
     async def run(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._loop, self._task = asyncio.get_running_loop(), task
-        self._begun.set()
-        import httpx2
-
         with ThreadPoolExecutor(self.connections) as self._threads:  # its end waits for what is being stored
-            async with new_client(httpx2.AsyncClient, self.patience, self.connections) as client:
+            async with network.new_client(self.retries, self.connections) as client:
                 workers = [asyncio.create_task(self._work(client)) for _ in range(self.connections)]
                 try:
                     await asyncio.gather(*workers)
@@ -108,12 +77,6 @@ class _Fetching:
                     for worker in workers:
                         worker.cancel()
                     await asyncio.gather(*workers, return_exceptions=True)
-
-    def stop(self) -> None:
-        """From another thread: drop all connections; what is being stored is finished."""
-        self._begun.wait()
-        with contextlib.suppress(RuntimeError):  # it has ended by itself meanwhile
-            self._loop.call_soon_threadsafe(self._task.cancel)
 
     def problem(self) -> ClipcocoError:
         """One line for all that is lost."""
@@ -141,19 +104,18 @@ class _Fetching:
                 self.lost_in_a_row = 0
 
     async def _fetch(self, client: "AsyncClient", image: RemoteImage) -> None:
-        """Raises _Lost when patience ends; wrong content is asked for twice."""
-        tries, wrong = Tries(image.urls, self.patience), 0
+        """Raises _Lost after the last attempt; wrong content is asked for twice."""
+        tries, wrong = network.Tries(image.urls, self.retries), 0
         while True:
             try:
                 data = await _body(client, tries.url)
-                await self._loop.run_in_executor(self._threads, self._keep, image, data)
+                await asyncio.get_running_loop().run_in_executor(self._threads, self._keep, image, data)
                 return
-            except network_errors() as error:
-                failure = as_failure(error, self.patience)
+            except network.network_errors() as error:
                 wrong += isinstance(error, _WrongImage)
-                pause = tries.failed(failure)
+                pause = tries.failed(error)
                 if pause is None or wrong == 2:
-                    raise _Lost(image, str(tries), failure.kind) from error
+                    raise _Lost(image, str(tries), tries.failure.kind) from error
                 await asyncio.sleep(pause)
 
     def _keep(self, image: RemoteImage, data: bytes) -> None:
@@ -182,25 +144,12 @@ def _check(data: bytes, image: RemoteImage) -> None:
 
 async def _body(client: "AsyncClient", url: str) -> bytes:
     """All bytes of a reply. Fewer than announced are an error of httpx2's."""
-    async with _reply(client, url) as response:
+    async with network.reply(client, url) as response:
         if response.status_code != 200:
-            raise refusal(response)
+            raise network.refusal(response)
         body = bytearray()
         async for chunk in response.aiter_raw():
             body += chunk
             if len(body) > MOST_BYTES:
                 raise _WrongImage(f"more than {MOST_BYTES >> 20} MiB")
         return bytes(body)
-
-
-@contextlib.asynccontextmanager
-async def _reply(client: "AsyncClient", url: str) -> "AsyncIterator[Response]":
-    request = client.build_request("GET", url)
-    for _ in range(MOST_REDIRECTS + 1):
-        async with contextlib.aclosing(await client.send(request, stream=True)) as response:
-            following = next_hop(response)
-            if following is None:
-                yield response
-                return
-            request = following
-    raise Failure("too many redirects", final=True)
