@@ -13,7 +13,7 @@ from clipcoco.engine.embeddings import Embeddings, write_embeddings
 from clipcoco.engine.evaluate import in_order, validation_loss
 from clipcoco.engine.loss import LOSSES
 from clipcoco.engine.recall import folds_table
-from clipcoco.prepare.own import adopt
+from clipcoco.prepare.own_data import adopt
 from clipcoco.runs.measure import evaluate_embeddings
 
 FOLDERS, EACH = 20, 100

@@ -32,7 +32,7 @@ from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.engine.checkpoint import checked
 from clipcoco.engine.state import TrainState
 from clipcoco.errors import ClipcocoError, ConfigError, ExitCode
-from clipcoco.prepare.own import adopt
+from clipcoco.prepare.own_data import adopt
 from clipcoco.runs.measure import evaluate_embeddings
 
 CASES = int(os.environ.get("FUZZ_CASES", "40"))

@@ -20,7 +20,7 @@ from clipcoco.data.split import check_files
 from clipcoco.disk.links import may_lead
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
 from clipcoco.events import TaskProgress
-from clipcoco.prepare.own import Adopted, adopt
+from clipcoco.prepare.own_data import Adopted, adopt
 from harness import killed, one_line, tree
 
 NAMES = [f"{1000268201 + 7919 * number}_{number:010x}.jpg" for number in range(20)]
@@ -954,7 +954,7 @@ def test_another_data_set_is_never_written_over(tmp_path: Path, images: Path, sc
 
 
 KILLED = """
-from clipcoco.prepare.own import adopt
+from clipcoco.prepare.own_data import adopt
 begin()
 adopt(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), report=lambda _: None)
 assert not {"torch", "torchvision", "matplotlib"} & set(sys.modules)

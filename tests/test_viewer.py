@@ -32,7 +32,7 @@ from clipcoco.data.viewer import UnreadableImage, opened, size_shown, thumbnail
 from clipcoco.engine.device import choose_device
 from clipcoco.engine.features import feature_key
 from clipcoco.prepare.check import verify
-from clipcoco.prepare.own import Adopted, adopt
+from clipcoco.prepare.own_data import Adopted, adopt
 from clipcoco.prepare.resize import make_copies, reduced
 from clipcoco.runs.plan import read_parts
 from clipcoco.runs.saving import changed_versions, versions_of

@@ -27,7 +27,7 @@ def prepare_own(
     from clipcoco.data.captions import read_captions
     from clipcoco.data.split import check_files
     from clipcoco.prepare.lock import lock
-    from clipcoco.prepare.own import adopt
+    from clipcoco.prepare.own_data import adopt
     from clipcoco.prepare.resize import make_copies
 
     if captions is None or images is None or root is None:

@@ -2,21 +2,19 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipcoco.cores import usable_cores
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.manifest import Entry, copies_folder, copies_manifest, read_manifest
 from clipcoco.data.split import missing_files
 from clipcoco.data.viewer import UnreadableImage, opened, size_shown
-from clipcoco.events import ReportTask, TaskProgress
+from clipcoco.events import ReportTask
 from clipcoco.prepare.coco import originals_manifest
+from clipcoco.prepare.threads import in_threads
 
 _TYPES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
-_AT_ONCE = 512  # files in the hands of the threads
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def verify(
     def look(file: str) -> Finding:
         return Finding(file, "", "missing") if file in missing else _look(table.folder, file, noted, sizes[file])
 
-    findings = _each([file for file in table.files if file in missing or file not in absent], look, split, report)
+    findings = in_threads(look, [file for file in table.files if file in missing or file not in absent], split, report)
     with_problem = {
         kind: tuple(f.file for f in findings if f.problem == kind) for kind in ("missing", "altered", "unreadable")
     }
@@ -101,7 +99,7 @@ def verify_copies(table: CaptionTable, size: int, report: ReportTask) -> tuple[t
         stale = file in originals and originals[file].sha256 != noted[file].source
         return Finding(file, "", "" if same and not stale else "stale" if same else "altered")
 
-    findings = _each(ours, look, f"prepared-{size}/{table.files[0].partition('/')[0]}", report)
+    findings = in_threads(look, ours, f"{folder.name}/{table.files[0].partition('/')[0]}", report)
     altered, stale = (tuple(f.file for f in findings if f.problem == kind) for kind in ("altered", "stale"))
     return altered, stale
 
@@ -125,16 +123,6 @@ def _look(folder: Path, file: str, noted: Mapping[str, Entry], size: tuple[int, 
         altered = True
     wrong_type = kind != _TYPES.get(Path(file).suffix.lower())
     return Finding(file, sha256, "altered" if altered else "", mode in ("L", "LA", "I;16", "1"), wrong_type)
-
-
-def _each(files: list[str], look: Callable[[str], Finding], name: str, report: ReportTask) -> list[Finding]:
-    findings: list[Finding] = []
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        for start in range(0, len(files), _AT_ONCE):  # a Ctrl-C then waits for few
-            for finding in pool.map(look, files[start : start + _AT_ONCE]):
-                findings.append(finding)
-                report(TaskProgress(name, len(findings), len(files), "images"))
-    return findings
 
 
 def _equal_captions(table: CaptionTable) -> int:

@@ -9,12 +9,10 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clipcoco.cores import usable_cores
 from clipcoco.data.annotations import annotation_file
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest, read_manifest
@@ -25,10 +23,11 @@ from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
 from clipcoco.prepare.download import Archive, download
 from clipcoco.prepare.lock import lock
-from clipcoco.prepare.own import STATE
+from clipcoco.prepare.own_data import STATE
 from clipcoco.prepare.plan import FOLDERS, WORK, Plan, Request, choose_part, has_captions, still_missing
 from clipcoco.prepare.resize import CopyStore, make_copies
 from clipcoco.prepare.single_images import RemoteImage, fetch_images
+from clipcoco.prepare.threads import in_threads
 from clipcoco.prepare.unpack import unpack
 
 _CHUNK = 2**20
@@ -222,10 +221,7 @@ class _Preparation:
             known = copies[file].source if file in copies else ""
             self.originals.add(Entry(file, path.stat().st_size, known or hashlib.sha256(path.read_bytes()).hexdigest()))
 
-        name = f"noting {table.files[0].split('/')[0]}"
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            for done, _ in enumerate(pool.map(note, new), start=1):
-                self.report(TaskProgress(name, done, len(new), "images"))
+        in_threads(note, new, f"noting {table.files[0].split('/')[0]}", self.report)
         sync_folder(self.root)
 
 

@@ -1,4 +1,4 @@
-"""Where the pictures of a captions file lie, and how large they are.
+"""Where the pictures of a captions file are, and how large they are.
 
 The names are untrusted data: no file outside of the folder of pictures is looked at, and only files that begin
 as JPEG or PNG files do are let near a parser.
@@ -7,7 +7,8 @@ as JPEG or PNG files do are let near a parser.
 import hashlib
 import os
 import unicodedata
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -30,7 +31,7 @@ class Found:
 
 
 def find(names: Collection[str], images: Path, nearly: Callable[[str], str]) -> Found:
-    """Where the pictures lie; `nearly` finds the path of one whose file is called a little otherwise."""
+    """Where the pictures are; `nearly` finds the path of one whose file is called a little otherwise."""
     found = Found({}, [], [], [], [])
     for name in names:
         leads_out = name.startswith("/") or ".." in PurePosixPath(name).parts
@@ -105,18 +106,17 @@ def nearly_named(images: Path) -> Callable[[str], str]:
     return find
 
 
-def same_content(paths: Iterable[str], images: Path) -> list[list[str]]:
-    """The pictures that are byte for byte the same, in groups of two and more, each sorted."""
-    groups = [sorted(paths)]
-    for look in (_size, _end, _digest):  # each looks only at what looked the same to the one before
-        looks: list[list[str]] = []
-        for group in groups:
-            alike: dict[object, list[str]] = {}
-            for path in group:
-                alike.setdefault(look(images / path), []).append(path)
-            looks += [some for some in alike.values() if len(some) > 1]
-        groups = looks
-    return groups
+def same_content(looks: Mapping[str, str], images: Path) -> list[list[str]]:
+    """The pictures that are byte for byte the same, in groups of two and more, each sorted.
+
+    Only those of the same look, as `looks` gives them, are read whole.
+    """
+    often = Counter(looks.values())
+    alike: dict[str, list[str]] = {}
+    for path in sorted(path for path, look in looks.items() if often[look] > 1):
+        with open(images / path, "rb") as file:
+            alike.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), []).append(path)
+    return [group for group in alike.values() if len(group) > 1]
 
 
 def looks(paths: Iterable[str], images: Path) -> dict[str, str]:
@@ -132,21 +132,6 @@ def looks(paths: Iterable[str], images: Path) -> dict[str, str]:
             file.seek(max(len(start), size - 2**16))
             found[path] = hashlib.sha256(b"%d:%b%b" % (size, start, file.read(2**16))).hexdigest()
     return found
-
-
-def _size(path: Path) -> int:
-    return os.stat(path).st_size
-
-
-def _end(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(-min(4096, os.fstat(file.fileno()).st_size), os.SEEK_END)
-        return file.read()
-
-
-def _digest(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def measure(paths: list[str], images: Path, report: ReportTask, notes: list[str]) -> Sizes:

@@ -1,4 +1,4 @@
-"""Ids and sides of one's own pictures: what they were once given they keep when pictures are added.
+"""Ids and sides of a person's own pictures: what they were once given they keep when pictures are added.
 
 An id stands in checkpoints as what was trained on, and a picture that moved from training to validation would be
 measured on by a run that was trained on it.
@@ -39,14 +39,19 @@ class Picture:
     captions: list[str]
 
 
+Splits = tuple[list[Picture], list[Picture]]  # for training, for validation
+
+
 @dataclass(frozen=True)
 class Known:
     """What an earlier call gave to the pictures, by path."""
 
-    ids: Mapping[str, int]
-    sides: Mapping[str, str]  # "train" or "val"
+    pictures: Mapping[str, tuple[int, str]]  # id and side: "train", "val" or, where it is not known, ""
     draw: Draw | None  # None: not known
     looks: Mapping[str, str]  # digests, of older versions none
+
+    def side(self, path: str) -> str:
+        return self.pictures[path][1] if path in self.pictures else ""
 
 
 def remembered(root: Path, splits: Iterable[str], state: Mapping[str, Any]) -> Known:
@@ -61,50 +66,43 @@ def remembered(root: Path, splits: Iterable[str], state: Mapping[str, Any]) -> K
             except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue
     sound = {
-        path: (entry[0], entry[1])
+        path: (entry[0], entry[1] if entry[1] in PARTS[:2] else "")
         for path, entry in pictures.items()
         if isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is int and 0 < entry[0] < _IDS
     }
     if len({number for number, _ in sound.values()}) < len(sound):  # edited by hand
         sound = {}
     drawn, looks = state.get("draw"), state.get("looks")
+    looks = looks if isinstance(looks, dict) else {}
     return Known(
-        {path: number for path, (number, _) in sound.items()},
-        {path: side for path, (_, side) in sound.items() if side in PARTS[:2]},
+        sound,
         Draw(drawn[0], drawn[1]) if isinstance(drawn, list) and len(drawn) == 2 else None,
-        {path: look for path, look in looks.items() if path in sound and isinstance(look, str)}
-        if isinstance(looks, dict)
-        else {},
+        {path: look for path, look in looks.items() if path in sound and isinstance(look, str)},
     )
 
 
 def followed(known: Known, looks: Mapping[str, str], images: Path, notes: list[str]) -> Known:
     """What is known, where pictures that were moved or renamed take over what their path of before was given."""
-    ids, sides = dict(known.ids), dict(known.sides)
+    pictures = dict(known.pictures)
     new: dict[str, list[str]] = {}
-    for path in sorted(looks.keys() - ids.keys(), reverse=True):
+    for path in sorted(looks.keys() - pictures.keys(), reverse=True):
         new.setdefault(looks[path], []).append(path)
     moved = []
     for old, look in sorted(known.looks.items()):
         if new.get(look) and old not in looks and not os.path.lexists(images / old):
             path = new[look].pop()
-            ids[path] = ids.pop(old)
-            if old in sides:
-                sides[path] = sides.pop(old)
+            pictures[path] = pictures.pop(old)
             moved.append((old, path))
     if moved:
         first = " as ".join(f"{name!r:.80}" for name in moved[0])
         notes.append(f"{len(moved):,} images have moved, first {first}: they keep their ids and sides")
-    return replace(known, ids=ids, sides=sides, looks={path: known.looks.get(path, "") for path in ids})
+    return replace(known, pictures=pictures, looks={path: known.looks.get(path, "") for path in pictures})
 
 
-def keep(
-    known: Known, draw: Draw, splits: tuple[list[Picture], list[Picture]], looks: Mapping[str, str]
-) -> dict[str, Any]:
+def keep(known: Known, draw: Draw, splits: Splits, looks: Mapping[str, str]) -> dict[str, Any]:
     """What `remembered` finds in own.json the next time; pictures that are gone may come back."""
-    before = {path: [number, known.sides.get(path, "")] for path, number in known.ids.items()}
-    now = {one.path: [one.id, side] for side, pictures in zip(PARTS, splits, strict=False) for one in pictures}
-    pictures = before | now
+    now = {one.path: (one.id, side) for side, pictures in zip(PARTS, splits, strict=False) for one in pictures}
+    pictures = {**known.pictures, **now}
     merged = {**known.looks, **looks}
     look = {path: merged[path] for path in sorted(pictures) if merged.get(path)}
     return {"draw": [draw.val_fraction, draw.seed], "pictures": pictures, "looks": look}
@@ -112,10 +110,10 @@ def keep(
 
 def numbered(paths: Iterable[str], known: Known) -> dict[str, int]:
     """Ids by path: a known one, else a hash of the path, the next free number where it is taken."""
-    taken = set(known.ids.values())
+    taken = {number for number, _ in known.pictures.values()}
     ids = {}
     for path in sorted(paths):
-        number = known.ids.get(path, 0)
+        number, _ = known.pictures.get(path, (0, ""))
         if not number:
             number = int.from_bytes(_hash(path)[:8], "big") % (_IDS - 1) + 1
             while number in taken:
@@ -133,7 +131,7 @@ def divided(
     alike: list[list[str]],
     captions: Path,
     notes: list[str],
-) -> tuple[list[Picture], list[Picture]]:
+) -> Splits:
     """What is for training and for validation, each in the order of ids; `alike` are groups of the same bytes."""
     of = {part: [one for one in pictures if parts[one.path] == part] for part in PARTS}
     held = next((part for part in ("val", "test") if of[part]), "")
@@ -151,7 +149,7 @@ def divided(
         same = ", all of the same bytes" if alike and len(alike[0]) == len(pictures) else ""
         raise DataError(f"{len(train):,} train and {len(val):,} val images{same} ({captions}). Both need at least one")
     _tell_of_twins(train, val, alike, bool(held), notes)
-    if moved := sum(known.sides.get(one.path) == "train" for one in val):
+    if moved := sum(known.side(one.path) == "train" for one in val):
         notes.append(f"{moved:,} images move from training to validation: runs of before were trained on them")
     return train, val
 
@@ -160,15 +158,17 @@ def _drawn(paths: list[str], draw: Draw, known: Known, alike: list[list[str]]) -
     """What is for validation: what was, and of the new as much as the share wants. Twins share a side."""
     together = {path: group for group in alike for path in group}
     groups = [together.get(path, [path]) for path in sorted(paths) if together.get(path, [path])[0] == path]
-    sides = known.sides if known.draw is None or known.draw.seed == draw.seed else {}
+    stay = known.draw is None or known.draw.seed == draw.seed
 
     def place(group: list[str]) -> tuple[int, bytes]:
-        side = {sides.get(path) for path in group}
+        side = {known.side(path) for path in group if stay}
         return 2 if "train" in side else 0 if "val" in side else 1, _hash(f"{draw.seed}:{group[0]}")
 
     order = sorted(groups, key=place)
     count = min(MAX_VAL_IMAGES, max(1, math.floor(len(paths) * draw.val_fraction + 0.5)))
-    if sides and (known.draw is None or known.draw.val_fraction == draw.val_fraction):  # no old picture moves
+    if (
+        stay and known.pictures and (known.draw is None or known.draw.val_fraction == draw.val_fraction)
+    ):  # no old picture moves
         old, new = (sum(len(group) for group in groups if place(group)[0] == rank) for rank in (0, 1))
         count = max(old, min(count, old + new))
     chosen: set[str] = set()

@@ -14,7 +14,7 @@ from clipcoco.disk.files import free_bytes
 from clipcoco.disk.links import check_link, check_root, may_lead
 from clipcoco.prepare.download import Archive
 from clipcoco.prepare.network import RETRIES, RetryPolicy
-from clipcoco.prepare.resize import copy_bytes, settings
+from clipcoco.prepare.resize import copy_bytes, file_size, settings, whole_copies
 from clipcoco.prepare.single_images import RemoteImage
 
 FOLDERS = (SPLITS["val"], SPLITS["train"])  # the small one first: what is wrong shows early
@@ -143,20 +143,10 @@ def still_missing(request: Request, table: CaptionTable, copied: Collection[str]
 
 
 def _copied(request: Request) -> set[str]:
-    """Images whose copy is there. Its line alone is not enough: a person may have removed what was altered."""
     made_with, entries = read_manifest(copies_manifest(request.root, request.prepared_size))
     if not same_settings(made_with, settings(request.prepared_size)):
         return set()  # made in another way: they will be made again
-    folder = copies_folder(request.root, request.prepared_size)
-    return {file for file, entry in entries.items() if _file_bytes(folder / file) == entry.size}
-
-
-def _file_bytes(path: Path) -> int:
-    """-1 without a file."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
+    return whole_copies(copies_folder(request.root, request.prepared_size), entries)
 
 
 def make_plan(request: Request) -> Plan:
@@ -230,5 +220,5 @@ def _to_unpack(root: Path, archive: Archive, split: str) -> int:
 
 def _left(root: Path, archive: Archive) -> int:
     """Bytes of an archive that have not arrived in earlier calls."""
-    here = (max(0, _file_bytes(root / WORK / name)) for name in (archive.name, f"{archive.name}.part"))
+    here = (max(0, file_size(root / WORK / name)) for name in (archive.name, f"{archive.name}.part"))
     return max(0, archive.size - next(filter(None, here), 0))

@@ -1,8 +1,8 @@
 """Smaller copies of all images, made once: at 640x480 pixels most of an epoch's decoding is thrown away again.
 
 A copy has its original's name, lies beside it in prepared-<size>/, and is listed in the manifest there once it
-is on the disk: whatever ends a call, the same call goes on. Threads make the copies, for decoding and resizing
-run outside Python's lock, and threads leave nothing behind when the process is killed.
+is on the disk: whatever ends a call, the same call goes on. Threads make the copies: they leave nothing behind when
+the process is killed.
 """
 
 import hashlib
@@ -10,8 +10,7 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,19 +21,18 @@ from typing import Any, Self
 
 from PIL import Image
 
-from clipcoco.cores import usable_cores
 from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest
 from clipcoco.data.viewer import VIEW, UnreadableImage, opened
 from clipcoco.disk.files import need_room, open_new, sync_volume
 from clipcoco.errors import DataError, EnvironmentProblem
-from clipcoco.events import ReportTask, TaskProgress
+from clipcoco.events import ReportTask
+from clipcoco.prepare.threads import in_threads
 
 # Seen at 224 px, 4:2:0 costs chroma alone, where the error stays 9 dB below that of luma; a quality of 95 gains
 # 0.3 dB of luma with files 1.4 times as large, which are slower to decode.
 QUALITY, SUBSAMPLING = 90, "4:2:0"
 FILTER = "bicubic, antialiased"
 _LONGEST_JPEG = 65_500  # pixels of a side that libjpeg writes
-_CHUNK = 8  # images between two looks at Ctrl-C
 _BATCH = 256  # copies between two calls of sync, which takes milliseconds
 
 
@@ -100,6 +98,19 @@ def write_copy(folder: Path, file: str, data: bytes, size: int) -> Entry:
     return Entry(file, len(copy), hashlib.sha256(copy).hexdigest(), hashlib.sha256(data).hexdigest())
 
 
+def whole_copies(folder: Path, entries: Mapping[str, Entry]) -> set[str]:
+    """The images whose copy is there. Its line alone is not enough: a person may have removed what was altered."""
+    return {file for file, entry in entries.items() if file_size(folder / file) == entry.size}
+
+
+def file_size(path: Path) -> int:
+    """In bytes; -1 without a file."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
 @dataclass
 class Copies:
     made: int = 0
@@ -133,14 +144,8 @@ class CopyStore:
 
     def missing(self, files: Sequence[str]) -> list[str]:
         """Those of `files` without a whole copy, each once."""
-        return [file for file in dict.fromkeys(files) if not self._is_whole(file)]
-
-    def _is_whole(self, file: str) -> bool:
-        entry = self._manifest.entries.get(file)
-        try:
-            return entry is not None and (self.folder / file).stat().st_size == entry.size
-        except OSError:
-            return False
+        whole = whole_copies(self.folder, self._manifest.entries)
+        return [file for file in dict.fromkeys(files) if file not in whole]
 
     def store(self, file: str, original: bytes) -> None:
         """Make the copy of `file`. Raises EnvironmentProblem when it can't be written."""
@@ -185,35 +190,16 @@ def make_copies(
         if missing:
             if source is None:
                 _check_room(root, missing, size)
+            import clipcoco.data.images  # noqa: F401  here, as Ctrl-C can't end what a thread imports
+
+            def make(file: str) -> None:
+                with _read_problems(path := (source or root) / file):
+                    original = path.read_bytes()
+                store.store(file, original)
+
             task = task or f"{store.folder.name}/{missing[0].split('/')[0]}"
-            _store_all(store, missing, source or root, task, report, threads or usable_cores())
+            in_threads(make, missing, task, report, store.copies.kept, threads)
         return store.copies
-
-
-def _store_all(
-    store: CopyStore, missing: list[str], source: Path | zipfile.Path, task: str, report: ReportTask, threads: int
-) -> None:
-    import clipcoco.data.images  # noqa: F401  here, as Ctrl-C can't end what a thread imports
-
-    def make(chunk: list[str]) -> int:
-        for file in chunk:
-            with _read_problems(path := source / file):
-                original = path.read_bytes()
-            store.store(file, original)
-        return len(chunk)
-
-    done, total = store.copies.kept, store.copies.kept + len(missing)
-    report(TaskProgress(task, done, total, "images"))
-    with ThreadPoolExecutor(threads) as pool:
-        chunks = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
-        futures = [pool.submit(make, chunk) for chunk in chunks]
-        try:
-            for future in futures:
-                done += future.result()
-                report(TaskProgress(task, done, total, "images"))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _check_room(root: Path, files: list[str], size: int) -> None:

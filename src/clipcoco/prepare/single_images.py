@@ -5,7 +5,7 @@ import posixpath
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from clipcoco.data.viewer import UnreadableImage, opened, size_shown
 from clipcoco.errors import ClipcocoError, DataError
@@ -52,12 +52,12 @@ def fetch_images(
     report(TaskProgress(task, total, total, "images"))
 
 
-class _Lost(Exception):  # told to the user with all others
+class _Lost(NamedTuple):
     """An image that can't be fetched."""
 
-    def __init__(self, image: RemoteImage, reason: str, kind: type[ClipcocoError]) -> None:
-        super().__init__(f"{image.file} ({reason})")
-        self.image, self.kind = image, kind
+    image: RemoteImage
+    reason: str
+    kind: type[ClipcocoError]  # of the error that tells it to the user with all others
 
 
 class _Fetching:
@@ -82,7 +82,7 @@ class _Fetching:
         """One line for all that is lost."""
         kinds = [lost.kind for lost in self.lost]
         kind = kinds[-1] if self.lost_in_a_row >= MOST_IN_A_ROW else DataError if DataError in kinds else kinds[-1]
-        named = ", ".join(str(lost) for lost in self.lost[:3])
+        named = ", ".join(f"{lost.image.file} ({lost.reason})" for lost in self.lost[:3])
         others = f" and {len(self.lost) - 3} others" if len(self.lost) > 3 else ""
         return kind(
             f"{len(self.lost)} of {len(self.images)} images can't be fetched: {named}{others}. {self.stored} are here. "
@@ -94,28 +94,26 @@ class _Fetching:
         for image in self.waiting:  # one iterator for all workers
             if self.lost_in_a_row >= MOST_IN_A_ROW:
                 return
-            try:
-                await self._fetch(client, image)
-            except _Lost as lost:
+            if lost := await self._fetch(client, image):
                 self.lost.append(lost)
                 self.lost_in_a_row += 1
             else:
                 self.stored += 1
                 self.lost_in_a_row = 0
 
-    async def _fetch(self, client: "AsyncClient", image: RemoteImage) -> None:
-        """Raises _Lost after the last attempt; wrong content is asked for twice."""
+    async def _fetch(self, client: "AsyncClient", image: RemoteImage) -> _Lost | None:
+        """None when it is stored. Wrong content is asked for twice."""
         tries, wrong = network.Tries(image.urls, self.retries), 0
         while True:
             try:
                 data = await _body(client, tries.url)
                 await asyncio.get_running_loop().run_in_executor(self._threads, self._keep, image, data)
-                return
+                return None
             except network.network_errors() as error:
                 wrong += isinstance(error, _WrongImage)
                 pause = tries.failed(error)
                 if pause is None or wrong == 2:
-                    raise _Lost(image, str(tries), tries.failure.kind) from error
+                    return _Lost(image, str(tries), tries.failure.kind)
                 await asyncio.sleep(pause)
 
     def _keep(self, image: RemoteImage, data: bytes) -> None:

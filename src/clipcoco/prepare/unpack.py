@@ -72,54 +72,121 @@ def unpack(
     DataError for an archive that is damaged or hostile and for folders that are links, EnvironmentProblem for
     disk and permissions; what was unpacked until then stays for the next call.
     """
-    staging = root / ".clipcoco" / f"unpacking-{archive.stem}"
+    job = _Unpacking(archive, root, report, keep)
     try:
         with _Archive(io.FileIO(archive)) as file:
-            zip_file = _opened(file, archive)
-            wanted = _wanted(zip_file, members, total_bytes, archive)
-            _make_folders(root, staging, wanted)
-            _check_space(root, staging, wanted, archive)
-            staged = _written(zip_file, wanted, root, staging, archive, report, keep)
-        _move(staged, root, staging, keep)
+            try:
+                zip_file = zipfile.ZipFile(file)
+            except _DAMAGED as error:
+                raise job.refusal(f"{archive.name} is not a whole zip archive: {_said(error)}") from None
+            wanted = job.wanted(zip_file, members, total_bytes)
+            total = sum(info.file_size for info in wanted.values())
+            job.make_folders(wanted)
+            _check_space(root, job.staging, wanted, archive)
+            staged = job.write(zip_file, wanted, total)
+        job.move(staged)
     except OSError as error:
         where = f"cannot unpack {archive.name} into {root} ({error.strerror or error})"
         make = "Make room" if error.errno in _FULL else "Check the permissions"
         raise EnvironmentProblem(f"{where}. {make}, then run the same command: what is unpacked stays") from error
-    total = sum(info.file_size for info in wanted.values())
     report(TaskProgress(f"unpack {archive.name}", total, total, "bytes", f"{len(wanted):,} files"))
 
 
-def _opened(file: _Archive, archive: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(file)
-    except _DAMAGED as error:
-        raise DataError(f"{archive.name} is not a whole zip archive: {_said(error)} ({archive}). {_AGAIN}") from None
+class _Unpacking:
+    def __init__(self, archive: Path, root: Path, report: ReportTask, keep: Callable[[Entry], None]) -> None:
+        self.archive, self.root, self.report, self.keep = archive, root, report, keep
+        self.staging = root / ".clipcoco" / f"unpacking-{archive.stem}"
+
+    def refusal(self, what: str) -> DataError:
+        return DataError(f"{what} ({self.archive}). {_AGAIN}")
+
+    def wanted(self, zip_file: zipfile.ZipFile, members: re.Pattern[str], total_bytes: int) -> Members:
+        wanted: Members = {}
+        archive, size = self.archive, self.archive.stat().st_size
+        for info in zip_file.infolist():
+            matches = members.fullmatch(info.filename) is not None
+            problem = _hostile(info) or (
+                matches and (_unreadable(info, size) or (info.filename in wanted and "is there twice"))
+            )
+            if problem:
+                raise self.refusal(f"member {info.orig_filename[:80]!r} {problem}")
+            if matches:
+                wanted[info.filename] = info
+        declared = sum(info.file_size for info in wanted.values())
+        if not wanted:
+            raise self.refusal(f"{archive.name} has no member that is looked for")
+        if declared > total_bytes * (1 + MAX_EXCESS):
+            sizes = f"would take {declared:,} bytes, expected are {total_bytes:,}"
+            raise self.refusal(f"unpacked, {archive.name} {sizes}")
+        return wanted
+
+    def make_folders(self, wanted: Members) -> None:
+        """The staging folders, without what another archive of this name left there."""
+        for folder in {name.split("/")[0] for name in wanted}:
+            target = self.root / folder
+            if target.is_symlink() or (target.exists() and not target.is_dir()):
+                what = f"{target} is a link or a file, not a folder (data.root)"
+                raise DataError(f"{what}. Remove it, or let data.root be the folder that really holds the images")
+            (self.staging / folder).mkdir(parents=True, exist_ok=True)
+            with os.scandir(self.staging / folder) as entries:
+                for entry in entries:
+                    if f"{folder}/{entry.name}" not in wanted:
+                        os.unlink(entry)
+
+    def write(self, zip_file: zipfile.ZipFile, wanted: Members, total: int) -> dict[str, list[Entry]]:
+        """See that each member lies at its place or in `staging`; gives what does in `staging`, by folder."""
+        staged: dict[str, list[Entry]] = {}
+        done = 0
+        for name, info in wanted.items():
+            self.report(TaskProgress(f"unpack {self.archive.name}", done, total, "bytes"))
+            if digest := _verified(self.root / name, info):
+                self.keep(Entry(name, info.file_size, digest))
+            else:
+                staged_file = self.staging / name
+                digest = _verified(staged_file, info) or self._extract(zip_file, info, staged_file)
+                staged.setdefault(name.split("/")[0], []).append(Entry(name, info.file_size, digest))
+            done += info.file_size
+        return staged
+
+    def _extract(self, zip_file: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> str:
+        """Write one member, and give its SHA-256. zipfile checks its CRC, and reads no more than it declares."""
+        digest, size = hashlib.sha256(), 0
+        try:
+            with zip_file.open(info) as source, open_new(target) as file:
+                while chunk := source.read(_CHUNK):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    size += len(chunk)
+            if size != info.file_size:
+                raise zipfile.BadZipFile(f"{size:,} bytes where {info.file_size:,} are declared")
+        except BaseException as error:
+            target.unlink(missing_ok=True)
+            if isinstance(error, _DAMAGED):
+                raise self.refusal(f"member {info.filename!r} is damaged: {_said(error)}") from None
+            raise
+        return digest.hexdigest()
+
+    def move(self, staged: dict[str, list[Entry]]) -> None:
+        """To where training looks: a new folder in one step, into one that exists file by file."""
+        root, staging = self.root, self.staging
+        if staged:
+            sync_volume(staging)  # once for all, instead of 118,287 times for each
+        for folder, entries in staged.items():
+            if (root / folder).exists():
+                for entry in entries:
+                    os.replace(staging / entry.file, root / entry.file)
+            else:
+                os.rename(staging / folder, root / folder)
+            sync_folder(root / folder)
+            sync_folder(root)
+            for entry in entries:
+                self.keep(entry)
+        shutil.rmtree(staging)
 
 
 def _said(error: Exception) -> str:
     """An error's text, which may quote the archive, at a length for one line."""
     return " ".join(str(error).split())[:120]
-
-
-def _wanted(zip_file: zipfile.ZipFile, members: re.Pattern[str], total_bytes: int, archive: Path) -> Members:
-    wanted: Members = {}
-    size = archive.stat().st_size
-    for info in zip_file.infolist():
-        matches = members.fullmatch(info.filename) is not None
-        problem = _hostile(info) or (
-            matches and (_unreadable(info, size) or (info.filename in wanted and "is there twice"))
-        )
-        if problem:
-            raise DataError(f"member {info.orig_filename[:80]!r} {problem} ({archive}). {_AGAIN}")
-        if matches:
-            wanted[info.filename] = info
-    declared = sum(info.file_size for info in wanted.values())
-    if not wanted:
-        raise DataError(f"{archive.name} has no member that is looked for ({archive}). {_AGAIN}")
-    if declared > total_bytes * (1 + MAX_EXCESS):
-        sizes = f"would take {declared:,} bytes, expected are {total_bytes:,}"
-        raise DataError(f"unpacked, {archive.name} {sizes} ({archive}). {_AGAIN}")
-    return wanted
 
 
 def _hostile(info: zipfile.ZipInfo) -> str | None:
@@ -137,20 +204,6 @@ def _unreadable(info: zipfile.ZipInfo, archive_size: int) -> str | None:
     if not 0 <= info.header_offset < archive_size:
         return "lies outside of the archive"
     return None if info.compress_type in _METHODS else f"is compressed by method {info.compress_type}"
-
-
-def _make_folders(root: Path, staging: Path, wanted: Members) -> None:
-    """The staging folders, without what another archive of this name left there."""
-    for folder in {name.split("/")[0] for name in wanted}:
-        target = root / folder
-        if target.is_symlink() or (target.exists() and not target.is_dir()):
-            what = f"{target} is a link or a file, not a folder (data.root)"
-            raise DataError(f"{what}. Remove it, or let data.root be the folder that really holds the images")
-        (staging / folder).mkdir(parents=True, exist_ok=True)
-        with os.scandir(staging / folder) as entries:
-            for entry in entries:
-                if f"{folder}/{entry.name}" not in wanted:
-                    os.unlink(entry)
 
 
 def _check_space(root: Path, staging: Path, wanted: Members, archive: Path) -> None:
@@ -171,29 +224,6 @@ def _size(path: Path) -> int:
     return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
-def _written(
-    zip_file: zipfile.ZipFile,
-    wanted: Members,
-    root: Path,
-    staging: Path,
-    archive: Path,
-    report: ReportTask,
-    keep: Callable[[Entry], None],
-) -> dict[str, list[Entry]]:
-    """See that each member lies at its place or in `staging`; gives what does in `staging`, by folder."""
-    staged: dict[str, list[Entry]] = {}
-    done, total = 0, sum(info.file_size for info in wanted.values())
-    for name, info in wanted.items():
-        report(TaskProgress(f"unpack {archive.name}", done, total, "bytes"))
-        if digest := _verified(root / name, info):
-            keep(Entry(name, info.file_size, digest))
-        else:
-            digest = _verified(staging / name, info) or _extract(zip_file, info, staging / name, archive)
-            staged.setdefault(name.split("/")[0], []).append(Entry(name, info.file_size, digest))
-        done += info.file_size
-    return staged
-
-
 def _verified(path: Path, info: zipfile.ZipInfo) -> str | None:
     """The SHA-256 of a file that has the size and the CRC of the member; None if it has not."""
     if _size(path) != info.file_size:
@@ -204,40 +234,3 @@ def _verified(path: Path, info: zipfile.ZipInfo) -> str | None:
             crc = zlib.crc32(chunk, crc)
             digest.update(chunk)
     return digest.hexdigest() if crc == info.CRC else None
-
-
-def _extract(zip_file: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, archive: Path) -> str:
-    """Write one member, and give its SHA-256. zipfile checks its CRC, and reads no more than it declares."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        with zip_file.open(info) as source, open_new(target) as file:
-            while chunk := source.read(_CHUNK):
-                file.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-        if size != info.file_size:
-            raise zipfile.BadZipFile(f"{size:,} bytes where {info.file_size:,} are declared")
-    except BaseException as error:
-        target.unlink(missing_ok=True)
-        if isinstance(error, _DAMAGED):
-            what = f"member {info.filename!r} is damaged: {_said(error)}"
-            raise DataError(f"{what} ({archive}). {_AGAIN}") from None
-        raise
-    return digest.hexdigest()
-
-
-def _move(staged: dict[str, list[Entry]], root: Path, staging: Path, keep: Callable[[Entry], None]) -> None:
-    """To where training looks: a new folder in one step, into one that exists file by file."""
-    if staged:
-        sync_volume(staging)  # once for all, instead of 118,287 times for each
-    for folder, entries in staged.items():
-        if (root / folder).exists():
-            for entry in entries:
-                os.replace(staging / entry.file, root / entry.file)
-        else:
-            os.rename(staging / folder, root / folder)
-        sync_folder(root / folder)
-        sync_folder(root)
-        for entry in entries:
-            keep(entry)
-    shutil.rmtree(staging)
