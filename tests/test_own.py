@@ -44,18 +44,61 @@ def draw(path: Path, size: tuple[int, int] = (12, 8), kind: str = "JPEG") -> Non
     Image.new("RGB", size, tuple(hashlib.sha256(path.name.encode()).digest()[:3])).save(path, kind)
 
 
+class Own:
+    """Pictures in a folder, what is said of them in a file beside it, and the data set that is made of both."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.images, self.root = folder, folder / "Images", folder / "root"
+        self.captions = folder / "captions.txt"
+
+    def take(self, text: str | None = None, **settings: Any) -> Adopted:
+        """Adopt what the captions file says, which holds `text` from now on where there is one."""
+        if text is not None:
+            self.captions.write_text(text, encoding="utf-8", newline="")
+        return adopt(self.captions, self.images, self.root, **{"report": lambda _: None, **settings})
+
+    def refusal(self, text: str | None = None, **settings: Any) -> str:
+        before = list(self.root.rglob("*"))
+        with pytest.raises(DataError) as caught:
+            self.take(text, **settings)
+        message = str(caught.value)
+        assert len(message.splitlines()) == 1
+        assert message.isprintable()
+        assert list(self.root.rglob("*")) == before
+        return message
+
+    def tables(self) -> tuple[CaptionTable, CaptionTable]:
+        """What training reads, with all its checks."""
+        train, val = (read_captions(self.root, split) for split in ("train2017", "val2017"))
+        check_files(train)
+        check_files(val)
+        assert overlap(train, val) == 0
+        assert not train.notes
+        assert not val.notes
+        return train, val
+
+    def by_file(self) -> dict[str, list[str]]:
+        found = {}
+        for rows in self.tables():
+            for i, file in enumerate(rows.files):
+                found[file.split("/")[1]] = rows.captions[rows.offsets[i] : rows.offsets[i + 1]]
+        return found
+
+    def rows(self, split: str) -> list[dict[str, Any]]:
+        """Of the images, in the annotation file."""
+        return json.loads((self.root / "annotations" / f"captions_{split}2017.json").read_text())["images"]
+
+    def sides(self) -> tuple[dict[str, int], set[str]]:
+        """Ids by original name, and what is for validation."""
+        val = self.rows("val")
+        return {row["original"]: row["id"] for row in self.rows("train") + val}, {row["original"] for row in val}
+
+
 @pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "Images"
+def own(tmp_path: Path) -> Own:
     for name in NAMES:
-        draw(folder / name)
-    return folder
-
-
-def write(tmp_path: Path, text: str, name: str = "captions.txt") -> Path:
-    path = tmp_path / name
-    path.write_text(text, encoding="utf-8", newline="")
-    return path
+        draw(tmp_path / "Images" / name)
+    return Own(tmp_path)
 
 
 def table(rows: Iterable[Iterable[object]], delimiter: str = ",", end: str = "\n") -> str:
@@ -66,37 +109,6 @@ def table(rows: Iterable[Iterable[object]], delimiter: str = ",", end: str = "\n
 
 def simple(names: list[str]) -> str:
     return table([("image", "caption"), *((name, f"text of {name}") for name in names)])
-
-
-def take(captions: Path, images: Path, root: Path, **settings: Any) -> Adopted:
-    return adopt(captions, images, root, report=lambda _: None, **settings)
-
-
-def tables(root: Path) -> tuple[CaptionTable, CaptionTable]:
-    """What training reads, with all its checks."""
-    train, val = (read_captions(root, split) for split in ("train2017", "val2017"))
-    check_files(train)
-    check_files(val)
-    assert overlap(train, val) == 0
-    assert not train.notes
-    assert not val.notes
-    return train, val
-
-
-def by_file(root: Path) -> dict[str, list[str]]:
-    found = {}
-    for rows in tables(root):
-        for i, file in enumerate(rows.files):
-            found[file.split("/")[1]] = rows.captions[rows.offsets[i] : rows.offsets[i + 1]]
-    return found
-
-
-def refusal(captions: Path, images: Path, root: Path, **settings: Any) -> str:
-    before = list(root.rglob("*"))
-    with pytest.raises(DataError) as caught:
-        take(captions, images, root, **settings)
-    assert list(root.rglob("*")) == before
-    return one_line(caught.value)
 
 
 # --- published forms -------------------------------------------------------------------------------------
@@ -155,10 +167,9 @@ FORMS: dict[str, Callable[[], str]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_published_forms_are_read_as_they_are(tmp_path: Path, images: Path, form: str) -> None:
-    captions, root = write(tmp_path, FORMS[form]()), tmp_path / "root"
-    adopted = take(captions, images, root)
-    found = by_file(root)
+def test_published_forms_are_read_as_they_are(own: Own, form: str) -> None:
+    adopted = own.take(FORMS[form]())
+    found = own.by_file()
     if form == "commas without quotes":  # there the special one comes last
         found[NAMES[1]].insert(1, found[NAMES[1]].pop())
     assert found == EXPECTED
@@ -166,73 +177,66 @@ def test_published_forms_are_read_as_they_are(tmp_path: Path, images: Path, form
     assert (adopted.val_images, adopted.val_captions) == (2, 10)
     assert not any("left out" in note for note in adopted.notes)
     for name in NAMES:
-        (link,) = root.glob(f"*2017/{name}")
-        assert os.path.samefile(link, images / name)
+        (link,) = own.root.glob(f"*2017/{name}")
+        assert os.path.samefile(link, own.images / name)
         assert not link.is_symlink()
 
 
-def test_the_column_of_splits_decides(tmp_path: Path, images: Path) -> None:
-    captions, root = write(tmp_path, hugging_face_flickr30k(), "flickr_annotations_30k.csv"), tmp_path / "root"
-    adopted = take(captions, images, root)
-    train, val = tables(root)
+def test_the_column_of_splits_decides(own: Own) -> None:
+    adopted = own.take(hugging_face_flickr30k())
+    train, val = own.tables()
     assert sorted(file.split("/")[1] for file in train.files) == NAMES[0::3]
     assert sorted(file.split("/")[1] for file in val.files) == NAMES[1::3]
-    assert by_file(root) == {name: texts for i, (name, texts) in enumerate(EXPECTED.items()) if i % 3 < 2}
+    assert own.by_file() == {name: texts for i, (name, texts) in enumerate(EXPECTED.items()) if i % 3 < 2}
     assert adopted.val_images == 7
     assert any("6 test images are left out" in note for note in adopted.notes)
 
 
-def test_without_val_the_test_split_validates(tmp_path: Path, images: Path) -> None:
+def test_without_val_the_test_split_validates(own: Own) -> None:
     text = hugging_face_flickr30k().replace(",val,", ",restval,")
-    root = tmp_path / "root"
-    adopted = take(write(tmp_path, text), images, root)
+    adopted = own.take(text)
     assert (adopted.train_images, adopted.val_images) == (14, 6)
-    assert sorted(file.split("/")[1] for file in tables(root)[1].files) == NAMES[2::3]
+    assert sorted(file.split("/")[1] for file in own.tables()[1].files) == NAMES[2::3]
     assert any("14 train and 6 test images" in note for note in adopted.notes)
 
 
-def test_a_split_of_another_name_is_refused(tmp_path: Path, images: Path) -> None:
-    message = refusal(
-        write(tmp_path, hugging_face_flickr30k().replace(",val,", ",fold\x1b3,")), images, tmp_path / "root"
-    )
+def test_a_split_of_another_name_is_refused(own: Own) -> None:
+    message = own.refusal(hugging_face_flickr30k().replace(",val,", ",fold\x1b3,"))
     assert "line 3" in message
 
 
-def test_only_training_rows_are_divided_by_seed(tmp_path: Path, images: Path) -> None:
+def test_only_training_rows_are_divided_by_seed(own: Own) -> None:
     text = hugging_face_flickr30k().replace(",val,", ",train,").replace(",test,", ",TRAIN,")
-    assert take(write(tmp_path, text), images, tmp_path / "root").val_images == 2
+    assert own.take(text).val_images == 2
 
 
-def test_the_known_row_without_a_caption_is_counted(tmp_path: Path, images: Path) -> None:
+def test_the_known_row_without_a_caption_is_counted(own: Own) -> None:
     text = kaggle_flickr30k().replace(f"{NAMES[4]}| 4| ", f"{NAMES[4]}| 4   ")
-    root = tmp_path / "root"
-    adopted = take(write(tmp_path, text, "results.csv"), images, root)
-    assert by_file(root)[NAMES[4]] == EXPECTED[NAMES[4]][:4]
+    adopted = own.take(text)
+    assert own.by_file()[NAMES[4]] == EXPECTED[NAMES[4]][:4]
     assert any("1 of 100 rows lack an image or a caption" in note and "line 26" in note for note in adopted.notes)
 
 
-def test_captions_are_cleaned(tmp_path: Path, images: Path) -> None:
+def test_captions_are_cleaned(own: Own) -> None:
     rows = [
         ("image", "caption"),
         (NAMES[0], " a\tdog \n on\u2028a \x07 rug "),
         (NAMES[1], "e\u0301"),
         (NAMES[2], " \x00 "),
     ]
-    root = tmp_path / "root"
-    adopted = take(write(tmp_path, table(rows)), images, root, allow_missing=True)
-    assert by_file(root) == {NAMES[0]: ["a dog on a rug"], NAMES[1]: ["é"]}
+    adopted = own.take(table(rows), allow_missing=True)
+    assert own.by_file() == {NAMES[0]: ["a dog on a rug"], NAMES[1]: ["é"]}
     assert any("1 of 3 rows" in note for note in adopted.notes)
 
 
-def test_a_lost_quotation_mark_swallows_no_rows(tmp_path: Path, images: Path) -> None:
+def test_a_lost_quotation_mark_swallows_no_rows(own: Own) -> None:
     lines = [f"{name},text of {name}" for name in NAMES]
     lines[3] = f'{NAMES[3]},"lost'
     lines[6] = f'{NAMES[6]},"quoted"'
     lines[9] = f'{NAMES[9]},"lost, too'
     lines[10] = f'{NAMES[10]},ends so"'
-    root = tmp_path / "root"
-    adopted = take(write(tmp_path, "\n".join(["image,caption", *lines])), images, root)
-    found = by_file(root)
+    adopted = own.take("\n".join(["image,caption", *lines]))
+    found = own.by_file()
     assert set(found) == set(NAMES)
     assert [found[NAMES[k]] for k in (3, 6, 9, 10)] == [['"lost'], ["quoted"], ['"lost, too'], ['ends so"']]
     assert any("1 of 20 rows have more cells than the header, first line 11" in note for note in adopted.notes)
@@ -276,19 +280,20 @@ def test_a_lost_quotation_mark_swallows_no_rows(tmp_path: Path, images: Path) ->
         (b"image,caption\n../a.jpg,b\n", "lie outside"),
     ],
 )  # fmt: skip
-def test_a_file_in_no_known_form_is_one_line(tmp_path: Path, images: Path, content: bytes, needle: str) -> None:
-    captions = tmp_path / "captions.txt"
-    captions.write_bytes(content)
-    assert needle in refusal(captions, images, tmp_path / "root")
+def test_a_file_in_no_known_form_is_one_line(own: Own, content: bytes, needle: str) -> None:
+    own.captions.write_bytes(content)
+    assert needle in own.refusal()
 
 
-def test_missing_inputs_are_one_line(tmp_path: Path, images: Path) -> None:
-    captions = write(tmp_path, simple(NAMES))
-    assert "no captions file" in refusal(tmp_path / "none.csv", images, tmp_path / "root")
-    assert "no captions file" in refusal(images, images, tmp_path / "root")
-    assert "no folder of pictures" in refusal(captions, captions, tmp_path / "root")
+def test_missing_inputs_are_one_line(own: Own) -> None:
+    assert "no captions file" in own.refusal()
     with pytest.raises(ConfigError, match="val_fraction"):
-        take(captions, images, tmp_path / "root", val_fraction=1.0)
+        own.take(simple(NAMES), val_fraction=1.0)
+    own.captions, captions = own.images, own.captions
+    assert "no captions file" in (message := own.refusal())
+    assert "NAME.txt, are not read" in message
+    own.captions = own.images = captions
+    assert "no folder of pictures" in own.refusal()
 
 
 def json_forms() -> dict[str, Any]:
@@ -328,9 +333,9 @@ def json_forms() -> dict[str, Any]:
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("form", json_forms())
-def test_json_is_read_in_its_published_forms(tmp_path: Path, images: Path, form: str, indent: int | None) -> None:
-    take(write(tmp_path, json.dumps(json_forms()[form], indent=indent)), images, tmp_path / "root")
-    assert by_file(tmp_path / "root") == EXPECTED
+def test_json_is_read_in_its_published_forms(own: Own, form: str, indent: int | None) -> None:
+    own.take(json.dumps(json_forms()[form], indent=indent))
+    assert own.by_file() == EXPECTED
 
 
 ENTRIES = {  # what one picture has in JSON, entries in "[]", "{}" or lines -> its captions, and a note
@@ -350,11 +355,11 @@ ENTRIES = {  # what one picture has in JSON, entries in "[]", "{}" or lines -> i
 
 
 @pytest.mark.parametrize("case", ENTRIES)
-def test_no_caption_of_an_entry_is_lost_in_silence(tmp_path: Path, images: Path, case: str) -> None:
+def test_no_caption_of_an_entry_is_lost_in_silence(own: Own, case: str) -> None:
     brackets, entry, expected, told = ENTRIES[case]
     text = (", " if brackets else "\n").join(entry.replace("NAME", name) for name in NAMES)
-    adopted = take(write(tmp_path, f"{brackets[:1]}{text}{brackets[1:]}"), images, tmp_path / "root")
-    assert by_file(tmp_path / "root") == dict.fromkeys(NAMES, expected)
+    adopted = own.take(f"{brackets[:1]}{text}{brackets[1:]}")
+    assert own.by_file() == dict.fromkeys(NAMES, expected)
     assert told in " ".join(adopted.notes)
 
 
@@ -379,48 +384,43 @@ def split_forms() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("form", split_forms())
-def test_a_split_in_json_decides_wherever_it_stands(tmp_path: Path, images: Path, form: str) -> None:
-    take(write(tmp_path, json.dumps(split_forms()[form])), images, tmp_path / "root")
-    assert by_file(tmp_path / "root") == {name: [f"text of {name}"] for name in NAMES}
-    assert [file.split("/")[1] for file in tables(tmp_path / "root")[1].files] == [NAMES[3]]
+def test_a_split_in_json_decides_wherever_it_stands(own: Own, form: str) -> None:
+    own.take(json.dumps(split_forms()[form]))
+    assert own.by_file() == {name: [f"text of {name}"] for name in NAMES}
+    assert [file.split("/")[1] for file in own.tables()[1].files] == [NAMES[3]]
 
 
 @pytest.mark.parametrize(("split", "shown"), [(1, "1"), (True, "true"), (["train", "val"], "['train', 'val']")])
-def test_a_split_in_json_that_is_none_is_refused_by_name(
-    tmp_path: Path, images: Path, split: object, shown: str
-) -> None:
+def test_a_split_in_json_that_is_none_is_refused_by_name(own: Own, split: object, shown: str) -> None:
     text = json.dumps([{"image": name, "caption": "a", "split": split} for name in NAMES])
-    assert f"split is {shown!r} (" in refusal(write(tmp_path, text), images, tmp_path / "root")
+    assert f"split is {shown!r} (" in own.refusal(text)
 
 
 @pytest.mark.parametrize("empty", [[], None, "", {}])
-def test_an_empty_entry_in_json_is_one_row_of_no_use(tmp_path: Path, images: Path, empty: object) -> None:
-    adopted = take(write(tmp_path, json.dumps(EXPECTED | {NAMES[5]: empty})), images, tmp_path / "root")
-    assert by_file(tmp_path / "root").keys() == set(NAMES) - {NAMES[5]}
+def test_an_empty_entry_in_json_is_one_row_of_no_use(own: Own, empty: object) -> None:
+    adopted = own.take(json.dumps(EXPECTED | {NAMES[5]: empty}))
+    assert own.by_file().keys() == set(NAMES) - {NAMES[5]}
     assert any("1 of 20 rows lack an image or a caption" in note and "entry 6" in note for note in adopted.notes)
 
 
 @pytest.mark.parametrize("odd", [10**400, -1, 1e308, float("inf"), 0.5])
-def test_a_number_that_names_no_picture_is_a_row_of_no_use(tmp_path: Path, images: Path, odd: float) -> None:
+def test_a_number_that_names_no_picture_is_a_row_of_no_use(own: Own, odd: float) -> None:
     entries = [{"image": name, "caption": "a"} for name in NAMES]
-    adopted = take(
-        write(tmp_path, json.dumps([*entries, {"image": odd, "caption": "a"}])),
-        images,
-        tmp_path / "root",
-    )
-    assert by_file(tmp_path / "root").keys() == set(NAMES)
+    adopted = own.take(json.dumps([*entries, {"image": odd, "caption": "a"}]))
+    assert own.by_file().keys() == set(NAMES)
     assert any(note.startswith("1 of 21 ") for note in adopted.notes)
 
 
-def test_karpathys_files_name_folders_too_and_splits(tmp_path: Path, images: Path) -> None:
-    images.rename(tmp_path / "val2014")
+def test_karpathys_files_name_folders_too_and_splits(own: Own) -> None:
+    own.images.rename(own.folder / "val2014")
+    own.images = own.folder
     entries = [
         {"filename": name, "filepath": "val2014", "split": "val" if name == NAMES[3] else "restval", "sentences": texts}
         for name, texts in EXPECTED.items()
     ]
-    take(write(tmp_path, json.dumps({"images": entries})), tmp_path, tmp_path / "root")
-    assert by_file(tmp_path / "root") == EXPECTED
-    assert [file.split("/")[1] for file in tables(tmp_path / "root")[1].files] == [NAMES[3]]
+    own.take(json.dumps({"images": entries}))
+    assert own.by_file() == EXPECTED
+    assert [file.split("/")[1] for file in own.tables()[1].files] == [NAMES[3]]
 
 
 CELLS = {  # the rows of a table below its header "image,caption" -> the caption that a spreadsheet shows
@@ -443,11 +443,11 @@ CELLS = {  # the rows of a table below its header "image,caption" -> the caption
 
 
 @pytest.mark.parametrize("case", CELLS)
-def test_a_cell_is_what_a_spreadsheet_shows(tmp_path: Path, images: Path, case: str) -> None:
+def test_a_cell_is_what_a_spreadsheet_shows(own: Own, case: str) -> None:
     cell, expected = CELLS[case]
     text = f"image{cell[0]}caption\n" + "".join(f"{name}{cell}\n" for name in NAMES)
-    take(write(tmp_path, text), images, tmp_path / "root")
-    assert by_file(tmp_path / "root") == {name: [expected] for name in NAMES}
+    own.take(text)
+    assert own.by_file() == {name: [expected] for name in NAMES}
 
 
 TOKENS = {  # what stands in a line without a header, its captions, and a note
@@ -465,19 +465,18 @@ TOKENS = {  # what stands in a line without a header, its captions, and a note
 
 
 @pytest.mark.parametrize("case", TOKENS)
-def test_cells_of_lines_without_a_header_are_captions(tmp_path: Path, images: Path, case: str) -> None:
+def test_cells_of_lines_without_a_header_are_captions(own: Own, case: str) -> None:
     line, expected, told = TOKENS[case]
-    captions = write(tmp_path, "\n".join(line.replace("NAME", name) for name in NAMES))
-    adopted = take(captions, images, tmp_path / "root", allow_missing=True)
-    assert by_file(tmp_path / "root") == dict.fromkeys(NAMES, expected)
+    adopted = own.take("\n".join(line.replace("NAME", name) for name in NAMES), allow_missing=True)
+    assert own.by_file() == dict.fromkeys(NAMES, expected)
     assert told in " ".join(adopted.notes)
     assert told or not any("rows have" in note for note in adopted.notes)
 
 
-def test_separators_of_a_caption_without_quotes_are_its_own_wherever_it_stands(tmp_path: Path, images: Path) -> None:
+def test_separators_of_a_caption_without_quotes_are_its_own_wherever_it_stands(own: Own) -> None:
     text = "caption,image\n" + "".join(f"a dog, running,{name}\n" for name in NAMES)
-    adopted = take(write(tmp_path, text), images, tmp_path / "root")
-    assert by_file(tmp_path / "root") == {name: ["a dog, running"] for name in NAMES}
+    adopted = own.take(text)
+    assert own.by_file() == {name: ["a dog, running"] for name in NAMES}
     assert any("20 of 20 rows have more cells than the header" in note for note in adopted.notes)
 
 
@@ -493,21 +492,20 @@ def test_separators_of_a_caption_without_quotes_are_its_own_wherever_it_stands(t
         ("My pictures;;\n", ";", True),
     ],
 )
-def test_the_header_is_found_below_what_stands_above_it(
-    tmp_path: Path, images: Path, above: str, separator: str, told: bool
-) -> None:
+def test_the_header_is_found_below_what_stands_above_it(own: Own, above: str, separator: str, told: bool) -> None:
     rows = "".join(f"{name}{separator}text of {name}\n" for name in NAMES)
-    adopted = take(write(tmp_path, f"{above}Image Name{separator}Caption\n{rows}"), images, tmp_path / "root")
-    assert set(by_file(tmp_path / "root")) == set(NAMES)
+    adopted = own.take(f"{above}Image Name{separator}Caption\n{rows}")
+    assert set(own.by_file()) == set(NAMES)
     assert any("above the header" in note and "'My pictures" in note for note in adopted.notes) == told
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_text_of_a_spreadsheet_is_read_in_unicode(tmp_path: Path, images: Path, encoding: str) -> None:
-    path = tmp_path / "captions.txt"
-    path.write_bytes(table([("image", "caption"), *((name, "été 北京") for name in NAMES)], "\t").encode(encoding))
-    take(path, images, tmp_path / "root")
-    assert by_file(tmp_path / "root") == {name: ["été 北京"] for name in NAMES}
+def test_text_of_a_spreadsheet_is_read_in_unicode(own: Own, encoding: str) -> None:
+    own.captions.write_bytes(
+        table([("image", "caption"), *((name, "été 北京") for name in NAMES)], "\t").encode(encoding)
+    )
+    own.take()
+    assert own.by_file() == {name: ["été 北京"] for name in NAMES}
 
 
 @pytest.mark.parametrize(
@@ -520,12 +518,10 @@ def test_text_of_a_spreadsheet_is_read_in_unicode(tmp_path: Path, images: Path, 
         ("image,caption,language,caption_number", [0]),
     ],
 )
-def test_all_columns_of_captions_count_and_the_others_are_told(
-    tmp_path: Path, images: Path, header: str, used: list[int]
-) -> None:
+def test_all_columns_of_captions_count_and_the_others_are_told(own: Own, header: str, used: list[int]) -> None:
     text = header + "\n" + "".join(f"{name},a {name},b {name},c {name}\n" for name in NAMES)
-    adopted = take(write(tmp_path, text), images, tmp_path / "root")
-    assert by_file(tmp_path / "root") == {name: [f"{'abc'[k]} {name}" for k in used] for name in NAMES}
+    adopted = own.take(text)
+    assert own.by_file() == {name: [f"{'abc'[k]} {name}" for k in used] for name in NAMES}
     columns = header.split(",")[1:]
     told = " ".join(adopted.notes)
     assert f"{len(used)} columns: {', '.join(columns[k] for k in used)}" in told or len(used) == 1
@@ -545,55 +541,47 @@ def test_all_columns_of_captions_count_and_the_others_are_told(
         ("/Images/old/Images/", True),
     ],
 )
-def test_paths_of_before_that_lie_in_the_folder_are_found(
-    tmp_path: Path, images: Path, before: str, told: bool
-) -> None:
-    rows = [(before.format(images=images) + name, f"text of {name}") for name in NAMES]
-    adopted = take(write(tmp_path, table([("image", "caption"), *rows])), images, tmp_path / "root")
-    assert by_file(tmp_path / "root") == {name: [f"text of {name}"] for name in NAMES}
+def test_paths_of_before_that_lie_in_the_folder_are_found(own: Own, before: str, told: bool) -> None:
+    rows = [(before.format(images=own.images) + name, f"text of {name}") for name in NAMES]
+    adopted = own.take(table([("image", "caption"), *rows]))
+    assert own.by_file() == {name: [f"text of {name}"] for name in NAMES}
     assert any("20 images are found by nearly the same name" in note for note in adopted.notes) == told
 
 
 @pytest.mark.parametrize("value", ["7", "https://example.org/7.jpg", "", "../x.jpg"])
-def test_the_column_that_names_the_pictures_is_the_one_whose_values_are_found(
-    tmp_path: Path, images: Path, value: str
-) -> None:
+def test_the_column_that_names_the_pictures_is_the_one_whose_values_are_found(own: Own, value: str) -> None:
     text = "image,caption,file_name\n" + "".join(f"{value},text of {name},{name}\n" for name in NAMES)
-    adopted = take(write(tmp_path, text), images, tmp_path / "root")
-    assert set(by_file(tmp_path / "root")) == set(NAMES)
+    adopted = own.take(text)
+    assert set(own.by_file()) == set(NAMES)
     assert not value or any("the column file_name names the pictures" in note for note in adopted.notes)
 
 
-def test_a_list_in_a_cell_is_several_captions(tmp_path: Path, images: Path) -> None:
+def test_a_list_in_a_cell_is_several_captions(own: Own) -> None:
     listed = {"['a', \"it's b\"]": ["a", "it's b"], '["a", "b"]': ["a", "b"], "['a' 'b']": ["['a' 'b']"]}
     rows = [(name, [*listed][k % 3]) for k, name in enumerate(NAMES)]
-    take(write(tmp_path, table([("image", "caption"), *rows])), images, tmp_path / "root")
-    assert by_file(tmp_path / "root") == {name: listed[cell] for name, cell in rows}
+    own.take(table([("image", "caption"), *rows]))
+    assert own.by_file() == {name: listed[cell] for name, cell in rows}
 
 
-def test_repeated_captions_are_kept_once_and_shared_ones_counted(tmp_path: Path, images: Path) -> None:
+def test_repeated_captions_are_kept_once_and_shared_ones_counted(own: Own) -> None:
     rows = [(name, text) for name in NAMES for text in ("a dog", f"only {name}", "a dog")]
-    adopted = take(write(tmp_path, table([("image", "caption"), *rows])), images, tmp_path / "root")
-    assert by_file(tmp_path / "root") == {name: ["a dog", f"only {name}"] for name in NAMES}
+    adopted = own.take(table([("image", "caption"), *rows]))
+    assert own.by_file() == {name: ["a dog", f"only {name}"] for name in NAMES}
     told = " ".join(adopted.notes)
     assert "20 of 60 captions repeat another of the same picture" in told
     assert "20 of 40 captions stand word for word with several pictures" in told
     assert "2 of 4 captions for validation stand in training too" in told
 
 
-def test_texts_beside_the_pictures_are_said_not_to_be_read(tmp_path: Path, images: Path) -> None:
-    assert "NAME.txt, are not read" in refusal(images, images, tmp_path / "root")
-
-
 # --- pictures --------------------------------------------------------------------------------------------
 
 
-def test_nothing_outside_of_the_folder_is_opened_or_linked(tmp_path: Path, images: Path) -> None:
-    outside = tmp_path / "secret.jpg"
+def test_nothing_outside_of_the_folder_is_opened_or_linked(own: Own) -> None:
+    outside = own.folder / "secret.jpg"
     draw(outside)
-    (images / "leak.jpg").symlink_to(outside)
-    (images / "folder").symlink_to(tmp_path)
-    (images / "inside.jpg").symlink_to(images / NAMES[0])
+    (own.images / "leak.jpg").symlink_to(outside)
+    (own.images / "folder").symlink_to(own.folder)
+    (own.images / "inside.jpg").symlink_to(own.images / NAMES[0])
     bad = [
         str(outside),
         "../secret.jpg",
@@ -608,19 +596,18 @@ def test_nothing_outside_of_the_folder_is_opened_or_linked(tmp_path: Path, image
     opened: list[str] = []
     watching = True
     sys.addaudithook(lambda event, args: opened.append(str(args[0])) if watching and event == "open" else None)
-    captions = write(tmp_path, simple([*NAMES, *bad, "inside.jpg"]))
-    adopted = take(captions, images, tmp_path / "root", allow_missing=True)
+    adopted = own.take(simple([*NAMES, *bad, "inside.jpg"]), allow_missing=True)
     watching = False
     assert not any("secret" in path or "leak" in path or "passwd" in path for path in opened)
     assert any(f"{len(bad)} of 30 images lie outside" in note and "secret.jpg'" in note for note in adopted.notes)
-    files = by_file(tmp_path / "root")
+    files = own.by_file()
     assert set(files) == set(NAMES)
     assert files[NAMES[0]] == [f"text of {NAMES[0]}", "text of inside.jpg"]  # one picture, on one side
-    for path in (tmp_path / "root").glob("*2017/*"):
+    for path in own.root.glob("*2017/*"):
         assert not os.path.samefile(path, outside)
 
 
-def test_odd_names_are_counted_as_missing(tmp_path: Path, images: Path) -> None:
+def test_odd_names_are_counted_as_missing(own: Own) -> None:
     odd = [
         "nul\0.jpg",
         "x" * 5000 + ".jpg",
@@ -631,58 +618,57 @@ def test_odd_names_are_counted_as_missing(tmp_path: Path, images: Path) -> None:
         NAMES[0] + "/x.jpg",
     ]
     lines = "".join(json.dumps({"image": name, "caption": "text"}) + "\n" for name in [*NAMES, *odd])
-    adopted = take(write(tmp_path, lines), images, tmp_path / "root", allow_missing=True)
+    adopted = own.take(lines, allow_missing=True)
     (note,) = (note for note in adopted.notes if "left out" in note)
-    assert note.startswith(f"{len(odd)} of {len(NAMES) + len(odd)} images are missing in {images}, first ")
+    assert note.startswith(f"{len(odd)} of {len(NAMES) + len(odd)} images are missing in {own.images}, first ")
     assert note.isprintable()
     assert len(note) < 500
-    tables(tmp_path / "root")
+    own.tables()
 
 
-def test_more_than_one_row_in_twenty_is_left_out_only_when_that_is_asked_for(tmp_path: Path, images: Path) -> None:
-    captions, root = write(tmp_path, simple(NAMES)), tmp_path / "root"
-    (images / NAMES[0]).unlink()
-    adopted = take(captions, images, root)
+def test_more_than_one_row_in_twenty_is_left_out_only_when_that_is_asked_for(own: Own) -> None:
+    (own.images / NAMES[0]).unlink()
+    adopted = own.take(simple(NAMES))
     assert any("1 of 20 images are missing" in note and NAMES[0] in note for note in adopted.notes)
-    assert set(by_file(root)) == set(NAMES[1:])
-    (images / NAMES[1]).write_bytes(b"GIF89a")  # different reasons add up
-    message = refusal(captions, images, root)
+    assert set(own.by_file()) == set(NAMES[1:])
+    (own.images / NAMES[1]).write_bytes(b"GIF89a")  # different reasons add up
+    message = own.refusal()
     assert "1 of 20 images are missing" in message
     assert "1 of 20 files" in message
     assert message.endswith("the same command with --allow-missing")
     for name in NAMES[2:15]:
-        (images / name).unlink()
-    adopted = take(captions, images, root, allow_missing=True)
+        (own.images / name).unlink()
+    adopted = own.take(allow_missing=True)
     assert any("14 of 20 images are missing" in note for note in adopted.notes)
-    assert set(by_file(root)) == set(NAMES[15:])
-    nothing = refusal(captions, tmp_path / "root" / "annotations", root.with_name("other"), allow_missing=True)
+    assert set(own.by_file()) == set(NAMES[15:])
+    own.images, own.root = own.root / "annotations", own.root.with_name("other")
+    nothing = own.refusal(allow_missing=True)
     assert "20 of 20 images are missing" in nothing
     assert "allow-missing" not in nothing
 
 
-def test_what_is_no_jpeg_or_png_is_dropped_and_named(tmp_path: Path, images: Path) -> None:
-    (images / NAMES[0]).write_bytes(b"")
-    (images / NAMES[1]).write_bytes(b"<html>not found</html>")
-    draw(images / NAMES[2], kind="GIF")
-    (images / NAMES[3]).write_bytes(b"\xff\xd8\xff\xe0 no picture")
-    (images / NAMES[4]).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+def test_what_is_no_jpeg_or_png_is_dropped_and_named(own: Own) -> None:
+    (own.images / NAMES[0]).write_bytes(b"")
+    (own.images / NAMES[1]).write_bytes(b"<html>not found</html>")
+    draw(own.images / NAMES[2], kind="GIF")
+    (own.images / NAMES[3]).write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (own.images / NAMES[4]).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     header = b"\0\0\0\rIHDR" + (20_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
-    (images / NAMES[5]).write_bytes(b"\x89PNG\r\n\x1a\n" + header + b"\0\0\0\0")
-    (images / NAMES[6]).unlink()
-    os.mkfifo(images / NAMES[6])
-    draw(images / NAMES[7], size=(31, 17), kind="PNG")  # a PNG that is called .jpg, as COCO has one
-    root = tmp_path / "root"
-    adopted = take(write(tmp_path, simple(NAMES)), images, root, allow_missing=True)
+    (own.images / NAMES[5]).write_bytes(b"\x89PNG\r\n\x1a\n" + header + b"\0\0\0\0")
+    (own.images / NAMES[6]).unlink()
+    os.mkfifo(own.images / NAMES[6])
+    draw(own.images / NAMES[7], size=(31, 17), kind="PNG")  # a PNG that is called .jpg, as COCO has one
+    adopted = own.take(simple(NAMES), allow_missing=True)
     assert any("6 of 20 files" in note and NAMES[0] in note for note in adopted.notes)
     assert any("1 of 20 images are missing" in note for note in adopted.notes)
-    assert set(by_file(root)) == set(NAMES[7:])
-    rows = [json.loads(path.read_text())["images"] for path in (root / "annotations").iterdir()]
-    sizes = {row["file_name"]: (row["width"], row["height"]) for split in rows for row in split}
+    assert set(own.by_file()) == set(NAMES[7:])
+    rows = own.rows("train") + own.rows("val")
+    sizes = {row["file_name"]: (row["width"], row["height"]) for row in rows}
     assert sizes == dict.fromkeys(NAMES[8:], (12, 8)) | {NAMES[7]: (31, 17)}
 
 
 def test_names_that_annotations_cannot_hold_give_way_to_ids(tmp_path: Path) -> None:
-    images, root = tmp_path / "Bilder", tmp_path / "root"
+    own = Own(tmp_path)
     kinds = {
         "a/same.jpg": "JPEG",
         "b/same.jpg": "PNG",
@@ -694,43 +680,42 @@ def test_names_that_annotations_cannot_hold_give_way_to_ids(tmp_path: Path) -> N
         "c/Plain-2.PNG": "PNG",
     }
     for name, kind in kinds.items():
-        draw(images / name, kind=kind)
-    take(write(tmp_path, simple(list(kinds))), images, root)
-    images_rows = [row for path in (root / "annotations").iterdir() for row in json.loads(path.read_text())["images"]]
-    numbers = {row["original"]: row["id"] for row in images_rows}
+        draw(own.images / name, kind=kind)
+    own.take(simple(list(kinds)))
+    numbers, _ = own.sides()
     expected = {}
     for path in kinds:
         suffix = ".png" if kinds[path] == "PNG" else ".jpg"
         expected[path.split("/")[-1] if "lain" in path else f"{numbers[path]:012d}{suffix}"] = [f"text of {path}"]
     assert len(set(numbers.values())) == len(kinds)
-    assert by_file(root) == expected
+    assert own.by_file() == expected
 
 
 def test_a_file_that_is_called_like_anothers_id(tmp_path: Path) -> None:
-    images, root = tmp_path / "images", tmp_path / "root"
+    own = Own(tmp_path)
     names = ["with space.jpg", "x.jpg"]
     for name in names:
-        draw(images / name)
-    take(write(tmp_path, simple(names)), images, root)
-    (taken,) = set(by_file(root)) - {"x.jpg"}
-    draw(images / taken)
-    take(write(tmp_path, simple([*names, taken])), images, root)
-    found = by_file(root)
+        draw(own.images / name)
+    own.take(simple(names))
+    (taken,) = set(own.by_file()) - {"x.jpg"}
+    draw(own.images / taken)
+    own.take(simple([*names, taken]))
+    found = own.by_file()
     assert found[taken] == ["text of with space.jpg"]
     assert sorted(found.values()) == sorted([f"text of {name}"] for name in [*names, taken])
 
 
-def test_names_are_found_without_suffix_or_in_another_case_if_it_is_plain_which(tmp_path: Path, images: Path) -> None:
-    draw(images / "Twice.jpg")
-    draw(images / "TWICE.jpg")
-    draw(images / "one.jpg")
-    draw(images / "one.png", kind="PNG")
-    draw(images / "Cafe\u0301.jpg")
+def test_names_are_found_without_suffix_or_in_another_case_if_it_is_plain_which(own: Own) -> None:
+    draw(own.images / "Twice.jpg")
+    draw(own.images / "TWICE.jpg")
+    draw(own.images / "one.jpg")
+    draw(own.images / "one.png", kind="PNG")
+    draw(own.images / "Cafe\u0301.jpg")
     asked = [NAMES[0].removesuffix(".jpg"), NAMES[1].upper(), "twice.jpg", "one", "caf\u00e9.jpg", *NAMES[2:]]
-    adopted = take(write(tmp_path, simple(asked)), images, tmp_path / "root", allow_missing=True)
+    adopted = own.take(simple(asked), allow_missing=True)
     assert any("2 of 23 images are missing" in note and "'twice.jpg', 'one'" in note for note in adopted.notes)
     assert any("3 images are found by nearly the same name" in note for note in adopted.notes)
-    found = by_file(tmp_path / "root")
+    found = own.by_file()
     assert found[NAMES[0]] == [f"text of {asked[0]}"]
     assert found[NAMES[1]] == [f"text of {asked[1]}"]
     assert ["text of caf\u00e9.jpg"] in found.values()
@@ -750,135 +735,113 @@ def test_names_are_found_without_suffix_or_in_another_case_if_it_is_plain_which(
         ("./sub/p.JPG", "x/sub/p.jpg"),
     ],
 )
-def test_a_name_is_found_below_the_folder_as_in_it(tmp_path: Path, images: Path, asked: str, there: str) -> None:
-    draw(images / there)
-    draw(images / "@eaDir" / there)  # thumbnails of a NAS
-    adopted = take(write(tmp_path, simple([*NAMES, asked])), images, tmp_path / "root")
-    assert [f"text of {asked}"] in by_file(tmp_path / "root").values()
+def test_a_name_is_found_below_the_folder_as_in_it(own: Own, asked: str, there: str) -> None:
+    draw(own.images / there)
+    draw(own.images / "@eaDir" / there)  # thumbnails of a NAS
+    adopted = own.take(simple([*NAMES, asked]))
+    assert [f"text of {asked}"] in own.by_file().values()
     assert any("1 images are found by nearly the same name" in note for note in adopted.notes)
 
 
 # --- the split, and calling again ------------------------------------------------------------------------
 
 
-def test_the_split_depends_on_names_and_seed_only(tmp_path: Path, images: Path) -> None:
+def test_the_split_depends_on_names_and_seed_only(own: Own) -> None:
     lines = [f"{name},text {number} of {name}" for name in NAMES for number in range(2)]
-    vals, numbers = [], []
+    found = []
     for trial, seed in enumerate((0, 0, 0, 1)):
         random.Random(trial).shuffle(lines)
-        root = tmp_path / f"root{trial}"
-        adopted = take(
-            write(tmp_path, "\n".join(["image,caption", *lines])), images, root, val_fraction=0.25, seed=seed
-        )
+        own.root = own.folder / f"root{trial}"
+        adopted = own.take("\n".join(["image,caption", *lines]), val_fraction=0.25, seed=seed)
         assert (adopted.val_images, adopted.val_captions) == (5, 10)
-        train, val = tables(root)
-        ids = dict(zip([*train.files, *val.files], [*train.image_ids, *val.image_ids], strict=True))
-        numbers.append({file.split("/")[1]: number for file, number in ids.items()})
-        vals.append(set(val.files))
+        own.tables()
+        found.append(own.sides())
+    numbers, vals = zip(*found, strict=True)
     assert vals[0] == vals[1] == vals[2] != vals[3]
     assert all(one == numbers[0] for one in numbers)
-    expected = sorted(NAMES, key=lambda name: hashlib.sha256(f"0:{name}".encode()).digest())[:5]
-    assert vals[0] == {f"val2017/{name}" for name in expected}
+    assert vals[0] == set(sorted(NAMES, key=lambda name: hashlib.sha256(f"0:{name}".encode()).digest())[:5])
 
 
-def sides(root: Path) -> tuple[dict[str, int], set[str]]:
-    """Ids by original name, and what is for validation."""
-    rows = {
-        split: json.loads((root / "annotations" / f"captions_{split}.json").read_text())["images"]
-        for split in ("train2017", "val2017")
-    }
-    ids = {row["original"]: row["id"] for split in rows.values() for row in split}
-    return ids, {row["original"] for row in rows["val2017"]}
-
-
-def test_old_pictures_keep_their_ids_and_sides_when_others_come_and_go(tmp_path: Path, images: Path) -> None:
-    captions, root = write(tmp_path, simple(NAMES[:10])), tmp_path / "root"
-    take(captions, images, root, val_fraction=0.2)
-    old_ids, old_val = sides(root)
-    write(tmp_path, simple(NAMES))
-    adopted = take(captions, images, root, val_fraction=0.2)
-    ids, val = sides(root)
+def test_old_pictures_keep_their_ids_and_sides_when_others_come_and_go(own: Own) -> None:
+    own.take(simple(NAMES[:10]), val_fraction=0.2)
+    old_ids, old_val = own.sides()
+    adopted = own.take(simple(NAMES), val_fraction=0.2)
+    ids, val = own.sides()
     assert {name: ids[name] for name in NAMES[:10]} == old_ids
     assert val & set(NAMES[:10]) == old_val
     assert len(val) == 4
     assert not any("move" in note for note in adopted.notes)
-    write(tmp_path, simple(NAMES[5:]))  # some go, and come back
-    take(captions, images, root, val_fraction=0.2)
-    assert sides(root)[1] <= val
-    write(tmp_path, simple(NAMES))
-    take(captions, images, root, val_fraction=0.2)
-    assert sides(root) == (ids, val)
-    adopted = take(captions, images, root, val_fraction=0.5)
-    assert len(sides(root)[1]) == 10
-    assert val < sides(root)[1]
+    own.take(simple(NAMES[5:]), val_fraction=0.2)
+    assert own.sides()[1] <= val
+    own.take(simple(NAMES), val_fraction=0.2)
+    assert own.sides() == (ids, val)
+    adopted = own.take(val_fraction=0.5)
+    assert len(own.sides()[1]) == 10
+    assert val < own.sides()[1]
     assert any("6 images move from training to validation" in note for note in adopted.notes)
-    take(captions, images, root, val_fraction=0.1)
-    assert sides(root)[1] < val
+    own.take(val_fraction=0.1)
+    assert own.sides()[1] < val
 
 
-def test_pictures_that_were_moved_keep_their_ids_and_sides(tmp_path: Path, images: Path) -> None:
-    (images / NAMES[1]).write_bytes((images / NAMES[0]).read_bytes())  # twins move, too
-    (images / NAMES[2]).write_bytes((images / NAMES[2]).read_bytes() + bytes(200_000))
-    captions, root = write(tmp_path, simple(NAMES)), tmp_path / "root"
-    take(captions, images, root, val_fraction=0.3)
-    old_ids, old_val = sides(root)
+def test_pictures_that_were_moved_keep_their_ids_and_sides(own: Own) -> None:
+    (own.images / NAMES[1]).write_bytes((own.images / NAMES[0]).read_bytes())  # twins move, too
+    (own.images / NAMES[2]).write_bytes((own.images / NAMES[2]).read_bytes() + bytes(200_000))
+    own.take(simple(NAMES), val_fraction=0.3)
+    old_ids, old_val = own.sides()
     moved = [f"sub/new{name}" for name in NAMES]
-    (images / "sub").mkdir()
+    (own.images / "sub").mkdir()
     for name in NAMES:
-        (images / name).rename(images / f"sub/new{name}")
-    draw(images / "more.jpg")
-    write(tmp_path, simple([*moved, "more.jpg"]))
-    adopted = take(captions, images, root, val_fraction=0.3)
-    ids, val = sides(root)
+        (own.images / name).rename(own.images / f"sub/new{name}")
+    draw(own.images / "more.jpg")
+    adopted = own.take(simple([*moved, "more.jpg"]), val_fraction=0.3)
+    ids, val = own.sides()
     assert {path.removeprefix("sub/new"): number for path, number in ids.items() if path in moved} == old_ids
     assert {path.removeprefix("sub/new") for path in val} - {"more.jpg"} == old_val
     assert any("20 images have moved, first" in note and f"as 'sub/new{NAMES[0]}'" in note for note in adopted.notes)
     assert not any("from training" in note for note in adopted.notes)
-    (images / "copy.jpg").write_bytes((images / moved[5]).read_bytes())  # the old one is there still
-    write(tmp_path, simple([name for name in [*moved, "copy.jpg"] if name != moved[5]]))
-    adopted = take(captions, images, root, val_fraction=0.3)
-    assert sides(root)[0]["copy.jpg"] not in old_ids.values()
+    (own.images / "copy.jpg").write_bytes((own.images / moved[5]).read_bytes())  # the old one is there still
+    adopted = own.take(simple([name for name in [*moved, "copy.jpg"] if name != moved[5]]), val_fraction=0.3)
+    assert own.sides()[0]["copy.jpg"] not in old_ids.values()
     assert not any("have moved" in note for note in adopted.notes)
 
 
-def test_data_of_an_older_version_keep_their_ids_and_sides(tmp_path: Path, images: Path) -> None:
-    captions, root = write(tmp_path, simple(NAMES[:10])), tmp_path / "root"
-    take(captions, images, root, val_fraction=0.2)
-    for file in (root / "annotations").iterdir():  # as it numbered them, and it wrote no more into own.json
+def test_data_of_an_older_version_keep_their_ids_and_sides(own: Own) -> None:
+    own.take(simple(NAMES[:10]), val_fraction=0.2)
+    for file in (own.root / "annotations").iterdir():  # as it numbered them, and it wrote no more into own.json
         content = json.loads(file.read_text())
         for row in content["images"]:
             row["id"] = NAMES.index(row["original"]) + 1
         file.write_text(json.dumps(content))
-    state = json.loads((root / ".clipcoco" / "own.json").read_text())
-    (root / ".clipcoco" / "own.json").write_text(json.dumps({"captions": state["captions"], "images": state["images"]}))
-    _, old_val = sides(root)
-    write(tmp_path, simple(NAMES))
-    take(captions, images, root, val_fraction=0.2)
-    ids, val = sides(root)
+    state = json.loads((own.root / ".clipcoco" / "own.json").read_text())
+    (own.root / ".clipcoco" / "own.json").write_text(
+        json.dumps({"captions": state["captions"], "images": state["images"]})
+    )
+    _, old_val = own.sides()
+    own.take(simple(NAMES), val_fraction=0.2)
+    ids, val = own.sides()
     assert [ids[name] for name in NAMES[:10]] == list(range(1, 11))
     assert val & set(NAMES[:10]) == old_val
 
 
 @pytest.mark.parametrize("known", [[1], {"a": 1}, {name: [5, "val"] for name in NAMES}, {NAMES[0]: [-1, "x"]}])
-def test_a_record_that_was_edited_is_not_believed(tmp_path: Path, images: Path, known: object) -> None:
-    captions, root = write(tmp_path, simple(NAMES)), tmp_path / "root"
-    take(captions, images, root)
-    calm = sides(root)
-    state = json.loads((root / ".clipcoco" / "own.json").read_text())
-    (root / ".clipcoco" / "own.json").write_text(
+def test_a_record_that_was_edited_is_not_believed(own: Own, known: object) -> None:
+    own.take(simple(NAMES))
+    calm = own.sides()
+    state = json.loads((own.root / ".clipcoco" / "own.json").read_text())
+    (own.root / ".clipcoco" / "own.json").write_text(
         json.dumps(state | {"pictures": known, "fingerprint": "", "draw": 3, "looks": known})
     )
-    take(captions, images, root)
-    assert sides(root) == calm
+    own.take()
+    assert own.sides() == calm
 
 
-def test_the_same_bytes_under_several_names_stay_on_one_side(tmp_path: Path, images: Path) -> None:
+def test_the_same_bytes_under_several_names_stay_on_one_side(own: Own) -> None:
     twins = [f"sub/{name}" for name in NAMES[:15]]
-    (images / "sub").mkdir()
+    (own.images / "sub").mkdir()
     for name in NAMES[:15]:
-        (images / "sub" / name).write_bytes((images / name).read_bytes())
-    adopted = take(write(tmp_path, simple([*NAMES, *twins])), images, tmp_path / "root", val_fraction=0.3)
-    _, val = sides(tmp_path / "root")
+        (own.images / "sub" / name).write_bytes((own.images / name).read_bytes())
+    adopted = own.take(simple([*NAMES, *twins]), val_fraction=0.3)
+    _, val = own.sides()
     assert len(val) in (10, 11)
     assert all((name in val) == (f"sub/{name}" in val) for name in NAMES[:15])
     assert any("15 pictures are byte for byte the same" in note and "one side" in note for note in adopted.notes)
@@ -886,70 +849,70 @@ def test_the_same_bytes_under_several_names_stay_on_one_side(tmp_path: Path, ima
         ("image", "caption", "split"),
         *((n, f"text of {n}", "val" if "/" in n else "train") for n in NAMES + twins),
     ]
-    adopted = take(write(tmp_path, table(rows), "given.csv"), images, tmp_path / "given")
+    own.root = own.folder / "given"
+    adopted = own.take(table(rows))
     assert any("15 pictures for validation are in training too, byte for byte" in note for note in adopted.notes)
 
 
-def test_two_pictures_are_the_least(tmp_path: Path, images: Path) -> None:
-    captions = write(tmp_path, simple(NAMES[:2]))
-    adopted = take(captions, images, tmp_path / "root", val_fraction=0.001)
+def test_two_pictures_are_the_least(own: Own) -> None:
+    adopted = own.take(simple(NAMES[:2]), val_fraction=0.001)
     assert (adopted.train_images, adopted.val_images) == (1, 1)
-    assert "0 train and 1 val" in refusal(write(tmp_path, simple(NAMES[:1]), "one"), images, tmp_path / "other")
+    own.root = own.folder / "other"
+    assert "0 train and 1 val" in own.refusal(simple(NAMES[:1]))
 
 
-def test_the_same_call_does_nothing_until_something_changes(tmp_path: Path, images: Path) -> None:
-    captions, root = write(tmp_path, simple(NAMES)), tmp_path / "root"
-    first = take(captions, images, root)
-    stamps = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+def test_the_same_call_does_nothing_until_something_changes(own: Own) -> None:
+    first = own.take(simple(NAMES))
+    stamps = {path: path.stat().st_mtime_ns for path in own.root.rglob("*")}
     told: list[TaskProgress] = []
-    again = adopt(captions, images, root, report=told.append)
+    again = own.take(report=told.append)
     assert again.notes[-1].startswith("nothing to do")
     assert again.notes[:-1] == first.notes
-    assert (again.root, again.train_images, again.val_captions) == (root, first.train_images, first.val_captions)
+    assert (again.root, again.train_images, again.val_captions) == (own.root, first.train_images, first.val_captions)
     assert not told
-    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == stamps
+    assert {path: path.stat().st_mtime_ns for path in own.root.rglob("*")} == stamps
 
     def changed(**settings: Any) -> dict[str, list[str]]:
-        assert "nothing to do" not in take(captions, images, root, **settings).notes[-1]
-        assert "nothing to do" in take(captions, images, root, **settings).notes[-1]
-        return by_file(root)
+        assert "nothing to do" not in own.take(**settings).notes[-1]
+        assert "nothing to do" in own.take(**settings).notes[-1]
+        return own.by_file()
 
-    next(root.glob("train2017/*")).unlink()
+    next(own.root.glob("train2017/*")).unlink()
     assert len(changed()) == 20
-    next(root.glob("annotations/*")).unlink()
+    next(own.root.glob("annotations/*")).unlink()
     assert len(changed()) == 20
-    (images / NAMES[0]).unlink()
-    draw(images / NAMES[0], size=(5, 5))
+    (own.images / NAMES[0]).unlink()
+    draw(own.images / NAMES[0], size=(5, 5))
     assert len(changed()) == 20
-    assert os.path.samefile(next(root.glob(f"*/{NAMES[0]}")), images / NAMES[0])
-    write(tmp_path, simple(NAMES[5:]))
+    assert os.path.samefile(next(own.root.glob(f"*/{NAMES[0]}")), own.images / NAMES[0])
+    own.captions.write_text(simple(NAMES[5:]))
     assert set(changed()) == set(NAMES[5:])
-    assert len(list(root.glob("*2017/*"))) == 15  # nothing stale
+    assert len(list(own.root.glob("*2017/*"))) == 15  # nothing stale
     changed(seed=5)
     changed(val_fraction=0.5)
-    assert len(list(root.glob("val2017/*"))) == 8
+    assert len(list(own.root.glob("val2017/*"))) == 8
 
 
-def test_the_last_name_of_a_picture_is_not_removed(tmp_path: Path, images: Path) -> None:
-    captions, root = write(tmp_path, simple(NAMES)), tmp_path / "root"
-    take(captions, images, root)
-    (link,) = root.glob(f"*2017/{NAMES[0]}")
-    (images / NAMES[0]).unlink()  # the user thinks of the adopted ones as copies
-    take(captions, images, root)
+def test_the_last_name_of_a_picture_is_not_removed(own: Own) -> None:
+    own.take(simple(NAMES))
+    (link,) = own.root.glob(f"*2017/{NAMES[0]}")
+    (own.images / NAMES[0]).unlink()  # the user thinks of the adopted ones as copies
+    own.take()
     assert link.exists()
-    assert NAMES[0] not in by_file(root)
+    assert NAMES[0] not in own.by_file()
 
 
-def test_another_data_set_is_never_written_over(tmp_path: Path, images: Path, scenes: Path) -> None:
-    captions = write(tmp_path, simple(NAMES))
-    assert "other data are in the way" in refusal(captions, images, scenes)
-    root = tmp_path / "root"
+def test_another_data_set_is_never_written_over(own: Own, scenes: Path) -> None:
+    own.root, root = scenes, own.root
+    assert "other data are in the way" in own.refusal(simple(NAMES))
+    own.root = root
     (root / "train2017").mkdir(parents=True)
-    assert "other data are in the way" in refusal(captions, images, root)
+    assert "other data are in the way" in own.refusal()
     (root / "train2017").rmdir()
-    take(captions, images, root)
+    own.take()
     before = tree(root)
-    assert "holds the pictures of" in refusal(write(tmp_path, simple(NAMES), "other.csv"), images, root)
+    own.captions = own.folder / "other.csv"
+    assert "holds the pictures of" in own.refusal(simple(NAMES))
     assert tree(root) == before
 
 
@@ -961,57 +924,58 @@ assert not {"torch", "torchvision", "matplotlib"} & set(sys.modules)
 """
 
 
-def test_killed_anywhere_the_same_call_completes(tmp_path: Path, images: Path) -> None:
-    captions, calm = write(tmp_path, simple(NAMES)), tmp_path / "calm"
-    steps = killed(0, KILLED, captions, images, calm)
-    root = tmp_path / "root"
+def test_killed_anywhere_the_same_call_completes(own: Own) -> None:
+    own.captions.write_text(simple(NAMES))
+    root, calm = own.root, own.folder / "calm"
+    steps = killed(0, KILLED, own.captions, own.images, calm)
     for after in (1, 5, 20, steps - 3, steps - 2, steps - 1, steps):
-        killed(after, KILLED, captions, images, root)
+        killed(after, KILLED, own.captions, own.images, root)
         whole = [(root / "annotations" / f"captions_{split}2017.json").exists() for split in ("train", "val")]
         if all(whole):
-            tables(root)
+            own.tables()
         else:
             assert after < steps  # the last one says that all is there
         if after > 20:  # from the beginning; the others go on in one folder
-            take(captions, images, root)
+            own.take()
             assert tree(root) == tree(calm)
             shutil.rmtree(root)
-    take(captions, images, root)
+    own.take()
     assert tree(root) == tree(calm)
-    write(tmp_path, simple(NAMES[5:]))  # redone, never with the captions of before
-    killed(12, KILLED, captions, images, root)
+    own.captions.write_text(simple(NAMES[5:]))  # redone, never with the captions of before
+    killed(12, KILLED, own.captions, own.images, root)
     assert not list((root / "annotations").iterdir())
-    take(captions, images, root)
-    assert set(by_file(root)) == set(NAMES[5:])
+    own.take()
+    assert set(own.by_file()) == set(NAMES[5:])
 
 
 def test_links_to_another_file_system_are_symbolic_and_training_follows_them(
     tmp_path: Path, other_volume: Path
 ) -> None:
-    images, root = other_volume, tmp_path / "root"
+    own = Own(tmp_path)
+    images = own.images = other_volume
     for name in NAMES:
         draw(images / name)
-    adopted = take(write(tmp_path, simple(NAMES)), images, root)
+    adopted = own.take(simple(NAMES))
     assert any("symbolic links" in note for note in adopted.notes)
-    assert may_lead(root) == [str(root), str(images)]
+    assert may_lead(own.root) == [str(own.root), str(images)]
     forgotten = Path(os.environ["XDG_CONFIG_HOME"], "clipcoco", "links.json")
     forgotten.unlink()
     with pytest.raises(DataError, match=f"--allow-links {images}"):
-        tables(root)
-    take(tmp_path / "captions.txt", images, root)  # the same call again allows it again
-    assert set(by_file(root)) == set(NAMES)
-    assert all(path.is_symlink() for path in root.glob("*2017/*"))
+        own.tables()
+    own.take()  # the same call again allows it again
+    assert set(own.by_file()) == set(NAMES)
+    assert all(path.is_symlink() for path in own.root.glob("*2017/*"))
     (images / NAMES[0]).unlink()
     (tmp_path / "secret.jpg").write_bytes(b"")
     (images / NAMES[0]).symlink_to(tmp_path / "secret.jpg")
-    take(tmp_path / "captions.txt", images, root)
-    assert set(by_file(root)) == set(NAMES[1:])
+    own.take()
+    assert set(own.by_file()) == set(NAMES[1:])
 
 
-def test_a_root_that_cannot_be_made_is_one_line(tmp_path: Path, images: Path) -> None:
-    captions = write(tmp_path, simple(NAMES))
+def test_a_root_that_cannot_be_made_is_one_line(own: Own) -> None:
+    own.root = own.captions / "root"
     with pytest.raises(EnvironmentProblem) as caught:
-        take(captions, images, captions / "root")
+        own.take(simple(NAMES))
     one_line(caught.value)
 
 
@@ -1023,11 +987,12 @@ def test_real_flickr_captions(tmp_path: Path, shared: Path) -> None:
     lines = [(names[row["image_id"]], row["caption"]) for row in content["annotations"]]
     token = "".join(f"{name}#{number % 5}\t{text}\n" for number, (name, text) in enumerate(lines))
     kaggle = table([("image", "caption"), *lines])
-    roots = []
+    own, found = Own(tmp_path), []
+    own.images = source / "val2017"
     for form, text in (("token", token), ("kaggle", kaggle)):
-        roots.append(tmp_path / form)
-        adopted = take(write(tmp_path, text, f"{form}.txt"), source / "val2017", roots[-1])
+        own.root = tmp_path / form
+        adopted = own.take(text)
         assert (adopted.train_images, adopted.val_images) == (900, 100)
         assert adopted.train_captions + adopted.val_captions == 5000
-        tables(roots[-1])
-    assert by_file(roots[0]) == by_file(roots[1])
+        found.append(own.by_file())
+    assert found[0] == found[1]

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import harness
 from clipcoco.data.images import decode, evaluation_view
 from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest, read_manifest
 from clipcoco.errors import ClipcocoError, DataError, EnvironmentProblem
@@ -170,9 +171,7 @@ def names(root: Path) -> list[str]:
 
 def tree(root: Path) -> dict[str, bytes]:
     """All files beside the manifest, leftovers included."""
-    folder = copies_folder(root, SIZE)
-    files = [path for path in folder.rglob("*") if path.is_file() and path != copies_manifest(root, SIZE)]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    return {name: data for name, data in harness.tree(copies_folder(root, SIZE)).items() if name != "manifest.jsonl"}
 
 
 def entries(root: Path) -> dict[str, Entry]:

@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from clipcoco.errors import DataError
 from clipcoco.prepare.drawing import COLOURS, SHAPES
 from clipcoco.prepare.scenes import Scene, captions, draw_scenes, is_drawn, scenes
+from harness import tree
 
 TRAIN, VAL = 40, 60
 SIZE_OF = {"big": "large", "large": "large", "small": "small", "little": "small", "tiny": "small"}
@@ -89,10 +90,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
 def test_layout_is_the_official_one(root: Path) -> None:
     seen: set[int] = set()
     for split, count in (("train", TRAIN), ("val", VAL)):
@@ -117,12 +114,12 @@ def test_layout_is_the_official_one(root: Path) -> None:
 def test_another_process_draws_the_same_bytes(root: Path, tmp_path: Path) -> None:
     code = f"import pathlib, clipcoco.prepare.scenes as s; s.draw_scenes(pathlib.Path('again'), {TRAIN}, {VAL})"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": "7"}, check=True)
-    assert contents(tmp_path / "again") == contents(root)
+    assert tree(tmp_path / "again") == tree(root)
 
 
 def test_fewer_scenes_are_the_first_of_more(root: Path, tmp_path: Path) -> None:
     draw_scenes(tmp_path / "few", 3, 2)
-    few, more = contents(tmp_path / "few"), contents(root)
+    few, more = tree(tmp_path / "few"), tree(root)
     assert [name for name in few if few[name] != more[name] and not name.startswith("annotations")] == []
 
 
@@ -139,7 +136,7 @@ def test_interrupted_drawing_is_incomplete_and_can_be_completed(root: Path, tmp_
         assert not is_drawn(folder)
         draw_scenes(folder, TRAIN, VAL)
         assert is_drawn(folder)
-        assert contents(folder) == contents(root)
+        assert tree(folder) == tree(root)
 
 
 def test_progress_counts_every_picture(tmp_path: Path) -> None:
@@ -156,7 +153,7 @@ def test_other_data_are_left_alone(tmp_path: Path) -> None:
     assert not is_drawn(tmp_path)
     with pytest.raises(DataError, match="other data"):
         draw_scenes(tmp_path, 1, 1)
-    assert sorted(contents(tmp_path)) == ["annotations/captions_train2017.json", "annotations/captions_val2017.json"]
+    assert sorted(tree(tmp_path)) == ["annotations/captions_train2017.json", "annotations/captions_val2017.json"]
 
 
 def test_no_composition_of_validation_occurs_in_training() -> None:

@@ -258,7 +258,10 @@ def test_a_portal_page_or_wrong_bytes_never_get_a_final_name(mini, tmp_path):
     assert_one_line(mini(*words, cwd=tmp_path), 3, "val2017.zip")
     assert not (tmp_path / "data" / "val2017").exists()
     mini.server.always.clear()
-    assert mini(*words, cwd=tmp_path).code == 0
+    done = mini(*words, cwd=tmp_path)
+    assert done.code == 0
+    assert "prepared-256/val2017 24" in done.stderr  # every long part is told of
+    assert "prepared-256/train2017 40" in done.stderr
 
 
 def test_a_single_image_of_other_dimensions_is_refused(mini, tmp_path):
@@ -296,8 +299,7 @@ def fetching(folder: Path) -> bool:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_says_that_nothing_is_lost(mini, tmp_path, number, code):
     mini.server.always["/zips/train2017.zip"] = Reply(pace=0.05)
-    words = from_server(mini, "--all", "--root", "data")
-    process = mini.start(*words, cwd=tmp_path)
+    process = mini.start(*from_server(mini, "--all", "--root", "data"), cwd=tmp_path)
     until(lambda: fetching(tmp_path), process)
     process.signal(number)
     done = process.wait()
@@ -437,12 +439,6 @@ def test_a_carried_archive_is_never_removed(mini, tmp_path):
     done = mini("--all", "--root", "data", "--source", "stick", cwd=tmp_path)
     assert_one_line(done, 3, "images are missing in data")
     assert (tmp_path / "stick" / "val2017.zip").is_file()
-
-
-def test_every_long_part_is_told_of(mini, tmp_path):
-    done = mini(*from_server(mini, "--all", "--root", "data"), cwd=tmp_path)
-    assert "prepared-256/val2017 24" in done.stderr
-    assert "prepared-256/train2017 40" in done.stderr
 
 
 def test_images_without_annotated_dimensions(mini, tmp_path):
