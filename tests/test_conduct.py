@@ -17,7 +17,7 @@ from clipcoco.errors import DataError, EnvironmentProblem, NumericError
 from clipcoco.events import CheckpointSaved, Progress, RunEnded, RunStarted, StepDone, Warned
 from clipcoco.runs import go as going
 from clipcoco.runs import rehearse as rehearsing
-from clipcoco.runs.directory import RunDir
+from clipcoco.runs.directory import RunDir, Status
 from clipcoco.runs.names import Found
 from clipcoco.runs.resume import open_saved, plan_resume, resumed_run
 from clipcoco.runs.start import new_run, plan_run
@@ -96,8 +96,8 @@ def test_an_evaluation_that_fails_costs_no_step(scenes, tmp_path, calm, sick_eva
         start(scenes, tmp_path)
     run, events = RunDir(tmp_path / "run"), []
     assert checkpoint.load(run.checkpoints / "last.pt")["state"]["step"] == 4
-    assert run.status()["state"] == "failed"
-    assert "Step 4" not in run.status()["reason"]
+    assert run.status().state == "failed"
+    assert "Step 4" not in run.status().reason
     if told in (EnvironmentProblem, DataError):
         assert str(failed.value).endswith(f"Step 4 is saved, go on there with clipcoco resume {run.words}")
     if told is EnvironmentProblem:
@@ -117,7 +117,7 @@ def test_a_stop_in_an_evaluation_writes_no_second_time_what_is_there(scenes, tmp
 
     run = start(scenes, tmp_path, events=events, stop=lambda: stop() if events else None)
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [2]
-    assert run.status()["state"] == "stopped"
+    assert run.status().state == "stopped"
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
@@ -196,7 +196,7 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(scenes, tmp_path, calm,
     assert [row for row in rows(run) if row["event"] != "warning" or not row["step"]] == rows(calm)
     assert_same(run, calm)
     best = checkpoint.load(run.checkpoints / "best.pt")["state"]
-    assert best["evaluated_epochs"] == best["best_epoch"] == run.status()["best"]["epoch"]
+    assert best["evaluated_epochs"] == best["best_epoch"] == run.status().best.epoch
     assert not list(run.checkpoints.glob(".*"))
 
 
@@ -209,7 +209,7 @@ def test_the_third_step_that_can_not_be_saved_ends_the_run(scenes, tmp_path, dis
         start(scenes, tmp_path, "checkpoint.every_steps=1")
     assert "inline_container" not in str(told.value)
     run = RunDir(tmp_path / "run")
-    assert run.status()["state"] == "failed"
+    assert run.status().state == "failed"
     assert checkpoint.newest(run.checkpoints)[1]["state"]["step"] == 1
     disk.clear()
     assert resume(run).state == "finished"
@@ -252,13 +252,9 @@ def test_a_status_says_that_the_run_failed_even_on_a_full_disk(tmp_path, monkeyp
 
     monkeypatch.setattr(RunDir, "write_status", write)
     going._note_failure(run, going.TrainState(step=7), EnvironmentProblem("\n\n  the disk is full\nby far"))
-    assert run.status() == {
-        "state": "failed",
-        "step": 7,
-        "exit_code": 5,
-        "reason": "the disk is full",
-        "checkpoint": "checkpoints/last.pt",
-    }
+    assert run.status() == Status(
+        state="failed", step=7, exit_code=5, reason="the disk is full", checkpoint="checkpoints/last.pt"
+    )
 
 
 # ---- numbers

@@ -4,11 +4,11 @@ import os
 
 import pytest
 
-from clipcoco.cli.standing import read_standing
 from clipcoco.disk.locks import Held, is_held, lock
 from clipcoco.errors import EnvironmentProblem
 from clipcoco.prepare.lock import lock as lock_root
 from clipcoco.runs.directory import create
+from clipcoco.runs.standing import read_standing
 
 
 def test_who_holds_it_is_named_and_it_is_free_afterwards(tmp_path):

@@ -302,7 +302,7 @@ def test_a_second_ctrl_c_leaves_the_old_page_and_other_signals_wait_for_the_new_
     process.signal(signal.SIGINT)
     assert process.wait().code == 130
     assert run.report.read_text() == "the old page"
-    assert run.status()["state"] == "stopped"
+    assert run.status().state == "stopped"
     assert not list(run.path.glob(".*.tmp"))
 
 

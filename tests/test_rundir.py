@@ -1,10 +1,11 @@
 import errno
+import json
 from pathlib import Path
 
 import pytest
 
 from clipcoco.errors import CheckpointError, ConfigError
-from clipcoco.runs.directory import RunDir, create, is_ours
+from clipcoco.runs.directory import RunDir, Status, create, is_ours
 from clipcoco.runs.names import find_run
 
 
@@ -69,3 +70,17 @@ def test_a_run_that_can_not_be_begun_leaves_no_folder(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         create(tmp_path, "demo", "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_status_keeps_what_a_later_version_wrote_and_is_refused_whole_when_one_kind_is_wrong(tmp_path):
+    run = RunDir(tmp_path)
+    run.status_file.write_text('{"state": "running", "step": 3, "shards": [1, 2]}')
+    run.write_status(step=4, reason="no image \udcff.jpg")
+    assert json.loads(run.status_file.read_text()) == {
+        "state": "running", "step": 4, "shards": [1, 2], "reason": "no image \\udcff.jpg",
+    }  # fmt: skip
+    assert (run.status().state, run.status().step, run.status().total_steps) == ("running", 4, None)
+    for damaged in ('{"state": "running", "step": "x"}', '{"best": {"r1": NaN, "epoch": 1}}', "[]", "{"):
+        run.status_file.write_text(damaged)
+        assert run.read_status() is None
+        assert run.status() == Status()

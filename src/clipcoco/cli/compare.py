@@ -12,7 +12,6 @@ from pathlib import Path
 from rich.text import Text
 
 from clipcoco.cli.options import print_json
-from clipcoco.cli.standing import Standing, read_standing
 from clipcoco.config.load import flatten, load_config
 from clipcoco.config.text import shown
 from clipcoco.console import Terminal, printable, say_half, show, table
@@ -22,6 +21,7 @@ from clipcoco.events import Evaluated
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.names import find_run
 from clipcoco.runs.record import Hits, read_record
+from clipcoco.runs.standing import Standing, read_standing
 
 DIRECTIONS = {"i2t": "image -> text", "t2i": "text -> image", "mean": "mean"}
 CUTOFFS = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}

@@ -13,7 +13,7 @@ from clipcoco.console import open_terminal, printable, short_seconds, show, tabl
 from clipcoco.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
-    from clipcoco.cli.standing import Standing
+    from clipcoco.runs.standing import Standing
 
 NAME_WIDTH = 22  # "medium-20261124-021502": columns go before a name is cut shorter
 # From the one that goes last on a narrow terminal.
@@ -41,7 +41,7 @@ def runs(
     [bold]clipcoco runs small-20261123-190211 small-20261123-180155[/bold]
     """
     from clipcoco.cli.compare import compare  # these read strangers' files with models that take a while to build
-    from clipcoco.cli.standing import all_standings
+    from clipcoco.runs.standing import all_standings
 
     terminal = open_terminal()
     if words:

@@ -1,6 +1,7 @@
 """`clipcoco train` and `clipcoco resume`: a run is planned, then given its directory, then goes."""
 
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -27,14 +28,14 @@ from clipcoco.cli.options import (
 )
 from clipcoco.cli.report import write_or_warn
 from clipcoco.cli.signals import stop_signals
-from clipcoco.cli.standing import what_remains, where_it_stands
 from clipcoco.config.load import LoadedConfig, load_config
 from clipcoco.config.schema import DataConfig
 from clipcoco.console import RunConsole, Terminal, open_terminal, recall_tables, show, summary_rows
 from clipcoco.data.annotations import check_captions
 from clipcoco.errors import ExitCode
-from clipcoco.runs.directory import RunDir, check_name
+from clipcoco.runs.directory import RunDir, check_name, free_name
 from clipcoco.runs.names import Found, find_resumable, find_run
+from clipcoco.runs.standing import where_it_stands
 
 if TYPE_CHECKING:
     from clipcoco.events import RunEnded
@@ -172,8 +173,17 @@ def _panel(console: RunConsole) -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         if console.run:
-            console.show(what_remains(RunDir(console.run.folder)))
+            console.show(_what_remains(RunDir(console.run.folder)))
         raise
+
+
+def _what_remains(run: RunDir) -> str:
+    """After a second Ctrl-C: how to go on, or the same command under a name that is free."""
+    if any(run.checkpoints.glob("*.pt")):
+        return f"Stopped at once. Go on with: clipcoco resume {run.words}"
+    free = free_name(run.path.parent, run.name)
+    anew = [word.replace(run.name, free) if word.endswith(run.name) else word for word in sys.argv[1:]]
+    return f"Stopped at once, nothing was saved. Anew: {shlex.join(['clipcoco', *anew])}"
 
 
 def _go(plan: "Plan", directory: AbstractContextManager[RunDir], console: RunConsole) -> tuple[RunDir, "RunEnded"]:
@@ -204,8 +214,8 @@ def _finish(
         print_json(result)
         return ExitCode.OK
     here = (run.checkpoints / "best.pt").exists()  # else it stayed in the run that a checkpoint was copied out of
-    best = (run.status().get("best") or {}).get("epoch", "?")
-    note = f"epoch {best} is the best" if here else "of the last step"
+    best = run.status().best
+    note = f"epoch {best.epoch if best else '?'} is the best" if here else "of the last step"
     show(terminal.out, "", *recall_tables(result["split"], result["protocols"], note))
     rows = [
         ("report", str(run.report)),

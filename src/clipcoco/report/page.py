@@ -13,11 +13,11 @@ from clipcoco.console import say_half, say_order
 from clipcoco.disk.files import write_atomically
 from clipcoco.engine.results import ConfidenceIntervals, RecallTable
 from clipcoco.events import Chance, Evaluated, Recalls
-from clipcoco.report.history import History, Status, read_history, read_status
 from clipcoco.report.plots import evaluation_plots, training_plots
 from clipcoco.report.settings import command, commands, read_settings
 from clipcoco.report.template import template
-from clipcoco.runs.directory import RunDir
+from clipcoco.runs.directory import RunDir, Status
+from clipcoco.runs.history import History, read_history
 from clipcoco.runs.record import Record, read_record
 from clipcoco.say import say_bytes, say_seconds
 
@@ -35,7 +35,7 @@ def write_report(run: RunDir) -> Path:
 
     Raises OSError when the run directory refuses them.
     """
-    history, settings, status = read_history(run), read_settings(run), read_status(run)
+    history, settings, status = read_history(run), read_settings(run), run.status()
     record, why_not = read_record(run)
     chance = record.result.protocols["own"].chance if record else status.chance
     plots = training_plots(history, settings.config, chance, status.chance_loss)
@@ -78,7 +78,7 @@ class Banner:
 
 
 def _banner(run: RunDir, status: Status, history: History) -> Banner | None:
-    step, total = max(status.step or 0, history.last_step), status.total_steps
+    step, total = max(status.step, history.last_step), status.total_steps
     where = f"at step {step:,}" + (f" of {total:,}" if total else "")
     saved = any(run.checkpoints.glob("*.pt"))
     onward = command(run, "resume") if saved else ""

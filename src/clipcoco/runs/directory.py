@@ -1,6 +1,5 @@
 """A run directory: its file names, its lock, its status, and which names are allowed."""
 
-import json
 import re
 import shlex
 import shutil
@@ -8,13 +7,43 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from clipcoco.config.load import preset_names
 from clipcoco.disk.files import read_own, write_json
 from clipcoco.disk.links import refuse_links
 from clipcoco.disk.locks import claim
 from clipcoco.errors import CheckpointError, ConfigError, EnvironmentProblem
+from clipcoco.events import Chance
+
+Count = Annotated[int, Field(ge=0, le=10**12)]
+Seconds = Annotated[float, Field(ge=0, le=10**11)]
+
+
+class Best(BaseModel, frozen=True, allow_inf_nan=False):
+    r1: float = Field(ge=0, le=100)
+    epoch: Count
+
+
+class Status(BaseModel, frozen=True, extra="allow", allow_inf_nan=False):
+    """status.json. What is missing has its default, keys of later versions stay; one wrong kind spoils all of it."""
+
+    state: str = ""  # running, finished, stopped or failed; "" until the run has begun
+    step: Count = 0
+    total_steps: Count | None = None
+    epochs: Count | None = None
+    best: Best | None = None
+    checkpoint: str | None = None  # the newest one
+    val_images: Count | None = None
+    device: str | None = None
+    chance: Chance | None = None  # of the validation gallery
+    chance_loss: float | None = None
+    started: Seconds | None = None  # since 1970
+    seconds: Seconds | None = None  # of training, all stops left out
+    exit_code: int | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,13 +96,16 @@ class RunDir:
     def figures(self) -> Path:
         return self.path / "figures"
 
-    def status(self) -> dict[str, Any]:
-        """What status.json says; empty when there is none or it can't be read."""
+    def read_status(self) -> Status | None:
+        """What status.json says; None when there is none, or none that can be read."""
         try:
-            status = json.loads(read_own(self.status_file, most=2**20))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return status if isinstance(status, dict) else {}
+            return Status.model_validate_json(read_own(self.status_file, most=2**20))
+        except (OSError, ValidationError):
+            return None
+
+    def status(self) -> Status:
+        """The same, with defaults for None."""
+        return self.read_status() or Status()
 
     def check(self) -> None:
         """Raise CheckpointError when anything below the run's folder is a link: a stranger may have made it."""
@@ -81,7 +113,10 @@ class RunDir:
 
     def write_status(self, **changes: Any) -> None:
         """Set entries of status.json; a reader sees it before or after, never between."""
-        write_json(self.status_file, {**self.status(), **changes})
+        before = self.status().model_dump(exclude_unset=True)
+        if isinstance(reason := changes.get("reason"), str):  # the name of a file need not be Unicode
+            changes["reason"] = reason.encode("utf-8", "backslashreplace").decode()
+        write_json(self.status_file, Status(**before | changes).model_dump(exclude_unset=True))
 
     def lock(self) -> AbstractContextManager[str]:
         """One process at a time; gives a line to tell where the file system has no locks, else ""."""
@@ -114,7 +149,7 @@ def create(runs_dir: Path, preset: str, name: str | None) -> RunDir:
 
 def is_ours(run: RunDir) -> bool:
     """Whether it is a run, be it one that was killed, or lost power, before it could say so."""
-    if run.status():
+    if run.status() != Status():
         return True
     if not run.path.is_dir() or run.path.is_symlink():
         return False

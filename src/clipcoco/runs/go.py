@@ -25,7 +25,7 @@ from clipcoco.engine.step import Schedule, Stop, Training, temperature
 from clipcoco.engine.train import train
 from clipcoco.errors import CheckpointError, ClipcocoError, DataError, EnvironmentProblem, ExitCode, NumericError
 from clipcoco.events import CheckpointSaved, Event, Report, RunEnded, RunStarted, Warned
-from clipcoco.runs.directory import RunDir
+from clipcoco.runs.directory import RunDir, Status
 from clipcoco.runs.metrics import MetricsFile, fan_out
 from clipcoco.runs.plan import Parts, Plan
 from clipcoco.runs.saving import Saver
@@ -63,19 +63,19 @@ def go(plan: Plan, run: RunDir, show: Report, stop: Stop) -> RunEnded:
             raise
 
 
-def _name_what_is_saved(run: RunDir, saved: dict[str, Any], state: TrainState, error: BaseException) -> None:
+def _name_what_is_saved(run: RunDir, saved: Status, state: TrainState, error: BaseException) -> None:
     """The error of a run that has saved ends in how to go on."""
-    if "checkpoint" not in saved or not isinstance(error, DataError | EnvironmentProblem | NumericError):
+    if saved.checkpoint is None or not isinstance(error, DataError | EnvironmentProblem | NumericError):
         return
     onward = f"go on there with clipcoco resume {run.words}"
     if isinstance(error, NumericError):  # the same steps would end in the same numbers
         # Skipped steps left the last weights whole; an evaluation that fails says that they are not.
-        whole = f"{run.words}/last" if state.skipped_in_a_row else run.words if saved.get("best") else None
+        whole = f"{run.words}/last" if state.skipped_in_a_row else run.words if saved.best else None
         if whole is None:
             error.args = (f"{error}. Begin anew with a lower train.lr",)
             return
         onward = f"begin anew from its weights: clipcoco train --preset NAME --init {whole}"
-    error.args = (f"{error}. Step {saved['step']:,} is saved, {onward}",)
+    error.args = (f"{error}. Step {saved.step:,} is saved, {onward}",)
 
 
 def _note_failure(run: RunDir, state: TrainState, error: BaseException) -> None:
@@ -83,7 +83,8 @@ def _note_failure(run: RunDir, state: TrainState, error: BaseException) -> None:
     if isinstance(error, KeyboardInterrupt):
         code = ExitCode.INTERRUPTED
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    status = {**run.status(), "state": "failed", "step": state.step, "exit_code": int(code), "reason": reason}
+    failed = {"state": "failed", "step": state.step, "exit_code": int(code), "reason": reason}
+    status = run.status().model_dump(exclude_unset=True) | failed
     with contextlib.suppress(OSError):
         try:
             run.write_status(**status)

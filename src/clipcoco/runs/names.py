@@ -16,12 +16,7 @@ def all_runs(runs_dir: Path) -> list[RunDir]:
     if not runs_dir.is_dir():
         return []
     found = [RunDir(path) for path in runs_dir.iterdir() if not path.is_symlink() and (path / "config.yaml").is_file()]
-    return sorted(found, key=lambda run: (_started(run), run.name), reverse=True)
-
-
-def _started(run: RunDir) -> float:
-    started = run.status().get("started")
-    return started if isinstance(started, int | float) else 0.0
+    return sorted(found, key=lambda run: (run.status().started or 0.0, run.name), reverse=True)
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,7 @@ def find_resumable(runs_dir: Path, name: str | None) -> RunDir | None:
     if not is_ours(run):  # nothing there, or a folder that must not be touched
         return None
     with run.lock():
-        if run.status().get("checkpoint"):
+        if run.status().checkpoint:
             raise CheckpointError(f"run {name} has no checkpoints left (--or-resume). Take another --name")
         shutil.rmtree(run.path)
     return None

@@ -1,11 +1,11 @@
-"""metrics.jsonl and status.json, as the report reads them: rows that can't be read are counted and left out."""
+"""metrics.jsonl, as the report reads it: rows that can't be read are counted and left out."""
 
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from clipcoco.disk.files import read_own
-from clipcoco.events import Chance, Evaluated, ImageReplaced, StepDone, StepSkipped, Warned, read_row
+from clipcoco.events import Evaluated, ImageReplaced, StepDone, StepSkipped, Warned, read_row
 from clipcoco.runs.directory import RunDir
 
 
@@ -51,25 +51,3 @@ def read_history(run: RunDir) -> History:
             case Warned():
                 notes.append(row.message)
     return History(tuple(steps), tuple(evaluations), tuple(dict.fromkeys(notes)), unreadable)
-
-
-class Status(BaseModel):
-    """status.json; a field that is missing or no such thing has its default."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-    state: str = ""
-    step: int | None = None
-    total_steps: int | None = None
-    exit_code: int | None = None
-    reason: str = ""
-    started: float | None = Field(None, ge=0, le=32503680000)  # seconds since 1970, up to the year 3000
-    chance: Chance | None = None  # of the validation gallery
-    chance_loss: float | None = None
-
-
-def read_status(run: RunDir) -> Status:
-    try:
-        return Status.model_validate(run.status())
-    except (ValidationError, RecursionError):
-        return Status()
