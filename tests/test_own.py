@@ -277,7 +277,7 @@ def test_a_lost_quotation_mark_swallows_no_rows(own: Own) -> None:
         (b"image,caption\na.jpg,\"" + b"x" * 200_000, "1 of 1 images are missing"),
         ("\x1b[31m\x00,\x85\n".encode(), "no columns"),
         (bytes(range(128)) * 100, ""),
-        (b"image,caption\n../a.jpg,b\n", "lie outside"),
+        (b"image,caption\n../a.jpg,b\n", "are outside"),
     ],
 )  # fmt: skip
 def test_a_file_in_no_known_form_is_one_line(own: Own, content: bytes, needle: str) -> None:
@@ -599,7 +599,7 @@ def test_nothing_outside_of_the_folder_is_opened_or_linked(own: Own) -> None:
     adopted = own.take(simple([*NAMES, *bad, "inside.jpg"]), allow_missing=True)
     watching = False
     assert not any("secret" in path or "leak" in path or "passwd" in path for path in opened)
-    assert any(f"{len(bad)} of 30 images lie outside" in note and "secret.jpg'" in note for note in adopted.notes)
+    assert any(f"{len(bad)} of 30 images are outside" in note and "secret.jpg'" in note for note in adopted.notes)
     files = own.by_file()
     assert set(files) == set(NAMES)
     assert files[NAMES[0]] == [f"text of {NAMES[0]}", "text of inside.jpg"]  # one picture, on one side

@@ -524,4 +524,4 @@ def test_helper_folders_of_systems_hold_no_pictures_of_the_person(tmp_path: Path
     assert gallery.notes == (f"{len(HELPERS)} of the system's own folders left out: first #recycle",)
     assert [item.name for item in folder_gallery(tmp_path / "mine/#recycle").items] == ["a.jpg"]  # asked for by name
     notes = adopted(tmp_path, [*mine, *theirs[:4]], allow_missing=True).notes
-    assert [note for note in notes if note.startswith("4 of 9 images lie in folders that a system keeps")]
+    assert [note for note in notes if note.startswith("4 of 9 images are in folders that a system keeps")]

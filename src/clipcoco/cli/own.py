@@ -1,4 +1,4 @@
-"""`clipcoco prepare-data --captions`: one's own pictures."""
+"""`clipcoco prepare-data --captions`: a person's own pictures."""
 
 import shlex
 from dataclasses import asdict

@@ -211,7 +211,7 @@ def _draw(terminal: Terminal, request: "Request", again: str, dry_run: bool, jso
         show(terminal.out, f"Nothing to do: the scenes are in {request.root}." if drawn else "6,500 scenes to draw.")
         return ExitCode.OK
     if not drawn:
-        with working(terminal, "The same command draws them anew."):
+        with working(terminal, "The same command draws them again."):
             draw_scenes(request.root)
     train, val = (
         read_captions(request.root, split).subset(request.fractions[split], request.subset_seed)

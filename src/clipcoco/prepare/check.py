@@ -114,7 +114,7 @@ def _look(folder: Path, file: str, noted: Mapping[str, Entry], size: tuple[int, 
     try:
         with opened(data) as picture:
             picture.load()
-            # COCO's annotations have the size as stored, one's own that of the picture as it is shown.
+            # COCO's annotations have the size as stored, a person's own data that of the picture as it is shown.
             mode, kind, sizes = picture.mode, picture.format, (picture.size, size_shown(picture))
             kind = "JPEG" if kind == "MPO" else kind  # a JPEG with more pictures behind it, as phones make them
     except UnreadableImage:

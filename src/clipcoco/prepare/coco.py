@@ -130,7 +130,7 @@ class _Preparation:
         if missing and request.source:
             there = request.in_source(missing)
             self._take(request.source, split, there)
-            if len(there) < len(missing) and request.in_archive(archive):
+            if len(there) < len(missing) and request.source_archive(archive):
                 if request.only_prepared:
                     self._copy_members(archive, missing)
                 else:
@@ -187,7 +187,7 @@ class _Preparation:
 
     def _verified(self, archive: Archive) -> Path:
         """The published archive to the bit, of the source, or fetched into data.root."""
-        path = self.request.in_archive(archive)
+        path = self.request.source_archive(archive)
         if path is None:
             urls, folder = self.request.urls(archive.path), self.root / WORK
             return download(archive, urls, folder, self.report, self.request.retries)

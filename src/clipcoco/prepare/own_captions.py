@@ -1,4 +1,4 @@
-"""A captions file of one's own, in whatever published form -> captions and split by picture."""
+"""A person's own captions file, in whatever published form -> captions and split by picture."""
 
 from collections import Counter
 from pathlib import Path

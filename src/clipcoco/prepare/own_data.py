@@ -141,14 +141,14 @@ class _Adoption:
         useless = [row.place for row in rows if not (row.captions and row.names.get(column))]
         unreadable = [path for path in dict.fromkeys(found.paths.values()) if path not in sizes]
         relative = "Name the folder that the names in the captions file are relative to"
-        helpers = "images lie in folders that a system keeps for itself, as of thumbnails"
+        helpers = "images are in folders that a system keeps for itself, as of thumbnails"
         names = len(found.paths) + len(found.missing) + len(found.outside) + len(found.helpers)
         reasons = [
             (useless, len(rows), f"rows lack an image or a caption ({self.captions})", "Each row needs both"),
-            (_shown(found.outside), names, f"images lie outside of {images}", relative),
+            (_shown(found.outside), names, f"images are outside of {images}", relative),
             (_shown(found.helpers), names, helpers, relative),
             (_shown(found.missing), names, f"images are missing in {images}", relative),
-            (_shown(unreadable), names, f"files in {images} are no JPEG or PNG picture", "Convert them to JPEG"),
+            (_shown(unreadable), names, f"files in {images} are not JPEG or PNG pictures", "Convert them to JPEG"),
         ]
         said = [
             (len(bad), f"{len(bad):,} of {total:,} {what}, first {', '.join(bad[:3])}", hint)

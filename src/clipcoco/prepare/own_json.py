@@ -38,7 +38,7 @@ _FORMS = (
 
 
 def json_rows(text: str, path: Path, notes: list[str]) -> list[Row]:
-    """Raises DataError for JSON of another form, and for what is none."""
+    """Raises DataError for JSON of another form, and for text that is not JSON."""
     try:
         whole = json.loads(text, object_pairs_hook=_joined)
     except json.JSONDecodeError as error:

@@ -28,7 +28,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 _NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION)})[ _.-]?\d+")
 _MARKUP = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]\w{1,31});|<br\s*/?>|</?p>", re.IGNORECASE)
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")  # joiners, which Persian and emoji need, stay
-_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")  # what stands on both sides of one are two words
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")  # the words on both sides of one are two
 _CONCATENATED = re.compile(r"""(['"])\s+\1""")  # numpy writes its arrays of texts without commas
 
 
@@ -93,7 +93,7 @@ def row(place: str, cells: Iterable[tuple[str, object]]) -> Row:
 
 
 def split_name(value: object) -> str:
-    """In lower case; what is none stays as it is written, so that it is refused by its name."""
+    """In lower case; another value stays as it is written, so that it is refused by its name."""
     if isinstance(value, list) and len(value) < 2:
         value = value[0] if value else None
     return "" if value is None or value != value else str(value).strip().lower()
@@ -102,7 +102,7 @@ def split_name(value: object) -> str:
 def texts(value: object, unread: list[object]) -> list[str]:
     """Of a text, of a text that is a list in JSON or Python, of a number, of lists, and of Karpathy's {"raw": text}.
 
-    What is none of these joins `unread`. No recursion: thousands of brackets are no reason to fail.
+    All else joins `unread`. No recursion: thousands of brackets are no reason to fail.
     """
     found, left = [], [value]
     while left:

@@ -1,6 +1,6 @@
 """Ids and sides of a person's own pictures: what they were once given they keep when pictures are added.
 
-An id stands in checkpoints as what was trained on, and a picture that moved from training to validation would be
+Checkpoints keep ids of what was trained on, and a picture that moved from training to validation would be
 measured on by a run that was trained on it.
 """
 
@@ -158,7 +158,8 @@ def _drawn(paths: list[str], draw: Draw, known: Known, alike: list[list[str]]) -
     """What is for validation: what was, and of the new as much as the share wants. Twins share a side."""
     together = {path: group for group in alike for path in group}
     groups = [together.get(path, [path]) for path in sorted(paths) if together.get(path, [path])[0] == path]
-    stay = known.draw is None or known.draw.seed == draw.seed
+    before = known.draw or draw
+    stay = before.seed == draw.seed
 
     def place(group: list[str]) -> tuple[int, bytes]:
         side = {known.side(path) for path in group if stay}
@@ -166,9 +167,7 @@ def _drawn(paths: list[str], draw: Draw, known: Known, alike: list[list[str]]) -
 
     order = sorted(groups, key=place)
     count = min(MAX_VAL_IMAGES, max(1, math.floor(len(paths) * draw.val_fraction + 0.5)))
-    if (
-        stay and known.pictures and (known.draw is None or known.draw.val_fraction == draw.val_fraction)
-    ):  # no old picture moves
+    if stay and known.pictures and before.val_fraction == draw.val_fraction:  # no old picture moves
         old, new = (sum(len(group) for group in groups if place(group)[0] == rank) for rank in (0, 1))
         count = max(old, min(count, old + new))
     chosen: set[str] = set()

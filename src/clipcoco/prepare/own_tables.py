@@ -23,9 +23,9 @@ _PICTURE = r"\.(?:jpe?g|png)"
 
 def table_rows(text: str, path: Path, notes: list[str]) -> list[Row]:
     """All kinds of line ends are "\\n" in `text`. Raises DataError when it is in none of the forms above."""
-    start, separator, first = 0, "", ""
-    for number, line in enumerate(islice(_lines(text), _HEADER_WITHIN), start=1):
-        start += len(line) + 1
+    separator = first = ""
+    for number, found in enumerate(islice(re.finditer(r"(.*)\n?", text), _HEADER_WITHIN), start=1):
+        line = found[1]
         if given := _SEPARATOR_LINE.fullmatch(line):
             separator = given[1]
             continue
@@ -34,23 +34,14 @@ def table_rows(text: str, path: Path, notes: list[str]) -> list[Row]:
             if describes(header):
                 if first:
                     notes.append(f"what stands above the header in line {number} is not read, first {first!r:.60}")
-                return _table_rows(text, start, number + 1, delimiter, header, notes)
+                return _table_rows(text, found.end(), number + 1, delimiter, header, notes)
         bare = line.strip()
         if not first and (token := _TOKEN.fullmatch(line)) and token[1].lower().endswith(SUFFIXES):
             return _token_rows(text, notes)
         first = first or ("" if bare.startswith("#") else bare)
     columns = max((first.split(delimiter) for delimiter in separator or _SEPARATORS), key=len)
-    found = ", ".join(name.strip() for name in columns)[:100]
-    raise DataError(f"no columns of images and captions, but {found!r} ({path}). {ACCEPTED}")
-
-
-def _lines(text: str) -> Iterator[str]:
-    start = 0
-    while start <= len(text):
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        yield text[start:end]
-        start = end + 1
+    names = ", ".join(name.strip() for name in columns)[:100]
+    raise DataError(f"no columns of images and captions, but {names!r} ({path}). {ACCEPTED}")
 
 
 def _header(line: str, delimiter: str) -> list[str]:

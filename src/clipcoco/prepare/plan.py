@@ -99,7 +99,7 @@ class Request:
                 check_link(self.source, file, inside)
         return there
 
-    def in_archive(self, archive: Archive) -> Path | None:
+    def source_archive(self, archive: Archive) -> Path | None:
         """The archive in the source, if it is there."""
         path = self.source / archive.name if self.source else None
         return path if path and path.is_file() else None
@@ -185,7 +185,7 @@ def _captions(request: Request) -> Part:
     if has_captions(request.root):
         return Part("captions", "there", 0, 0, 0, 0)
     archive, unpacked = request.coco.annotations, request.coco.captions_bytes
-    if request.in_archive(archive) or (request.source and has_captions(request.source)):
+    if request.source_archive(archive) or (request.source and has_captions(request.source)):
         return Part("captions", "source", 0, 0, 0, unpacked)
     left = _left(request.root, archive)
     return Part("captions", "archive", 0, 0, left, left + unpacked)
@@ -197,7 +197,7 @@ def choose_part(request: Request, split: str, images: int, missing: int, carried
     if not missing:
         return Part(split, "there", images, 0, 0, 0)
     rest = missing - carried
-    if not rest or request.in_archive(archive):
+    if not rest or request.source_archive(archive):
         room = _to_unpack(request.root, archive, split) if rest and not request.only_prepared else 0
         return Part(split, "source", images, missing, 0, room, carried)
     single, left = archive.size // request.coco.counts[split][0], _left(request.root, archive)

@@ -1,6 +1,6 @@
 """Smaller copies of all images, made once: at 640x480 pixels most of an epoch's decoding is thrown away again.
 
-A copy has its original's name, lies beside it in prepared-<size>/, and is listed in the manifest there once it
+A copy has its original's name, is in prepared-<size>/, and is listed in the manifest there once it
 is on the disk: whatever ends a call, the same call goes on. Threads make the copies: they leave nothing behind when
 the process is killed.
 """
@@ -69,16 +69,13 @@ def reduced(data: bytes, size: int) -> bytes:
     if shorter <= size or max(new_height, new_width) > _LONGEST_JPEG:
         return data
     pixels = interpolate(pixels[None], size=(new_height, new_width), mode="bicubic", antialias=True)[0]
-    grey = _is_grey(data) and bool((pixels == pixels[:1]).all())  # a profile may tint what was stored as grey
+    with opened(data) as stored:
+        grey = stored.mode == "L"
+    grey = grey and bool((pixels == pixels[:1]).all())  # a profile may tint what was stored as grey
     picture = Image.fromarray(pixels[0].numpy() if grey else pixels.permute(1, 2, 0).numpy())
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
     return min(buffer.getvalue(), data, key=len)
-
-
-def _is_grey(data: bytes) -> bool:
-    with opened(data) as picture:
-        return picture.mode == "L"
 
 
 def write_copy(folder: Path, file: str, data: bytes, size: int) -> Entry:
@@ -215,7 +212,7 @@ def _read_problems(path: Path | zipfile.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror}. Get the file anew, or see to the disk") from error
+        raise DataError(f"{path} can't be read: {error.strerror}. Get the file again, or see to the disk") from error
 
 
 @contextmanager

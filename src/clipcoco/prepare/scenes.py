@@ -16,6 +16,7 @@ from random import Random
 from typing import Literal
 
 from clipcoco.config.load import LoadedConfig, load_config
+from clipcoco.data.annotations import SPLITS, annotation_file
 from clipcoco.disk.files import open_new, read_own, sync_volume, write_atomically
 from clipcoco.disk.links import refuse_link
 from clipcoco.errors import DataError
@@ -207,7 +208,7 @@ def to_be_drawn(loaded: LoadedConfig) -> bool:
 
 def is_drawn(root: Path) -> bool:
     """Whether `root` holds these scenes, completely. Other data in COCO's layout are not taken for them."""
-    return _readme(root) == README_TEXT and all(_annotation_file(root, split).is_file() for split in FIRST_ID)
+    return _readme(root) == README_TEXT and all(annotation_file(root, SPLITS[split]).is_file() for split in FIRST_ID)
 
 
 def draw_scenes(
@@ -228,7 +229,7 @@ def draw_scenes(
     annotations: dict[Split, str] = {}
     done = 0
     for split, count in counts.items():
-        folder = root / f"{split}2017"
+        folder = root / SPLITS[split]
         folder.mkdir(exist_ok=True)
         images, texts = [], []
         for index, scene in enumerate(scenes(count, split)):
@@ -247,13 +248,13 @@ def draw_scenes(
                 progress(done, train + val)
         annotations[split] = json.dumps({"info": INFO, "licenses": [LICENCE], "images": images, "annotations": texts})
     sync_volume(root)  # the pictures are on the disk before anything says that they are
-    _annotation_file(root, "train").parent.mkdir(exist_ok=True)
+    (root / "annotations").mkdir(exist_ok=True)
     for split, text in annotations.items():
-        write_atomically(_annotation_file(root, split), text + "\n")
+        write_atomically(annotation_file(root, SPLITS[split]), text + "\n")
 
 
 def _pieces(scene: Scene, rng: Random) -> list[Piece]:
-    """Where the things lie: rows and columns are clear, but the hand is not a ruler's."""
+    """Where the things are: rows and columns are clear, but the hand is not a ruler's."""
     pieces = []
     for row, y in zip(scene.rows, (0.5,) if len(scene.rows) == 1 else (0.26, 0.74), strict=True):
         for thing, x in zip(row, (0.26, 0.74) if len(row) == 2 else (0.5,), strict=True):
@@ -266,10 +267,6 @@ def _pieces(scene: Scene, rng: Random) -> list[Piece]:
     return pieces
 
 
-def _annotation_file(root: Path, split: Split) -> Path:
-    return root / "annotations" / f"captions_{split}2017.json"
-
-
 def _claim(root: Path) -> None:
     """Sign the folder as ours and incomplete, or refuse it: photographs must not be mixed with drawings."""
     ours = _readme(root).startswith(README_TEXT.splitlines()[0][:40])
@@ -278,7 +275,7 @@ def _claim(root: Path) -> None:
     for name in ("annotations", "train2017", "val2017"):
         refuse_link(root / name)
     for split in FIRST_ID:
-        _annotation_file(root, split).unlink(missing_ok=True)
+        annotation_file(root, SPLITS[split]).unlink(missing_ok=True)
     root.mkdir(parents=True, exist_ok=True)
     write_atomically(root / README, README_TEXT)
 

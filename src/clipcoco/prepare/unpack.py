@@ -67,7 +67,7 @@ def unpack(
 ) -> None:
     """Write the members whose whole name matches `members`, each "folder/name", below `root`.
 
-    `total_bytes` is what they have together when all is well. `keep` is told of each file once it lies at its
+    `total_bytes` is what they have together when all is well. `keep` is told of each file once it is at its
     place, whole. Files that are there already with the right size and CRC are read, not written. Raises
     DataError for an archive that is damaged or hostile and for folders that are links, EnvironmentProblem for
     disk and permissions; what was unpacked until then stays for the next call.
@@ -134,7 +134,7 @@ class _Unpacking:
                         os.unlink(entry)
 
     def write(self, zip_file: zipfile.ZipFile, wanted: Members, total: int) -> dict[str, list[Entry]]:
-        """See that each member lies at its place or in `staging`; gives what does in `staging`, by folder."""
+        """See that each member is at its place or in `staging`; gives those in `staging`, by folder."""
         staged: dict[str, list[Entry]] = {}
         done = 0
         for name, info in wanted.items():
