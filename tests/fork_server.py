@@ -13,6 +13,7 @@ import termios
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 _FLAGS = (os.O_RDONLY, os.O_WRONLY | os.O_APPEND, os.O_WRONLY | os.O_APPEND)
 
@@ -26,6 +27,10 @@ class Finished:
     @property
     def json(self) -> dict:
         return json.loads(self.stdout)
+
+    def ok(self) -> Self:
+        assert self.code == 0, self.stderr
+        return self
 
 
 class Process:

@@ -7,7 +7,6 @@ import math
 import os
 import random
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ import numpy as np
 import pytest
 
 from clipcoco.data.annotations import count_entries
-from clipcoco.data.captions import overlap, read_captions
+from clipcoco.data.captions import CaptionTable, overlap, read_captions
 from clipcoco.data.split import check_files
 from clipcoco.disk.links import allow
 from clipcoco.errors import DataError
+from harness import one_line, python
 
 IMAGES, CAPTIONS = 120, 5
 GOLDEN = [15, 36, 99, 204, 246, 302, 323, 463, 477, 554, 729, 820]
@@ -44,12 +44,15 @@ def write(root: Path, content: Any, split: str = "val2017") -> Path:
     return path
 
 
+def table_of(root: Path, content: Content) -> CaptionTable:
+    write(root, content)
+    return read_captions(root, "val2017")
+
+
 def refusal(root: Path) -> str:
     with pytest.raises(DataError) as caught:
         read_captions(root, "val2017")
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
+    return one_line(caught.value)
 
 
 def draw_files(root: Path, content: Content, split: str = "val2017") -> Path:
@@ -62,8 +65,7 @@ def draw_files(root: Path, content: Content, split: str = "val2017") -> Path:
 
 def test_table_is_sorted_by_image_then_caption_and_owners_match_the_file(tmp_path: Path) -> None:
     content = coco()
-    write(tmp_path, content)
-    table = read_captions(tmp_path, "val2017")
+    table = table_of(tmp_path, content)
     assert table.image_ids.tolist() == sorted(row["id"] for row in content["images"])
     assert table.files[1] == "val2017/000000000008.jpg"
     assert len(table.offsets) == IMAGES + 1
@@ -81,19 +83,16 @@ def test_table_is_sorted_by_image_then_caption_and_owners_match_the_file(tmp_pat
 
 def test_order_in_the_file_changes_nothing_and_a_changed_text_changes_the_fingerprint(tmp_path: Path) -> None:
     content = coco()
-    write(tmp_path, content)
-    table = read_captions(tmp_path, "val2017")
+    table = table_of(tmp_path, content)
     before = table.fingerprint()
     moved = table.offsets.copy()
     moved[1] += 1  # a caption of the second image becomes the first's
     assert dataclasses.replace(table, offsets=moved).fingerprint() != before
     content["images"].reverse()
     content["annotations"].reverse()
-    write(tmp_path, content)
-    assert read_captions(tmp_path, "val2017").fingerprint() == before
+    assert table_of(tmp_path, content).fingerprint() == before
     content["annotations"][3]["caption"] += "!"
-    write(tmp_path, content)
-    assert read_captions(tmp_path, "val2017").fingerprint() != before
+    assert table_of(tmp_path, content).fingerprint() != before
 
 
 def test_nothing_is_printed_and_torch_is_not_loaded(tmp_path: Path) -> None:
@@ -102,8 +101,8 @@ def test_nothing_is_printed_and_torch_is_not_loaded(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from clipcoco.data.captions import read_captions;"
         "read_captions(Path(sys.argv[1]), 'val2017'); assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = python(code, tmp_path)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -175,8 +174,7 @@ def test_one_malformed_row_is_dropped_and_counted_many_are_refused(
             row[field] = value
 
     spoil(content[key][5])
-    write(tmp_path, content)
-    table = read_captions(tmp_path, "val2017")
+    table = table_of(tmp_path, content)
     lost = CAPTIONS if key == "images" else 1
     assert len(table.captions) == IMAGES * CAPTIONS - lost
     assert len(table.image_ids) == IMAGES - (key == "images")
@@ -208,15 +206,13 @@ def test_false_ids_are_refused(tmp_path: Path, key: str, field: str, value: Any,
 
 def test_ids_of_captions_that_are_missing_or_begin_anew_are_given_anew(tmp_path: Path) -> None:
     content = coco()
-    write(tmp_path, content)
-    plain = read_captions(tmp_path, "val2017")
+    plain = table_of(tmp_path, content)
     for anew in (False, True):
         seen: dict[int, int] = {}
         for row in content["annotations"]:
             seen[row["image_id"]] = seen.get(row["image_id"], -1) + 1
             row["id"] = seen[row["image_id"]] if anew else None
-        write(tmp_path, content)
-        table = read_captions(tmp_path, "val2017")
+        table = table_of(tmp_path, content)
         assert len(set(table.caption_ids.tolist())) == IMAGES * CAPTIONS
         assert sorted(zip(table.owners, table.captions, strict=True)) == sorted(
             zip(plain.owners, plain.captions, strict=True)
@@ -232,22 +228,19 @@ def test_a_file_under_two_ids_and_captions_that_repeat_are_counted(tmp_path: Pat
     content["images"][3]["file_name"] = content["images"][8]["file_name"]
     for row in content["annotations"]:
         row["caption"] = f"caption of {row['image_id']}"
-    write(tmp_path, content)
-    same, repeated = read_captions(tmp_path, "val2017").notes
+    same, repeated = table_of(tmp_path, content).notes
     assert "1 of 120 images have the same file as another id, first 0000" in same
     assert "480 of 600 captions repeat another of their image" in repeated
 
 
 def test_ids_written_as_texts_or_floats_are_integers(tmp_path: Path) -> None:
     content = coco()
-    write(tmp_path, content)
-    plain = read_captions(tmp_path, "val2017").fingerprint()
+    plain = table_of(tmp_path, content).fingerprint()
     for row in content["images"] + content["annotations"][::2]:
         row.update({name: str(row[name]) for name in row if name.endswith("id")})
     for row in content["annotations"][1::2]:
         row.update({name: float(row[name]) for name in row if name.endswith("id")})
-    write(tmp_path, content)
-    assert read_captions(tmp_path, "val2017").fingerprint() == plain
+    assert table_of(tmp_path, content).fingerprint() == plain
 
 
 def test_orphans_and_images_without_captions_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -255,8 +248,7 @@ def test_orphans_and_images_without_captions_are_dropped_and_counted(tmp_path: P
     content["annotations"][0]["image_id"] = 999_999
     bare = content["images"][0]["id"]
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] != bare]
-    write(tmp_path, content)
-    table = read_captions(tmp_path, "val2017")
+    table = table_of(tmp_path, content)
     assert bare not in table.image_ids
     assert len(table.notes) == 2
     assert "captions belong to no image, first caption 10000, dropped" in table.notes[0]
@@ -281,8 +273,7 @@ def test_captions_are_cleaned_and_empty_ones_dropped(tmp_path: Path) -> None:
     }
     for row, text in zip(content["annotations"], dirty, strict=False):
         row["caption"] = text
-    write(tmp_path, content)
-    table = read_captions(tmp_path, "val2017")
+    table = table_of(tmp_path, content)
     expected = {row["id"]: clean for row, clean in zip(content["annotations"], dirty.values(), strict=False)}
     found = dict(zip(table.caption_ids.tolist(), table.captions, strict=True))
     assert {key: found.get(key) for key in expected} == expected
@@ -312,8 +303,7 @@ def test_a_file_name_that_could_lead_elsewhere_is_refused_and_not_opened(tmp_pat
 
 def test_missing_images_are_counted_with_the_first_three(tmp_path: Path) -> None:
     content = coco()
-    write(tmp_path, content)
-    table = read_captions(tmp_path, "val2017")
+    table = table_of(tmp_path, content)
     with pytest.raises(DataError, match=r"120 of 120 images are missing.*000000000001\.jpg"):
         check_files(table)
     folder = draw_files(tmp_path, content)
@@ -331,8 +321,7 @@ def test_links_may_not_leave_the_root_but_the_root_may_be_one(tmp_path: Path) ->
     content = coco()
     root = tmp_path / "root"
     root.mkdir()
-    write(root, content)
-    table = read_captions(root, "val2017")
+    table = table_of(root, content)
     folder = draw_files(root, content)
     (tmp_path / "alias").symlink_to(root)
     check_files(read_captions(tmp_path / "alias", "val2017"))
@@ -363,8 +352,7 @@ def test_links_may_not_leave_the_root_but_the_root_may_be_one(tmp_path: Path) ->
 
 
 def test_subsets_are_nested_rounded_and_fixed_for_ever(tmp_path: Path) -> None:
-    write(tmp_path, coco())
-    table = read_captions(tmp_path, "val2017")
+    table = table_of(tmp_path, coco())
     sizes = {0.01: 1, 0.1: 12, 0.2125: 26, 0.5: 60, 1.0: 120}  # 25.5 becomes 26
     subsets = [table.subset(fraction, seed=0) for fraction in sizes]
     assert [len(part.image_ids) for part in subsets] == list(sizes.values())
@@ -388,8 +376,7 @@ def test_subsets_are_nested_rounded_and_fixed_for_ever(tmp_path: Path) -> None:
 
 def test_overlap_counts_images_of_both_splits(tmp_path: Path) -> None:
     content = coco()
-    write(tmp_path, content)
-    val = read_captions(tmp_path, "val2017")
+    val = table_of(tmp_path, content)
     moved = {row["id"]: row["id"] + 100_000 * (n >= 7) for n, row in enumerate(content["images"])}
     for row in content["images"]:
         row["id"] = moved[row["id"]]
@@ -403,11 +390,8 @@ def test_overlap_counts_files_of_one_name_and_the_same_bytes(tmp_path: Path) -> 
     for split, base in (("train2017", 0), ("val2017", 1000)):
         names = [f"{n}.jpg" for n in range(5)]
         images = [{"id": base + n, "file_name": name} for n, name in enumerate(names)]
-        write(
-            tmp_path,
-            {"images": images, "annotations": [{"image_id": base + n, "caption": "x"} for n in range(5)]},
-            split,
-        )
+        annotations = [{"image_id": base + n, "caption": "x"} for n in range(5)]
+        write(tmp_path, {"images": images, "annotations": annotations}, split)
         (tmp_path / split).mkdir()
         for n, name in enumerate(names[:4]):
             (tmp_path / split / name).write_bytes(b"same" if n < 2 else split.encode() if n < 3 else b"x" * (5 + base))

@@ -1,7 +1,5 @@
 import os
 import resource
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +8,6 @@ import pytest
 
 from clipcoco.config.derive import (
     OFFICIAL,
-    count_parameters,
     derive,
     resolve_backbone_lr_scale,
     resolve_frozen_epochs,
@@ -31,6 +28,7 @@ from clipcoco.config.messages import suggestion
 from clipcoco.config.schema import SETTINGS, Config
 from clipcoco.config.text import written
 from clipcoco.errors import ConfigError, DataError
+from harness import python
 
 
 @pytest.fixture(autouse=True)
@@ -407,23 +405,8 @@ def test_dump_shows_sources_and_order() -> None:
 
 
 AWKWARD = [
-    "true",
-    "null",
-    "~",
-    "1e-4",
-    "010",
-    ".inf",
-    "# no",
-    "a: b",
-    "'q' \"d\" \\ b",
-    "ü 漢 🐕",
-    "- x",
-    "%a",
-    "2024",
-    "[x]",
-    "=a",
-    "a\ufeffb",
-    " ",
+    *("true", "null", "~", "1e-4", "010", ".inf", "# no", "a: b", "'q' \"d\" \\ b", "ü 漢 🐕", "- x", "%a", "2024"),
+    *("[x]", "=a", "a\ufeffb", " "),
 ]
 
 
@@ -528,18 +511,6 @@ def test_demo_needs_no_download() -> None:
     assert (derived.frozen_epochs, derived.backbone_lr_scale) == (0, 1.0)
 
 
-def test_parameters_are_those_of_the_model() -> None:
-    import torch
-
-    from clipcoco.engine import model
-
-    for name in ("demo", "base"):
-        config = load_config(name).config.model
-        with torch.device("meta"):
-            built = model.build(config, 700)
-        assert count_parameters(config, 700) == sum(parameter.numel() for parameter in built.parameters())
-
-
 def test_subsets_round_half_up() -> None:
     assert [subset_size(n, fraction) for n, fraction in [(5, 0.5), (7, 0.5), (10, 1.0), (10, 0.04)]] == [3, 4, 10, 0]
 
@@ -574,4 +545,4 @@ def test_reading_a_configuration_needs_no_torch() -> None:
         "import sys, clipcoco.config.load as load, clipcoco.config.derive; load.load_config('small');"
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'rich', 'typer')))"
     )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    python(code)

@@ -14,6 +14,7 @@ import pytest
 
 from clipcoco.engine.checkpoint import load, weights_sha256
 from conftest import LIGHT
+from harness import rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,8 +59,7 @@ def test_the_loss_is_changed_in_ten_lines(clipcoco, scenes, tmp_path):
     assert done.returncode == 0, done.stderr
     losses = {}
     for name in ("ours", "theirs"):
-        rows = map(json.loads, (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines())
-        losses[name] = [row["loss"] for row in rows if row["event"] == "step"]
+        losses[name] = [row["loss"] for row in rows(tmp_path / "runs" / name) if row["event"] == "step"]
     assert losses["ours"][0] != losses["theirs"][0]
     assert losses["theirs"][-1] < losses["theirs"][0]  # it learns
     status = json.loads((tmp_path / "runs/theirs/status.json").read_text())
@@ -69,7 +69,7 @@ def test_the_loss_is_changed_in_ten_lines(clipcoco, scenes, tmp_path):
 def test_the_flat_loop_gives_the_bits_of_train_through_a_kill(clipcoco, scenes, tmp_path):
     settings = [f"data.root={scenes}", *LIGHT]
     assert clipcoco("train", "--preset", "demo", *settings, "--name", "run", cwd=tmp_path).code == 0
-    rows = [json.loads(line) for line in (tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()]
+    recorded = rows(tmp_path / "runs/run")
     command = [sys.executable, ROOT / "docs/loop.py", "loop", *settings]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as killed:
         first = ""
@@ -83,8 +83,8 @@ def test_the_flat_loop_gives_the_bits_of_train_through_a_kill(clipcoco, scenes, 
     assert second.stdout.splitlines()[1].startswith("step 7 ")  # after the last whole epoch
     printed = set(re.findall(r"^step (\d+)  loss (\S+)$", first + second.stdout, re.MULTILINE))
     # Nine digits tell any two float32 apart.
-    assert printed == {(str(row["step"]), f"{row['loss']:.9g}") for row in rows if row["event"] == "step"}
-    evaluations = [row for row in rows if row["event"] == "evaluation"]
+    assert printed == {(str(row["step"]), f"{row['loss']:.9g}") for row in recorded if row["event"] == "step"}
+    evaluations = [row for row in recorded if row["event"] == "evaluation"]
     best = max(evaluations, key=lambda row: row["r1"])
     for name, row in (("best.pt", best), ("last.pt", evaluations[-1])):
         assert weights_sha256(load(tmp_path / "loop" / name)["model"]) == row["weights_sha256"]

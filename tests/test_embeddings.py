@@ -13,6 +13,7 @@ import pytest
 from clipcoco.engine.embeddings import Embeddings, read_embeddings
 from clipcoco.errors import DataError, NumericError
 from clipcoco.runs.measure import evaluate_embeddings
+from harness import one_line
 
 IMAGES, CAPTIONS, WIDTH = 6, 12, 8
 TEXTS = np.array([f"{n:012d}" for n in range(IMAGES)])
@@ -40,9 +41,7 @@ def saved(path: Path, **changes: Any) -> Path:
 def refusal(path: Path) -> str:
     with pytest.raises(DataError) as caught:
         read_embeddings(path)
-    message = str(caught.value)
-    assert message.isprintable()
-    return message
+    return one_line(caught.value)
 
 
 def same(one: Embeddings, other: Embeddings) -> bool:

@@ -16,7 +16,7 @@ import torch
 import torchvision
 
 from clipcoco import train
-from clipcoco.config.load import LoadedConfig, load_config
+from clipcoco.config.load import load_config
 from clipcoco.data.captions import read_captions
 from clipcoco.data.contents import contents_of
 from clipcoco.data.features import FeatureFile, FeatureKey
@@ -34,6 +34,7 @@ from clipcoco.runs.directory import RunDir
 from clipcoco.runs.record import read_record
 from conftest import LIGHT
 from fork_server import ForkServer
+from harness import one_line
 
 GOLDEN = Path(__file__).parent / "golden"  # a run of 0.1.0 at step 8 of 18, its tensors short patterns
 
@@ -57,15 +58,13 @@ def test_the_first_format_is_measured_and_resumed(clipcoco: ForkServer, golden, 
     (run / "checkpoints").mkdir(parents=True)
     shutil.copyfile(golden, run / "checkpoints" / "last.pt")
     shutil.copyfile(GOLDEN / "format-1.yaml", run / "config.yaml")
-    done = clipcoco("eval", "golden", f"data.root={scenes}", "--json", cwd=tmp_path)
-    assert done.code == 0, done.stderr
+    done = clipcoco("eval", "golden", f"data.root={scenes}", "--json", cwd=tmp_path).ok()
     assert (done.json["step"], done.json["images"]) == (8, 24)
-    done = clipcoco("resume", "golden", f"data.root={scenes}", cwd=tmp_path)
-    assert done.code == 0, done.stderr
+    done = clipcoco("resume", "golden", f"data.root={scenes}", cwd=tmp_path).ok()
     assert re.search(r"exact +not to the bit: .*pictures were not recorded", done.stderr)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert rows[:3] == checkpoint.load(golden)["metrics"]
-    assert rows[-1]["step"] == 18
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert found[:3] == checkpoint.load(golden)["metrics"]
+    assert found[-1]["step"] == 18
 
 
 def spread(model: dict[str, torch.Tensor], many: int = 0) -> dict[str, torch.Tensor]:
@@ -78,17 +77,11 @@ def spread(model: dict[str, torch.Tensor], many: int = 0) -> dict[str, torch.Ten
     }
 
 
-def shared_lists(times: int) -> list:
+def lists(times: int, inside: int) -> list:
+    """Lists that each hold the one before, `inside` times."""
     value: list = []
     for _ in range(times):
-        value = [value, value]
-    return value
-
-
-def nested_lists(depth: int) -> list:
-    value: list = []
-    for _ in range(depth):
-        value = [value]
+        value = [value] * inside
     return value
 
 
@@ -114,15 +107,14 @@ def nested_lists(depth: int) -> list:
         ({"metrics": [{"event": "step", "step": 1, "epoch": 1}]}, "loss"),
         ({"metrics": [{"event": "other", "step": "1", "epoch": 1}]}, "step"),
         ({"metrics": [{"event": "other", "step": 1, "epoch": 1, "more": float("inf")}]}, "not JSON compliant"),
-        ({"later": shared_lists(40)}, "without end"),
-        ({"later": nested_lists(150)}, "without end"),
+        ({"later": lists(40, 2)}, "without end"),
+        ({"later": lists(150, 1)}, "without end"),
     ],
 )
 def test_plain_parts_of_another_kind_are_refused_in_one_line(changes, said):
     with pytest.raises(CheckpointError) as error:
         checked({"state": {}, **changes}, Path("strange.pt"))
-    assert said in str(error.value)
-    assert str(error.value).isprintable()
+    assert said in one_line(error.value)
     assert "strange.pt" in str(error.value)
 
 
@@ -154,15 +146,9 @@ def test_what_later_versions_add_is_passed_over_and_what_earlier_ones_lacked_has
 def test_tensors_that_would_spoil_a_model_are_refused(golden, part, alter, said):
     content = checkpoint.load(golden)
     alter(content["optimizer"]["state"] if part == "optimizer" else content["model"])
-
-    def resumed():
-        model = open_model(golden, content).model
-        restore_moments(build_optimizer(model, 1e-3, 0.0, 1.0), content["optimizer"])
-
     with pytest.raises(CheckpointError) as error:
-        resumed()
-    assert said in str(error.value)
-    assert str(error.value).isprintable()
+        restore_moments(build_optimizer(open_model(golden, content).model, 1e-3, 0.0, 1.0), content["optimizer"])
+    assert said in one_line(error.value)
 
 
 @pytest.mark.parametrize("number", [0, -1, True, 1.0, "1"])
@@ -178,8 +164,7 @@ def pretrained(clipcoco: ForkServer, scenes, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pretrained")
     torch.manual_seed(1)
     torch.save(torchvision.models.mobilenet_v3_large().state_dict(), folder / "weights.pth")
-    done = clipcoco(*from_weights(scenes), cwd=folder)
-    assert done.code == 0, done.stderr
+    done = clipcoco(*from_weights(scenes), cwd=folder).ok()
     assert re.search("weights +weights.pth, whole by its own sums, SHA-256 " + sha256(folder)[:12], done.stderr)
     return folder
 
@@ -222,15 +207,12 @@ def test_the_settings_of_a_run_that_lost_their_end_are_refused_and_edited_ones_t
         path.write_text(edited)
         assert load_config(file=path).notes == (f"{path} was edited since the run wrote it",)
     path.write_bytes(text.replace("\n", "\r\n").encode())
-    assert load_config(file=path) == replace(whole, **sources(load_config(file=path)))
+    again = load_config(file=path)
+    assert again == replace(whole, source=again.source, layers=again.layers)
     done = clipcoco("inspect-config", path, "seed=1", cwd=tmp_path)
     assert (done.code, done.stderr) == (0, "")
     path.write_text(text.replace("seed: 0", "seed: 3"))
     assert "warning: config.yaml was edited since" in clipcoco("inspect-config", "config.yaml", cwd=tmp_path).stderr
-
-
-def sources(loaded: LoadedConfig) -> dict:
-    return {"source": loaded.source, "layers": loaded.layers}
 
 
 @pytest.mark.parametrize("damage", ["cut", "edit", "none"])
@@ -239,8 +221,7 @@ def test_a_resume_with_changes_writes_the_settings_of_the_run_anew(clipcoco, pre
     config = folder / "runs" / "run" / "config.yaml"
     text = config.read_text()
     config.write_text({"cut": text[:-30], "edit": text.replace("seed: 0", "seed: 9"), "none": text}[damage])
-    done = clipcoco("resume", "run", "train.epochs=2", cwd=folder)
-    assert done.code == 0, done.stderr
+    clipcoco("resume", "run", "train.epochs=2", cwd=folder).ok()
     loaded = load_config(file=config)
     assert (loaded.config.seed, loaded.config.train.epochs, loaded.notes) == (0, 2, ())
     assert loaded.weights == sha256(pretrained)
@@ -265,8 +246,7 @@ def stopped(scenes, tmp_path, monkeypatch) -> Path:
 
 
 def exact(clipcoco: ForkServer, folder: Path) -> str:
-    done = clipcoco("resume", "run", "--device", "cpu", cwd=folder)
-    assert done.code == 0, done.stderr
+    done = clipcoco("resume", "run", "--device", "cpu", cwd=folder).ok()
     return next(line for line in done.stderr.splitlines() if line.lstrip().startswith("exact"))
 
 
@@ -349,8 +329,7 @@ def test_a_state_that_contradicts_itself_is_refused(clipcoco, stopped, state):
 def test_a_run_whose_status_says_nothing_is_resumed(clipcoco, stopped):
     status = stopped / "runs/run/status.json"
     status.write_text(status.read_text().replace('"total_steps": 18', '"total_steps": null'))
-    done = clipcoco("resume", "run", cwd=stopped)
-    assert done.code == 0, done.stderr
+    clipcoco("resume", "run", cwd=stopped).ok()
 
 
 def test_a_checkpoint_that_has_seen_no_step_is_no_bug(clipcoco, stopped):
@@ -365,8 +344,7 @@ def test_init_from_a_path_that_is_no_text(clipcoco, stopped):
     odd.mkdir()
     shutil.copy(stopped / "runs/run/checkpoints/last.pt", odd / "w.pt")
     words = ["train", "--preset", "demo", *LIGHT, "data.root=data", "train.epochs=1", "--name", "on"]
-    done = clipcoco(*words, "--init", odd / "w.pt", "--debug", cwd=stopped)
-    assert done.code == 0, done.stderr
+    clipcoco(*words, "--init", odd / "w.pt", "--debug", cwd=stopped).ok()
     assert load_config(file=stopped / "runs/on/config.yaml").notes == ()
 
 

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import re
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from clipcoco.export.formats import FORMATS, whole_tokenizer
 from clipcoco.export.write import export_model
 from clipcoco.runs.directory import RunDir
 from conftest import TOY
-from harness import until
+from harness import python, until
 
 safetensors = pytest.mark.skipif(
     importlib.util.find_spec("safetensors") is None, reason="safetensors is not installed: clipcoco[export]"
@@ -100,8 +99,7 @@ def test_a_package_that_is_missing_is_one_line_with_the_command(monkeypatch, tmp
 def test_nothing_is_installed_at_run_time(tmp_path):
     program = "import sys; sys.modules['safetensors'] = None; from clipcoco.cli import run; sys.exit(run(sys.argv[1:]))"
     words = ["export", "--format", "safetensors", "--output", "x"]
-    done = subprocess.run([sys.executable, "-c", program, *words], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 5
+    done = python(program, *words, exits=5, cwd=tmp_path)
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: format safetensors needs safetensors, not installed here")
     assert "pip install 'clipcoco[export]'" in done.stderr

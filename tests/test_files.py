@@ -10,23 +10,19 @@ from clipcoco.disk import files
 from clipcoco.engine import checkpoint
 from clipcoco.errors import EnvironmentProblem
 from clipcoco.runs.directory import create
-
-
-def refuse(code: int, folders_only: bool = True):
-    """An os.fsync of a file system that answers `code`."""
-    real = os.fsync
-
-    def fsync(file: int) -> None:
-        if not folders_only or stat.S_ISDIR(os.fstat(file).st_mode):
-            raise OSError(code, os.strerror(code))
-        real(file)
-
-    return fsync
+from harness import raising
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
 def test_a_folder_that_can_not_be_synced_is_no_reason_to_fail(tmp_path, monkeypatch, code):
-    monkeypatch.setattr(os, "fsync", refuse(code))
+    real = os.fsync
+
+    def fsync(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(code, os.strerror(code))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     run = create(tmp_path, "demo", "run")
     checkpoint.save(run.checkpoints, {"model": {}}, best=True, epoch=1, keep=1)
     assert {path.name for path in run.checkpoints.iterdir()} == {"last.pt", "best.pt", "epoch_001.pt"}
@@ -34,7 +30,7 @@ def test_a_folder_that_can_not_be_synced_is_no_reason_to_fail(tmp_path, monkeypa
 
 @pytest.mark.parametrize(("code", "room"), [(errno.EIO, False), (errno.ENOSPC, True), (errno.EDQUOT, True)])
 def test_a_disk_that_fails_is_told_with_what_helps(tmp_path, monkeypatch, code, room):
-    monkeypatch.setattr(os, "fsync", refuse(code, folders_only=False))
+    monkeypatch.setattr(os, "fsync", raising(OSError(code, os.strerror(code))))
     with pytest.raises(EnvironmentProblem, match=os.strerror(code)) as told:
         checkpoint.save(tmp_path, {"model": {}}, best=True, epoch=1, keep=1)
     assert ("Free space" in str(told.value)) == room
@@ -44,15 +40,12 @@ def test_a_disk_that_fails_is_told_with_what_helps(tmp_path, monkeypatch, code, 
 def test_where_there_are_no_hard_links_a_copy_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     real, synced = os.fsync, set()
 
-    def no_link(*_: object) -> None:
-        raise PermissionError(errno.EPERM, "no links here")
-
     def fsync(file: int) -> None:
         real(file)
         synced.add(os.fstat(file).st_ino)
 
-    monkeypatch.setattr(os, "link", no_link)
-    monkeypatch.setattr(os, "symlink", no_link)
+    for name in ("link", "symlink"):
+        monkeypatch.setattr(os, name, raising(PermissionError(errno.EPERM, "no links here")))
     monkeypatch.setattr(os, "fsync", fsync)
     checkpoint.save(tmp_path, {"model": {}}, best=True, epoch=3, keep=1)
     assert files.link(tmp_path / "best.pt", tmp_path / "linked") is False
@@ -64,14 +57,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     files.write_atomically(tmp_path / "status", "old")
     for name in ("fsync", "replace"):
         with monkeypatch.context() as context:
-            context.setattr(os, name, refuse(errno.EIO, folders_only=False) if name == "fsync" else fail)
+            context.setattr(os, name, raising(OSError(errno.EIO, "an error")))
             with pytest.raises(OSError, match="error"):
                 files.write_atomically(tmp_path / "status", "new")
         assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
-
-
-def fail(*_: object) -> None:
-    raise OSError(errno.EIO, "an error")
 
 
 def test_two_processes_of_one_number_never_write_the_same_file(tmp_path):

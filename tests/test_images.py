@@ -3,8 +3,6 @@
 import io
 import random
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from torch import Tensor
 from clipcoco.data import images
 from clipcoco.data.images import decode, evaluation_view, read, sample_rng, training_view
 from clipcoco.data.viewer import UnreadableImage
+from harness import python
 
 GRADIENT = np.stack(np.broadcast_arrays(np.arange(64)[None] * 4, np.arange(48)[:, None] * 5, 90), -1).astype(np.uint8)
 
@@ -234,8 +233,7 @@ def test_flip_mirrors_half_of_the_views() -> None:
 
 def test_a_sample_is_drawn_alike_in_every_process_and_differently_in_every_epoch() -> None:
     code = "from clipcoco.data.images import sample_rng as s; print(s(0, 3, 139, 'view').random())"
-    other = {"PYTHONHASHSEED": "7"}
-    printed = subprocess.run([sys.executable, "-c", code], env=other, capture_output=True, check=True).stdout
+    printed = python(code, env={"PYTHONHASHSEED": "7"}).stdout
     # Written down: another value would change every augmentation of a resumed run.
     assert float(printed) == sample_rng(0, 3, 139, "view").random() == 0.019569703459383136
     keys = [(0, 3, 139, "view"), (1, 3, 139, "view"), (0, 4, 139, "view"), (0, 3, 140, "view"), (0, 3, 139, "caption")]

@@ -70,12 +70,11 @@ def test_an_epoch_goes_on_from_any_batch_and_the_same_loader_serves_the_next(sce
 
 def test_views_and_captions_change_from_epoch_to_epoch(scenes):
     whole = loader(scenes)
-    first, second = ({int(i): b for b in whole.epoch(e) for i in b.image_ids} for e in (0, 1))
-    assert first.keys() == second.keys()
     texts = [{}, {}]
     for epoch in (0, 1):
         for batch in whole.epoch(epoch):
             texts[epoch] |= {int(i): t.tolist() for i, t in zip(batch.image_ids, batch.tokens, strict=True)}
+    assert texts[0].keys() == texts[1].keys()
     changed = sum(texts[0][i][:16] != texts[1][i][:16] for i in texts[0])
     assert changed > len(texts[0]) / 2  # four of five captions are others
 
@@ -97,9 +96,13 @@ def test_tokens_are_cut_to_the_longest_caption_of_the_batch_and_belong_to_the_im
     assert seen == 48
 
 
-def test_an_unreadable_image_is_replaced_by_the_same_other_one_whatever_the_workers(scenes, tmp_path):
-    root = tmp_path / "broken"
-    shutil.copytree(scenes, root)
+@pytest.fixture
+def root(scenes, tmp_path):
+    """A copy of the scenes, to be spoilt."""
+    return shutil.copytree(scenes, tmp_path / "broken")
+
+
+def test_an_unreadable_image_is_replaced_by_the_same_other_one_whatever_the_workers(root):
     victim = sorted((root / "train2017").iterdir())[5]
     victim.write_bytes(victim.read_bytes()[:200])
     calm, busy = everything(loader(root).epoch(0)), everything(loader(root, workers=2).epoch(0))
@@ -109,18 +112,14 @@ def test_an_unreadable_image_is_replaced_by_the_same_other_one_whatever_the_work
     assert all(victim_id not in batch[2].tolist() for batch in calm)
 
 
-def test_a_folder_of_rubbish_is_an_error(scenes, tmp_path):
-    root = tmp_path / "rubbish"
-    shutil.copytree(scenes, root)
+def test_a_folder_of_rubbish_is_an_error(root):
     for path in (root / "train2017").iterdir():
         path.write_bytes(b"<html>not found</html>")
     with pytest.raises(DataError, match="can be read"):
         next(loader(root).epoch(0))
 
 
-def test_evaluation_refuses_an_unreadable_image(scenes, tmp_path):
-    root = tmp_path / "broken"
-    shutil.copytree(scenes, root)
+def test_evaluation_refuses_an_unreadable_image(root):
     victim = sorted((root / "val2017").iterdir())[3]
     victim.write_bytes(b"")
     config = load_config("demo", overrides=[*TOY, f"data.root={root}"]).config.data

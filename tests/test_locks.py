@@ -9,6 +9,7 @@ from clipcoco.errors import EnvironmentProblem
 from clipcoco.prepare.lock import lock as lock_root
 from clipcoco.runs.directory import create
 from clipcoco.runs.standing import read_standing
+from harness import raising
 
 
 def test_who_holds_it_is_named_and_it_is_free_afterwards(tmp_path):
@@ -30,7 +31,7 @@ def test_who_holds_it_is_named_and_it_is_free_afterwards(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL])
 def test_a_file_system_without_locks_is_told_of_and_worked_on(tmp_path, monkeypatch, code):
-    monkeypatch.setattr(fcntl, "flock", failing(code))
+    monkeypatch.setattr(fcntl, "flock", raising(OSError(code, os.strerror(code))))
     run = create(tmp_path, "demo", "run")
     with run.lock() as note, lock_root(tmp_path / "data") as other:
         assert os.strerror(code) in note
@@ -45,16 +46,9 @@ def test_a_file_system_without_locks_is_told_of_and_worked_on(tmp_path, monkeypa
 
 def test_a_lock_that_fails_for_another_reason_is_an_error(tmp_path, monkeypatch):
     run = create(tmp_path, "demo", "run")
-    monkeypatch.setattr(fcntl, "flock", failing(errno.EIO))
+    monkeypatch.setattr(fcntl, "flock", raising(OSError(errno.EIO, os.strerror(errno.EIO))))
     with pytest.raises(EnvironmentProblem, match="run run can't be locked: Input/output error"):
         run.lock().__enter__()
-
-
-def failing(code: int):
-    def flock(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    return flock
 
 
 def test_whoever_may_write_into_the_folder_may_write_its_lock(tmp_path):

@@ -90,12 +90,12 @@ def test_a_fixed_temperature_is_not_trained():
     assert not model.logit_scale.requires_grad
 
 
-@pytest.mark.parametrize("backbone", sorted(BACKBONES))
-def test_the_parameter_count_of_inspect_config_is_the_models(backbone):
-    config = toy(f"model.vision.backbone={backbone}")
+@pytest.mark.parametrize("name", [*sorted(BACKBONES), "demo", "base"])
+def test_the_parameter_count_of_inspect_config_is_the_models(name):
+    config = toy(f"model.vision.backbone={name}") if name in BACKBONES else load_config(name).config.model
     with torch.device("meta"):
-        model = build(config, 300)
-    assert sum(p.numel() for p in model.parameters()) == count_parameters(config, 300)
+        model = build(config, 700)
+    assert sum(p.numel() for p in model.parameters()) == count_parameters(config, 700)
 
 
 def test_a_pretrained_backbone_keeps_its_batchnorm_still():
@@ -108,6 +108,10 @@ def test_a_pretrained_backbone_keeps_its_batchnorm_still():
 
 
 class TestWeights:
+    @pytest.fixture
+    def donor(self):
+        return torchvision.models.resnet18().state_dict()
+
     def save(self, tmp_path, state):
         path = tmp_path / "weights.pt"
         torch.save(state, path)
@@ -116,16 +120,14 @@ class TestWeights:
     def test_none_gives_none(self):
         assert pretrained_backbone(toy().vision) is None
 
-    def test_a_torchvision_file_is_taken_without_its_classifier(self, tmp_path):
-        donor = torchvision.models.resnet18().state_dict()
+    def test_a_torchvision_file_is_taken_without_its_classifier(self, tmp_path, donor):
         state = pretrained_backbone(self.save(tmp_path, donor))
         assert "fc.weight" not in state
         model = build(toy(), 300)
         model.visual.trunk.load_state_dict(state)
         torch.testing.assert_close(model.visual.trunk.layer4[1].conv2.weight, donor["layer4.1.conv2.weight"])
 
-    def test_a_file_from_before_batchnorm_counted_is_taken(self, tmp_path):
-        donor = torchvision.models.resnet18().state_dict()
+    def test_a_file_from_before_batchnorm_counted_is_taken(self, tmp_path, donor):
         old = {name: value for name, value in donor.items() if not name.endswith("num_batches_tracked")}
         model = build(toy(), 300)
         model.visual.trunk.load_state_dict(pretrained_backbone(self.save(tmp_path, old)))
@@ -144,10 +146,10 @@ class TestWeights:
         with pytest.raises(CheckpointError, match="weights"):
             pretrained_backbone(toy(f"model.vision.weights={path}").vision)
 
-    def test_published_weights_are_those_of_the_published_sum(self, tmp_path, monkeypatch):
+    def test_published_weights_are_those_of_the_published_sum(self, tmp_path, donor, monkeypatch):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         entry = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value
-        donor, folder = torchvision.models.resnet18().state_dict(), tmp_path / "hub" / "checkpoints"
+        folder = tmp_path / "hub" / "checkpoints"
         folder.mkdir(parents=True)
         torch.save(donor, folder / entry.url.rsplit("/", 1)[1])
         vision = toy("model.vision.weights=imagenet-v1").vision
@@ -158,8 +160,8 @@ class TestWeights:
         monkeypatch.setattr(entry, "url", f"https://nowhere/resnet18-{digits}.pth")
         torch.testing.assert_close(pretrained_backbone(vision)["conv1.weight"], donor["conv1.weight"])
 
-    def test_a_flipped_bit_is_seen(self, tmp_path):
-        vision = self.save(tmp_path, torchvision.models.resnet18().state_dict())
+    def test_a_flipped_bit_is_seen(self, tmp_path, donor):
+        vision = self.save(tmp_path, donor)
         path = Path(vision.weights)
         whole = path.read_bytes()
         for place in range(100_000, len(whole), len(whole) // 5):
@@ -177,19 +179,17 @@ class TestWeights:
             ("bn1.bias", float("-inf"), "not finite"),
         ],
     )
-    def test_weights_of_no_use_are_refused(self, tmp_path, name, value, said):
-        state = torchvision.models.resnet18().state_dict()
-        state[name].fill_(value)
+    def test_weights_of_no_use_are_refused(self, tmp_path, donor, name, value, said):
+        donor[name].fill_(value)
         with pytest.raises(CheckpointError, match=f"{name} is {said}"):
-            pretrained_backbone(self.save(tmp_path, state))
+            pretrained_backbone(self.save(tmp_path, donor))
 
-    def test_a_file_of_torchs_old_kind_has_no_sums_and_says_so(self, tmp_path):
-        vision = self.save(tmp_path, torchvision.models.resnet18().state_dict())
+    def test_a_file_of_torchs_old_kind_has_no_sums_and_says_so(self, tmp_path, donor):
+        vision = self.save(tmp_path, donor)
         assert read_weights(vision).checked == "whole by its own sums"
-        state = torch.load(vision.weights)
-        torch.save(state, vision.weights, _use_new_zipfile_serialization=False)
+        torch.save(donor, vision.weights, _use_new_zipfile_serialization=False)
         assert "without sums" in read_weights(vision).checked
-        assert pretrained_backbone(vision).keys() <= state.keys()
+        assert pretrained_backbone(vision).keys() <= donor.keys()
 
     def test_without_network_the_error_names_both_ways_out(self, tmp_path, monkeypatch):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))

@@ -46,24 +46,16 @@ def test_it_installs_beside_a_torch_that_is_there_and_works_from_any_folder(whee
     # Without an index nothing could be fetched: every requirement is met by what is there.
     assert "Would install" not in pip("--python", python, "install", "--no-index", "--dry-run", wheel)
     (tmp_path / "empty").mkdir()
-    done = subprocess.run(
-        [tmp_path / "venv" / "bin" / "clipcoco", "inspect-config", "demo"],
-        cwd=tmp_path / "empty",
-        capture_output=True,
-        text=True,
-    )
+    words = [tmp_path / "venv" / "bin" / "clipcoco", "inspect-config", "demo"]
+    done = subprocess.run(words, cwd=tmp_path / "empty", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "backbone: resnet18" in done.stdout
     assert not list((tmp_path / "empty").iterdir())
 
 
 def test_it_runs_from_a_checkout_without_installing(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", PATHS + "from clipcoco.config.load import load_config; load_config('small')"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    code = PATHS + "from clipcoco.config.load import load_config; load_config('small')"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from pycocotools.coco import COCO
 from clipcoco.errors import DataError
 from clipcoco.prepare.drawing import COLOURS, SHAPES
 from clipcoco.prepare.scenes import Scene, captions, draw_scenes, is_drawn, scenes
-from harness import tree
+from harness import python, tree
 
 TRAIN, VAL = 40, 60
 SIZE_OF = {"big": "large", "large": "large", "small": "small", "little": "small", "tiny": "small"}
@@ -113,7 +111,7 @@ def test_layout_is_the_official_one(root: Path) -> None:
 
 def test_another_process_draws_the_same_bytes(root: Path, tmp_path: Path) -> None:
     code = f"import pathlib, clipcoco.prepare.scenes as s; s.draw_scenes(pathlib.Path('again'), {TRAIN}, {VAL})"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": "7"}, check=True)
+    python(code, cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": "7"})
     assert tree(tmp_path / "again") == tree(root)
 
 

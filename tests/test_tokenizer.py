@@ -3,10 +3,7 @@
 import json
 import os
 import random
-import subprocess
-import sys
 import unicodedata
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +11,7 @@ from tokenizers import models
 
 from clipcoco.data.tokenizer import END, PAD, START, Tokenizer, pipeline
 from clipcoco.errors import CheckpointError
+from harness import one_line, python
 
 WORDS = ["a", "man", "dog", "cat", "bus", "table", "sits", "on", "the", "under", "two", "large", "plate"]
 ODD = [
@@ -105,48 +103,30 @@ def test_plain_form_survives_json_and_gives_the_same_ids(tokenizer: Tokenizer) -
     assert (again.encode(ODD, 77) == tokenizer.encode(ODD, 77)).all()
 
 
-def damage(plain: dict[str, Any], fault: str) -> Any:
-    vocab, merges = plain["vocab"], plain["merges"]
-    match fault:
-        case "list":
-            return [vocab, merges]
-        case "no merges":
-            return {"vocab": vocab}
-        case "vocab list":
-            return {"vocab": list(vocab), "merges": merges}
-        case "number as token":
-            return {"vocab": {**vocab, 7: len(vocab)}, "merges": merges}
-        case "truth as id":
-            return {"vocab": {**vocab, "<start>": True}, "merges": merges}
-        case "gap":
-            return {"vocab": {**vocab, "new": len(vocab) + 1}, "merges": merges}
-        case "repeated id":
-            return {"vocab": {**vocab, "new": 5}, "merges": merges}
-        case "special moved":
-            return {"vocab": {**vocab, "<pad>": END, "<end>": PAD}, "merges": merges}
-        case "byte missing":
-            renamed = {("new" if piece == "z" else piece): index for piece, index in vocab.items()}
-            return {"vocab": renamed, "merges": [pair for pair in merges if "z" not in "".join(pair)]}
-        case "merge unknown":
-            return {"vocab": vocab, "merges": [*merges, ["q", "q"]]}
-        case "merge of three":
-            return {"vocab": vocab, "merges": [*merges, ["a", "b", "c"]]}
-        case "merge text":
-            return {"vocab": vocab, "merges": [*merges, "ab"]}
-    raise AssertionError(fault)
-
-
-FAULTS = [
-    *("list", "no merges", "vocab list", "number as token", "truth as id", "gap", "repeated id"),
-    *("special moved", "byte missing", "merge unknown", "merge of three", "merge text"),
-]
+FAULTS = {
+    "list": lambda vocab, merges: [vocab, merges],
+    "no merges": lambda vocab, merges: {"vocab": vocab},
+    "vocab list": lambda vocab, merges: {"vocab": list(vocab), "merges": merges},
+    "number as token": lambda vocab, merges: {"vocab": {**vocab, 7: len(vocab)}, "merges": merges},
+    "truth as id": lambda vocab, merges: {"vocab": {**vocab, "<start>": True}, "merges": merges},
+    "gap": lambda vocab, merges: {"vocab": {**vocab, "new": len(vocab) + 1}, "merges": merges},
+    "repeated id": lambda vocab, merges: {"vocab": {**vocab, "new": 5}, "merges": merges},
+    "special moved": lambda vocab, merges: {"vocab": {**vocab, "<pad>": END, "<end>": PAD}, "merges": merges},
+    "byte missing": lambda vocab, merges: {
+        "vocab": {("new" if piece == "z" else piece): index for piece, index in vocab.items()},
+        "merges": [pair for pair in merges if "z" not in "".join(pair)],
+    },
+    "merge unknown": lambda vocab, merges: {"vocab": vocab, "merges": [*merges, ["q", "q"]]},
+    "merge of three": lambda vocab, merges: {"vocab": vocab, "merges": [*merges, ["a", "b", "c"]]},
+    "merge text": lambda vocab, merges: {"vocab": vocab, "merges": [*merges, "ab"]},
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_damaged_plain_form_is_refused_in_one_line(tokenizer: Tokenizer, fault: str) -> None:
     with pytest.raises(CheckpointError, match="the tokenizer is damaged") as caught:
-        Tokenizer.from_plain(damage(tokenizer.to_plain(), fault))
-    assert len(str(caught.value).splitlines()) == 1
+        Tokenizer.from_plain(FAULTS[fault](**tokenizer.to_plain()))
+    one_line(caught.value)
 
 
 def test_training_is_the_same_whatever_the_threads_and_the_hash_seed() -> None:
@@ -164,10 +144,7 @@ def test_training_is_the_same_whatever_the_threads_and_the_hash_seed() -> None:
             "TOKENIZERS_PARALLELISM": str(threads == "2").lower(),
             "PYTHONHASHSEED": hash_seed,
         }
-        done = subprocess.run(
-            [sys.executable, "-c", code], input=texts, env=environment, capture_output=True, text=True, check=True
-        )
-        found.add(done.stdout)
+        found.add(python(code, input=texts, env=environment).stdout)
     assert len(found) == 1
 
 

@@ -127,8 +127,7 @@ def searched(path: Path) -> Tensor:
     return encoding.prepare(data)
 
 
-def on_page(path: Path) -> Tensor:
-    uri = page._data_uri(path)
+def shown(uri: str | None) -> Tensor:
     assert uri is not None
     return tensor(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
 
@@ -145,7 +144,7 @@ WAYS: dict[str, Callable[[Path], Tensor]] = {
     "copy of a small one": lambda path: decode(reduced(path.read_bytes(), 500)),
     "searched folder": searched,
     "query": query._picture,
-    "search page": on_page,
+    "search page": lambda path: shown(page._data_uri(path)),
     "report": lambda path: tensor(Image.open(io.BytesIO(base64.b64decode(thumbnail(path, 160))))),
     "API path": lambda path: _pixels(0, path),
     "API picture": opened_by_pillow,
@@ -201,13 +200,8 @@ def png(
     """One row of pixels; `chunks` stand before them."""
     pixels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind] * depth
     header = struct.pack(">IIBBBBB", len(row) * 8 // pixels, 1, depth, kind, 0, 0, 0)
-    every = [
-        (b"IHDR", header),
-        *chunks,
-        (b"IDAT", zlib.compress(b"\0" + row)),
-        *([behind] if behind else []),
-        (b"IEND", b""),
-    ]
+    body = (b"IDAT", zlib.compress(b"\0" + row))
+    every = [(b"IHDR", header), *chunks, body, *([behind] if behind else []), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in every
     )
@@ -347,21 +341,7 @@ def test_a_thumbnail_is_small_and_absent_for_what_is_no_picture(tmp_path: Path) 
 
 # --- no bytes let anything through but UnreadableImage ---------------------------------------------------
 
-CHUNKS = (
-    b"iCCP",
-    b"tRNS",
-    b"gAMA",
-    b"cHRM",
-    b"sRGB",
-    b"tEXt",
-    b"zTXt",
-    b"iTXt",
-    b"eXIf",
-    b"pHYs",
-    b"acTL",
-    b"fcTL",
-    b"PLTE",
-)
+CHUNKS = tuple(b"iCCP tRNS gAMA cHRM sRGB tEXt zTXt iTXt eXIf pHYs acTL fcTL PLTE".split())
 
 
 def test_an_empty_profile_behind_the_pixels_is_no_bug() -> None:
@@ -499,17 +479,9 @@ def test_pictures_that_use_a_corner_of_their_16_bits_are_told_and_counted(tmp_pa
 
 
 HELPERS = [
-    "@eaDir/p.jpg",
-    "#recycle",
-    "$RECYCLE.BIN/S-1-5",
-    "System Volume Information",
-    "__MACOSX/a",
-    "lost+found",
-    "2024/LOST.DIR",
-    "@Recycle",
-    "Lightroom Previews.lrdata/0",
+    *("@eaDir/p.jpg", "#recycle", "$RECYCLE.BIN/S-1-5", "System Volume Information", "__MACOSX/a", "lost+found"),
+    *("2024/LOST.DIR", "@Recycle", "Lightroom Previews.lrdata/0", "FOUND.000"),
     "My.photoslibrary/resources/derivatives",
-    "FOUND.000",
 ]
 
 

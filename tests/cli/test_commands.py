@@ -15,6 +15,7 @@ import torch
 from clipcoco import load_config, train
 from clipcoco.engine.checkpoint import weights_sha256
 from conftest import TOY
+from harness import python
 
 
 @pytest.fixture(scope="module")
@@ -255,8 +256,7 @@ def test_help_needs_no_torch_and_no_arguments_give_help(tmp_path):
             "import sys; from clipcoco.cli import run; code = run(sys.argv[1:]); "
             "assert code == 0; assert 'torch' not in sys.modules; assert 'torchvision' not in sys.modules"
         )
-        done = subprocess.run([sys.executable, "-c", program, *words], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        python(program, *words, cwd=tmp_path)
 
 
 def test_help_opens_with_two_examples(clipcoco, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from clipcoco.cli import app
+from harness import python
 
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "matplotlib", "tensorboard", "httpx2", "jinja2", "tokenizers")
 # One command in a fresh interpreter, and which of HEAVY it has loaded.
@@ -117,14 +118,8 @@ def test_the_script_for_bash_works_in_a_real_one(clipcoco, folder):
     ],
 )
 def test_answers_without_loading_what_it_does_not_need(folder, words, env):
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, *words],
-        cwd=folder,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    done = python(DRIVER, *words, cwd=folder, env={**os.environ, **env})
+    assert done.stderr == ""
     assert done.stdout
 
 

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from clipcoco.config.schema import BACKBONES
 from clipcoco.disk.seal import unsealed
 from clipcoco.runs.directory import RunDir
 from conftest import LIGHT
+from harness import python
 
 RECALLS = {"r1": 10.0, "r5": 20.0, "r10": 30.0, "median_rank": 40.0}
 
@@ -372,9 +371,7 @@ def test_neither_command_imports_torch(words, trained):
         "import sys; from clipcoco.cli import run; code = run(sys.argv[1:])\n"
         "assert not {'torch', 'torchvision', 'matplotlib'} & sys.modules.keys(); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=trained, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert python(code, *words, cwd=trained).stderr == ""
 
 
 def test_env_tells_of_the_machine_and_no_secret(clipcoco, tmp_path):

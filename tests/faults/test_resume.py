@@ -6,14 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from waiting import until
 
 from conftest import LIGHT
 from fork_server import ForkServer, Process
+from harness import rows, until
 
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads signal masks from /proc")
 CHECKPOINTS = ("checkpoint.every_steps=4", "checkpoint.keep=0")
@@ -29,43 +30,46 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
-def arguments(data: Path, workers: int) -> list[str]:
-    return [
-        "train",
-        "--preset",
-        "demo",
-        f"data.root={data}",
-        "--name",
-        "run",
-        *LIGHT,
-        *CHECKPOINTS,
-        f"data.workers={workers}",
-    ]
+def arguments(data: Path, workers: int = 0) -> list[str]:
+    settings = [f"data.root={data}", f"data.workers={workers}", *LIGHT, *CHECKPOINTS]
+    return ["train", "--preset", "demo", "--name", "run", *settings]
 
 
 @pytest.fixture(scope="module")
 def calm(clipcoco: ForkServer, data: Path, tmp_path_factory) -> Path:
     """The run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("calm")
-    done = clipcoco(*arguments(data, 0), cwd=folder)
-    assert done.code == 0, done.stderr
+    clipcoco(*arguments(data), cwd=folder).ok()
     return folder / "runs" / "run"
 
 
-def rows(run: Path) -> list[dict]:
-    try:
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # being written
-            break
-        row.pop("clock", None)
-        found.append(row)
-    return found
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return tmp_path / "runs" / "run"
+
+
+@pytest.fixture
+def begun(clipcoco, data, tmp_path, run):
+    """Starts the run, and waits until it has so many rows or until what is asked of its folder holds."""
+
+    def begin(there: int | Callable[[Path], bool], *words: str, workers: int = 0, **more) -> Process:
+        process = clipcoco.start(*arguments(data, workers), *words, cwd=tmp_path, **more)
+        until(lambda: len(rows(run)) >= there if isinstance(there, int) else there(run), process)
+        return process
+
+    return begin
+
+
+@pytest.fixture
+def stopped(begun):
+    """Starts the run and stops it there."""
+
+    def stop(there: int | Callable[[Path], bool], *words: str) -> None:
+        process = begun(there, *words)
+        process.signal(signal.SIGTERM)
+        assert process.wait().code == 75
+
+    return stop
 
 
 def assert_same(run: Path, calm: Path) -> None:
@@ -94,32 +98,30 @@ def saving(run: Path) -> bool:
     return any((run / "checkpoints").glob(".last.pt.*.tmp"))
 
 
-def test_a_checkpoint_that_was_copied_out_of_its_run_goes_on_in_a_new_one(clipcoco, data, calm, tmp_path):
-    process = clipcoco.start(*arguments(data, 0), cwd=tmp_path)
-    until(lambda: any(row["event"] == "evaluation" for row in rows(tmp_path / "runs/run")), process)
-    process.signal(signal.SIGTERM)
-    assert process.wait().code == 75
+def evaluated(run: Path) -> bool:
+    return any(row["event"] == "evaluation" for row in rows(run))
+
+
+def test_a_checkpoint_that_was_copied_out_of_its_run_goes_on_in_a_new_one(clipcoco, calm, stopped, tmp_path):
+    stopped(evaluated)
     (tmp_path / "checkpoints").mkdir()
     shutil.copy(tmp_path / "runs/run/checkpoints/last.pt", tmp_path / "checkpoints/checkpoint_epoch_10.pt")
     shutil.rmtree(tmp_path / "runs")
     no_data = clipcoco("resume", "checkpoints/checkpoint_epoch_10.pt", "data.root=none", cwd=tmp_path)
     assert (no_data.code, (tmp_path / "runs").exists()) == (3, False), "all is checked before there is a run"
-    resumed = clipcoco("resume", "checkpoints/checkpoint_epoch_10.pt", cwd=tmp_path)
-    assert resumed.code == 0, resumed.stderr
-    first = resumed.stderr.splitlines()[0]
-    assert "belongs to no run: it goes on in a new one in runs" in first
+    resumed = clipcoco("resume", "checkpoints/checkpoint_epoch_10.pt", cwd=tmp_path).ok()
+    assert "belongs to no run: it goes on in a new one in runs" in resumed.stderr.splitlines()[0]
     [run] = (tmp_path / "runs").glob("checkpoint_epoch_10-*")
     assert_same(run, calm)
     assert (run / "report.html").is_file()
     (tmp_path / "done.pt").write_bytes((run / "checkpoints/last.pt").read_bytes())
-    finished = clipcoco("resume", "done.pt", cwd=tmp_path)
-    assert (finished.code, "done.pt is finished (18 steps)" in finished.stderr) == (0, True)
+    assert "done.pt is finished (18 steps)" in clipcoco("resume", "done.pt", cwd=tmp_path).ok().stderr
 
 
 PLACES = {
     "in the middle of an epoch": lambda run: len(rows(run)) >= 3,
     "in an evaluation": lambda run: any(row["step"] == 6 for row in rows(run)),
-    "at an epoch's end": lambda run: any(row["event"] == "evaluation" for row in rows(run)),
+    "at an epoch's end": evaluated,
     "in a save": saving,
 }
 
@@ -136,10 +138,8 @@ PLACES = {
         ("in a save", signal.SIGHUP, True, 0),
     ],
 )
-def test_a_stopped_run_goes_on_to_the_same_bits(clipcoco, data, calm, tmp_path, place, number, group, workers):
-    run = tmp_path / "runs" / "run"
-    process = clipcoco.start(*arguments(data, workers), cwd=tmp_path)
-    until(lambda: PLACES[place](run), process)
+def test_a_stopped_run_goes_on_to_the_same_bits(clipcoco, calm, begun, run, place, number, group, workers):
+    process = begun(PLACES[place], workers=workers)
     (process.signal_group if group else process.signal)(number)
     stopped = process.wait()
     assert stopped.code == 75, stopped.stderr
@@ -149,17 +149,15 @@ def test_a_stopped_run_goes_on_to_the_same_bits(clipcoco, data, calm, tmp_path, 
     assert (status["state"], status["exit_code"]) == ("stopped", 75)
     assert 0 < status["step"] < 18
     if place == "in an evaluation":
-        assert not any(row["event"] == "evaluation" for row in rows(run))
+        assert not evaluated(run)
     others = workers if place == "in an evaluation" else 0  # with as many workers, or with none: the same bits
-    resumed = clipcoco("resume", f"data.workers={others}", cwd=tmp_path)
-    assert resumed.code == 0, resumed.stderr
+    resumed = clipcoco("resume", f"data.workers={others}", cwd=run.parents[1]).ok()
     assert f"at step {status['step']} of 18" in resumed.stderr
     assert_same(run, calm)
 
 
-def test_kill_9_and_many_stops_end_in_the_same_bits(clipcoco, data, calm, tmp_path):
-    run = tmp_path / "runs" / "run"
-    process = clipcoco.start(*arguments(data, 0), cwd=tmp_path)
+def test_kill_9_and_many_stops_end_in_the_same_bits(clipcoco, data, calm, run, tmp_path):
+    process = clipcoco.start(*arguments(data), cwd=tmp_path)
     for seen, number in ((6, signal.SIGKILL), (9, signal.SIGTERM), (11, signal.SIGKILL), (15, signal.SIGINT)):
         until(lambda seen=seen: len(rows(run)) >= seen, process)
         process.signal(number)
@@ -171,30 +169,23 @@ def test_kill_9_and_many_stops_end_in_the_same_bits(clipcoco, data, calm, tmp_pa
     assert not list((run / "checkpoints").glob(".*"))  # what the kills left is cleared away
 
 
-def test_a_damaged_last_checkpoint_falls_back_with_a_warning(clipcoco, data, calm, tmp_path):
-    run = tmp_path / "runs" / "run"
-    process = clipcoco.start(*arguments(data, 0), cwd=tmp_path)
-    until(lambda: len(rows(run)) >= 8, process)
-    process.signal(signal.SIGTERM)
-    assert process.wait().code == 75
+def test_a_damaged_last_checkpoint_falls_back_with_a_warning(clipcoco, calm, stopped, run):
+    stopped(8)
     last = run / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:-1000])
-    resumed = clipcoco("resume", cwd=tmp_path)
-    assert resumed.code == 0, resumed.stderr
+    resumed = clipcoco("resume", cwd=run.parents[1]).ok()
     assert "warning: " in resumed.stderr
     assert "Taking previous.pt" in resumed.stderr
     assert_same(run, calm)
 
 
-def test_tensorboard_reads_one_unbroken_curve_after_stops(clipcoco, data, calm, tmp_path):
+def test_tensorboard_reads_one_unbroken_curve_after_stops(clipcoco, calm, begun, run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = tmp_path / "runs" / "run"
-    process = clipcoco.start(*arguments(data, 0), cwd=tmp_path)
-    until(lambda: len(rows(run)) >= 7, process)
+    process = begun(7)
     process.signal(signal.SIGKILL)  # steps after the last checkpoint are on the disk, and will come again
     process.wait()
-    assert clipcoco("resume", cwd=tmp_path).code == 0
+    clipcoco("resume", cwd=run.parents[1]).ok()
     curves = []
     for folder in (run, calm):
         events = EventAccumulator(str(folder / "tensorboard")).Reload()
@@ -202,18 +193,14 @@ def test_tensorboard_reads_one_unbroken_curve_after_stops(clipcoco, data, calm, 
     assert curves[0] == curves[1]
 
 
-def test_a_finished_run_says_so_and_can_be_prolonged(clipcoco, data, calm, tmp_path):
-    folder = calm.parents[1]
-    again = clipcoco("resume", "run", cwd=folder)
-    assert again.code == 0
+def test_a_finished_run_says_so_and_can_be_prolonged(clipcoco, calm):
+    again = clipcoco("resume", "run", cwd=calm.parents[1]).ok()
     assert "run is finished (18 steps)" in again.stderr
     assert "--init run" in again.stderr
 
 
-def test_a_run_at_work_is_locked(clipcoco, data, tmp_path):
-    run = tmp_path / "runs" / "run"
-    process = clipcoco.start(*arguments(data, 0), "train.epochs=50", cwd=tmp_path)
-    until(lambda: (run / "checkpoints" / "last.pt").exists(), process)
+def test_a_run_at_work_is_locked(clipcoco, begun, tmp_path):
+    process = begun(lambda run: (run / "checkpoints" / "last.pt").exists(), "train.epochs=50")
     second = clipcoco("resume", "run", cwd=tmp_path)
     process.signal(signal.SIGTERM)
     assert second.code == 5
@@ -221,10 +208,9 @@ def test_a_run_at_work_is_locked(clipcoco, data, tmp_path):
     assert process.wait().code == 75
 
 
-def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(clipcoco, data, tmp_path):
-    run = tmp_path / "runs" / "run"
-    process = clipcoco.start(*arguments(data, 0), "train.epochs=50", "train.batch_size=48", cwd=tmp_path)
-    until(lambda: (run / "checkpoints" / "previous.pt").exists(), process)
+def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(clipcoco, begun, run):
+    previous = run / "checkpoints" / "previous.pt"
+    process = begun(lambda run: previous.exists(), "train.epochs=50", "train.batch_size=48")
     until(lambda: saving(run), process)
     process.signal(signal.SIGINT)
     process.wait_for("Ctrl-C: stopping")
@@ -232,13 +218,13 @@ def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(clipcoco, data, tmp_pa
     done = process.wait()
     assert done.code in (75, 130), done.stderr  # 75 when the save was quicker than the second signal
     assert "Traceback" not in done.stderr
-    assert clipcoco("eval", "--checkpoint", run / "checkpoints" / "previous.pt", cwd=tmp_path).code == 0
+    clipcoco("eval", "--checkpoint", previous, cwd=run.parents[1]).ok()
 
 
 @NEEDS_PROC
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_before_there_is_anything_to_save_a_signal_ends_the_command(clipcoco, data, tmp_path, number):
-    process = clipcoco.start(*arguments(data, 0), cwd=tmp_path)
+    process = clipcoco.start(*arguments(data), cwd=tmp_path)
     until(lambda: signal.SIGTERM in signals(process.pid, "SigCgt"), process)  # the command has begun
     process.signal(number)
     done = process.wait()
@@ -259,14 +245,12 @@ def test_a_signal_is_heard_from_the_first_moment(tmp_path, number):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_reader_that_is_gone_does_not_stop_the_saving(clipcoco, data, tmp_path):
+def test_a_reader_that_is_gone_does_not_stop_the_saving(begun, run, tmp_path):
     """`clipcoco train 2>&1 | tee log`, then Ctrl-C: the signal takes tee first."""
-    run, pipe = tmp_path / "runs" / "run", tmp_path / "pipe"
+    pipe = str(tmp_path / "pipe")
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    streams = (os.devnull, str(pipe), str(pipe))
-    process = clipcoco.start(*arguments(data, 0), "train.epochs=50", cwd=tmp_path, streams=streams)
-    until(lambda: len(rows(run)) >= 3, process)
+    process = begun(3, "train.epochs=50", streams=(os.devnull, pipe, pipe))
     os.close(reader)
     process.signal(signal.SIGINT)
     assert process.wait().code == 75
@@ -283,34 +267,24 @@ def finished(calm, tmp_path) -> Path:
 def test_a_kill_after_the_last_save_costs_nothing_and_adds_nothing(clipcoco, calm, finished):
     (finished / "status.json").unlink()
     (finished / "report.html").unlink()
-    done = clipcoco("resume", cwd=finished.parents[1])
-    assert done.code == 0, done.stderr
-    assert "image -> text" in done.stdout
+    assert "image -> text" in clipcoco("resume", cwd=finished.parents[1]).ok().stdout
     assert (finished / "report.html").exists()
     assert_same(finished, calm)
 
 
-def test_an_early_stop_stays_one(clipcoco, data, tmp_path):
-    words = [*arguments(data, 0), "train.epochs=5", "train.early_stop_epochs=1", "train.lr=1e-9"]
-    assert clipcoco(*words, cwd=tmp_path).code == 0
-    run = tmp_path / "runs" / "run"
+def test_an_early_stop_stays_one(clipcoco, data, run, tmp_path):
+    clipcoco(*arguments(data), "train.epochs=5", "train.early_stop_epochs=1", "train.lr=1e-9", cwd=tmp_path).ok()
     before = rows(run)
     assert before[-1]["epoch"] < 5
     (run / "report.html").unlink()
-    again = clipcoco("resume", cwd=tmp_path)
-    assert again.code == 0, again.stderr
+    clipcoco("resume", cwd=tmp_path).ok()
     assert rows(run) == before
-    onward = clipcoco("resume", "--set", "train.early_stop_epochs=0", cwd=tmp_path)
-    assert onward.code == 0, onward.stderr
+    clipcoco("resume", "--set", "train.early_stop_epochs=0", cwd=tmp_path).ok()
     assert rows(run)[-1]["epoch"] == 5
 
 
-def test_going_back_would_destroy_what_came_after_and_is_refused(clipcoco, data, tmp_path):
-    run = tmp_path / "runs" / "run"
-    process = clipcoco.start(*arguments(data, 0), "checkpoint.keep=3", cwd=tmp_path)
-    until(lambda: len(rows(run)) >= 9, process)
-    process.signal(signal.SIGTERM)
-    assert process.wait().code == 75
+def test_going_back_would_destroy_what_came_after_and_is_refused(clipcoco, stopped, run, tmp_path):
+    stopped(9, "checkpoint.keep=3")
     before = rows(run)
     refused = clipcoco("resume", "run/epoch_001", cwd=tmp_path)
     assert refused.code == 4
@@ -318,14 +292,12 @@ def test_going_back_would_destroy_what_came_after_and_is_refused(clipcoco, data,
     assert rows(run) == before
     for name in ("last.pt", "previous.pt"):  # now the epoch's file is the newest there is
         (run / "checkpoints" / name).unlink(missing_ok=True)
-    assert clipcoco("resume", "run/epoch_001", cwd=tmp_path).code == 0
+    clipcoco("resume", "run/epoch_001", cwd=tmp_path).ok()
     assert rows(run)[-1]["step"] == 18
 
 
-def test_a_killed_run_leaves_no_workers_behind(clipcoco, data, tmp_path):
-    run = tmp_path / "runs" / "run"
-    process = clipcoco.start(*arguments(data, 2), "train.epochs=50", cwd=tmp_path)
-    until(lambda: len(rows(run)) >= 3, process)
+def test_a_killed_run_leaves_no_workers_behind(begun):
+    process = begun(3, "train.epochs=50", workers=2)
     process.signal(signal.SIGKILL)
     process.wait()
     until(lambda: not session_members(process.pid))
@@ -333,18 +305,14 @@ def test_a_killed_run_leaves_no_workers_behind(clipcoco, data, tmp_path):
 
 def at_work(process: Process) -> list[int]:
     """The data workers: children of the fork server."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,sess="], capture_output=True, text=True).stdout
-    found = [tuple(map(int, line.split())) for line in listed.splitlines()]
-    ours = {pid: parent for pid, parent, session in found if session == process.pid}
-    return [pid for pid, parent in ours.items() if parent in ours and parent != process.pid]
+    parents = session_members(process.pid)
+    return [pid for pid, parent in parents.items() if parent in parents and parent != process.pid]
 
 
 @pytest.mark.parametrize("batch", [2, 48])  # in the middle of an epoch; all images of an epoch are fetched ahead
-def test_a_worker_that_dies_ends_the_run_saved_and_in_one_line(clipcoco, data, tmp_path, batch):
-    run = tmp_path / "runs" / "run"
-    words = (*arguments(data, 2), "train.epochs=200", f"train.batch_size={batch}", "checkpoint.every_steps=1000")
-    process = clipcoco.start(*words, cwd=tmp_path)
-    until(lambda: len(rows(run)) >= 3, process)
+def test_a_worker_that_dies_ends_the_run_saved_and_in_one_line(begun, run, batch):
+    words = ("train.epochs=200", f"train.batch_size={batch}", "checkpoint.every_steps=1000")
+    process = begun(3, *words, workers=2)
     os.kill(at_work(process)[-1], signal.SIGKILL)
     done = process.wait()
     assert done.code == 5, done.stderr
@@ -356,9 +324,8 @@ def test_a_worker_that_dies_ends_the_run_saved_and_in_one_line(clipcoco, data, t
 
 
 @NEEDS_PROC
-def test_a_signal_to_the_group_can_not_reach_workers_and_is_heeded_while_they_hang(clipcoco, data, tmp_path):
-    process = clipcoco.start(*arguments(data, 2), "train.epochs=50", cwd=tmp_path)
-    until(lambda: len(rows(tmp_path / "runs" / "run")) >= 3, process)
+def test_a_signal_to_the_group_can_not_reach_workers_and_is_heeded_while_they_hang(begun):
+    process = begun(3, "train.epochs=50", workers=2)
     others = [pid for pid in session_members(process.pid) if pid != process.pid]
     deaf = []
     for pid in others:
@@ -380,18 +347,16 @@ def signals(pid: int, field: str) -> set[int]:
     return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
-def session_members(session: int) -> list[int]:
-    """Processes of a session that run (zombies do not)."""
-    listed = subprocess.run(["ps", "-eo", "pid=,sess=,stat="], capture_output=True, text=True).stdout
+def session_members(session: int) -> dict[int, int]:
+    """Processes of a session that run (zombies do not), with the parent of each."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,sess=,stat="], capture_output=True, text=True).stdout
     fields = [line.split() for line in listed.splitlines()]
-    return [int(pid) for pid, sess, stat in fields if int(sess) == session and not stat.startswith("Z")]
+    return {int(pid): int(ppid) for pid, ppid, sess, stat in fields if int(sess) == session and stat[0] != "Z"}
 
 
-def test_a_job_that_died_before_its_first_save_can_start_again(clipcoco, data, tmp_path):
-    run = tmp_path / "runs" / "run"
+def test_a_job_that_died_before_its_first_save_can_start_again(clipcoco, data, run, tmp_path):
     (run / "checkpoints").mkdir(parents=True)  # and its status was never written
-    done = clipcoco(*arguments(data, 0), "--or-resume", "train.epochs=1", cwd=tmp_path)
-    assert done.code == 0, done.stderr
+    clipcoco(*arguments(data), "--or-resume", "train.epochs=1", cwd=tmp_path).ok()
     assert [row["step"] for row in rows(run) if row["event"] == "step"] == [1, 2, 3, 4, 5, 6]
 
 
@@ -400,8 +365,8 @@ def test_only_a_dead_run_of_ours_is_ever_cleared_away(clipcoco, data, tmp_path, 
     for folder in (tmp_path, tmp_path / "runs" / "mine"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "precious.txt").write_text("mine")
-    words = [word for word in arguments(data, 0) if word not in ("--name", "run")]
-    done = clipcoco(*words, "--name", name, "--or-resume", cwd=tmp_path)
+    words = [name if word == "run" else word for word in arguments(data)]
+    done = clipcoco(*words, "--or-resume", cwd=tmp_path)
     assert done.code == 2, done.stderr
     assert (tmp_path / "precious.txt").exists()
     assert (tmp_path / "runs" / "mine" / "precious.txt").exists()
@@ -410,9 +375,8 @@ def test_only_a_dead_run_of_ours_is_ever_cleared_away(clipcoco, data, tmp_path, 
 
 def test_a_dry_run_never_resumes(clipcoco, data, finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    words = [word for word in arguments(data, 0) if word not in ("--name", "run")]
-    done = clipcoco(*words, "--name", "other", "--or-resume", "--dry-run", "--json", cwd=finished.parents[1])
-    assert done.code == 0, done.stderr
+    words = ["other" if word == "run" else word for word in arguments(data)]
+    done = clipcoco(*words, "--or-resume", "--dry-run", "--json", cwd=finished.parents[1]).ok()
     assert done.json["wrote"] == "nothing (--dry-run)"
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
     assert not (finished.parent / "other").exists()

@@ -15,28 +15,10 @@ from clipcoco.errors import DataError
 from clipcoco.runs.metrics import LogFile
 
 OF_A_RUN = [
-    "log.txt",
-    "status.json",
-    "metrics.jsonl",
-    "config.yaml",
-    "evaluation.json",
-    "report.html",
-    ".lock",
-    ".status.json.1.tmp",
-    "checkpoints",
-    "checkpoints/last.pt",
-    "checkpoints/best.pt",
-    "checkpoints/.last.pt.1.tmp",
-    "tensorboard",
-    "tensorboard/events.out.tfevents.1",
-    "figures",
-    "figures/loss.svg",
-    "search",
-    "search/x.html",
-    "index",
-    "index/val2017-best.f16",
-    "index/val2017-best.json",
-    "index/val2017-best.lock",
+    *("log.txt", "status.json", "metrics.jsonl", "config.yaml", "evaluation.json", "report.html", ".lock"),
+    *(".status.json.1.tmp", "checkpoints", "checkpoints/last.pt", "checkpoints/best.pt", "checkpoints/.last.pt.1.tmp"),
+    *("tensorboard", "tensorboard/events.out.tfevents.1", "figures", "figures/loss.svg", "search", "search/x.html"),
+    *("index", *(f"index/val2017-best.{kind}" for kind in ("f16", "json", "lock"))),
 ]
 ON_A_RUN = [
     "resume {run}",
@@ -51,23 +33,12 @@ ON_A_RUN = [
 ]
 OF_A_ROOT = [
     ".clipcoco",
-    ".clipcoco/features-resnet50-0-val2017.f16",
-    ".clipcoco/features-resnet50-0-val2017.json",
-    ".clipcoco/features-resnet50-0-val2017.lock",
-    ".clipcoco/lock",
-    ".clipcoco/holder",
-    ".clipcoco/own.json",
-    ".clipcoco/originals.jsonl",
-    ".clipcoco/incoming",
-    ".clipcoco/unpacking-val2017",
-    ".clipcoco/unpacking-val2017/val2017",
-    ".clipcoco/val2017.zip.part",
-    ".clipcoco/val2017.zip.part.json",
-    "prepared-256",
-    "prepared-256/manifest.jsonl",
-    "prepared-256/val2017",
-    "prepared-256/val2017/000000500001.jpg",
-    "prepared-256/val2017/.000000500001.jpg.tmp",
+    *(f".clipcoco/features-resnet50-0-val2017.{kind}" for kind in ("f16", "json", "lock")),
+    *(f".clipcoco/{name}" for name in ("lock", "holder", "own.json", "originals.jsonl", "incoming")),
+    *(".clipcoco/unpacking-val2017", ".clipcoco/unpacking-val2017/val2017"),
+    *(".clipcoco/val2017.zip.part", ".clipcoco/val2017.zip.part.json"),
+    *("prepared-256", "prepared-256/manifest.jsonl", "prepared-256/val2017"),
+    *("prepared-256/val2017/000000500001.jpg", "prepared-256/val2017/.000000500001.jpg.tmp"),
 ]
 OF_ANYBODY = ["annotations", "annotations/captions_val2017.json", "val2017", "val2017/000000500001.jpg"]
 ON_A_ROOT = [
@@ -261,19 +232,8 @@ def test_what_has_another_name_elsewhere_is_not_appended_to(tmp_path, outside):
 
 
 def test_a_manifest_names_no_file_outside(tmp_path):
-    names = [
-        "val2017/1.jpg",
-        "../x",
-        "val2017/..",
-        "../../x",
-        "/etc/passwd",
-        "val2017/../../x",
-        "..",
-        "",
-        3,
-        None,
-        ["val2017/1.jpg"],
-    ]
+    names = ["val2017/1.jpg", "../x", "val2017/..", "../../x", "/etc/passwd", "val2017/../../x", "..", "", 3, None]
+    names.append(["val2017/1.jpg"])
     rows = [{}, *({"file": name, "size": 1, "sha256": "0" * 64} for name in names)]
     (tmp_path / "manifest.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows) + "[" * 10**5 + "\n")
     assert list(read_manifest(tmp_path / "manifest.jsonl")[1]) == ["val2017/1.jpg"]

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from clipcoco.engine.model_file import ModelFile, open_model
 from clipcoco.engine.recall import recall_table
 from clipcoco.export.write import export_model
 from conftest import TOY
+from harness import python
 
 pytestmark = [
     pytest.mark.slow,
@@ -45,8 +44,7 @@ def table(scenes) -> CaptionTable:
 
 
 def exported(clipcoco, folder: Path, name: str) -> tuple[Path, dict]:
-    done = clipcoco("export", "toy", "--format", name, "--output", name, "--json", cwd=folder)
-    assert done.code == 0, done.stderr
+    done = clipcoco("export", "toy", "--format", name, "--output", name, "--json", cwd=folder).ok()
     assert sorted(done.json["files"]) == sorted(path.name for path in (folder / name).iterdir())
     recall = done.json["parity"]["recall"]
     for direction in ("i2t", "t2i"):
@@ -135,8 +133,7 @@ def test_the_lines_in_the_readme_of_onnx_encode_a_picture_and_a_text(clipcoco, f
     (path / "photo.jpg").symlink_to(table.folder / table.files[0])
     caption = table.captions[0]
     program = snippet.replace("a dog on a sofa", caption)
-    done = subprocess.run([sys.executable, "-c", program], cwd=path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = python(program, cwd=path)
     ours = np.load(folder / "toy.npz")
     expected = float(ours["image_embeddings"][0] @ ours["text_embeddings"][0])
     assert float(done.stdout) == pytest.approx(expected, abs=0.02)
@@ -150,8 +147,7 @@ def test_the_lines_in_the_readme_of_open_clip_load_it(clipcoco, folder):
         exported(clipcoco, folder, "open_clip")
     (snippet,) = re.findall(r"```python\n(.*?)```", (path / "README.md").read_text(), re.DOTALL)
     program = snippet + "print(tuple(model.encode_text(tokenizer(['a dog'])).shape))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=path, capture_output=True, text=True)
-    assert done.stdout == "(1, 16)\n", done.stderr
+    assert python(program, cwd=path).stdout == "(1, 16)\n"
 
 
 def test_the_lines_in_the_readme_of_safetensors_load_it(clipcoco, folder, toy):
@@ -159,5 +155,4 @@ def test_the_lines_in_the_readme_of_safetensors_load_it(clipcoco, folder, toy):
     path, _ = exported(clipcoco, folder, "safetensors")
     (snippet,) = re.findall(r"```python\n(.*?)```", (path / "README.md").read_text(), re.DOTALL)
     program = snippet + "print(len(weights), config['model']['projection_dim'], len(tokenizer.encode('a').ids))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=path, capture_output=True, text=True)
-    assert done.stdout == f"{len(toy.model.state_dict())} 16 16\n", done.stderr
+    assert python(program, cwd=path).stdout == f"{len(toy.model.state_dict())} 16 16\n"

@@ -1,7 +1,8 @@
 """A run as the commands conduct it: what is left of it when something fails."""
 
 import errno
-import json
+import itertools
+import math
 import os
 import shutil
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipcoco.config.load import load_config
+from clipcoco.config.load import LoadedConfig, load_config
 from clipcoco.engine import checkpoint, step
 from clipcoco.engine.device import choose_as_trained
 from clipcoco.errors import DataError, EnvironmentProblem, NumericError
@@ -22,15 +23,20 @@ from clipcoco.runs.names import Found
 from clipcoco.runs.resume import open_saved, plan_resume, resumed_run
 from clipcoco.runs.start import new_run, plan_run
 from conftest import TOY
+from harness import raising, rows
 
 QUICK = ("train.epochs=2", "train.batch_size=24", "checkpoint.keep=0", "model.vision.backbone=mobilenet_v3_large")
+HERE = {"device_name": "cpu", "init": None}
 
 
-def start(root, folder, *changes, events=None, stop=lambda: None, device="cpu") -> RunDir:
+def loaded(root, *changes) -> LoadedConfig:
     """Two epochs of two steps, unless `changes` say otherwise."""
+    return load_config("demo", overrides=[*TOY, *QUICK, f"data.root={root}", *changes])
+
+
+def start(root, folder, *changes, events=None, stop=lambda: None) -> RunDir:
     events = [] if events is None else events
-    loaded = load_config("demo", overrides=[*TOY, *QUICK, f"data.root={root}", *changes])
-    plan = plan_run(loaded, name="run", runs_dir=folder, device_name=device, init=None, report=events.append)
+    plan = plan_run(loaded(root, *changes), **HERE, name="run", runs_dir=folder, report=events.append)
     plan = plan.looked_at(events.append)
     with new_run(plan, folder, "run", events.append) as run:
         going.go(plan, run, events.append, stop)
@@ -43,11 +49,6 @@ def resume(run: RunDir, events=None) -> RunEnded:
         plan = plan_resume(saved, runs_dir=run.path.parent, device_name="cpu", report=events.append)
         with resumed_run(saved, plan, run.path.parent, events.append):
             return going.go(plan, run, events.append, lambda: None)
-
-
-def rows(run: RunDir) -> list[dict]:
-    lines = map(json.loads, run.metrics.read_text().splitlines())
-    return [{key: value for key, value in row.items() if key != "clock"} for row in lines]
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +68,10 @@ def assert_same(run: RunDir, calm: RunDir, *names: str) -> None:
 @pytest.fixture
 def sick_evaluation(monkeypatch):
     """The second evaluation fails, by whatever is asked for."""
-    real, calls = going.embed, []
+    real, calls = going.embed, itertools.count(1)
 
     def fail_with(error):
-        def embed(*arguments):
-            calls.append(1)
-            if len(calls) == 2:
-                raise error
-            return real(*arguments)
-
-        monkeypatch.setattr(going, "embed", embed)
+        monkeypatch.setattr(going, "embed", lambda *given: (real if next(calls) != 2 else raising(error))(*given))
 
     return fail_with
 
@@ -104,7 +99,7 @@ def test_an_evaluation_that_fails_costs_no_step(scenes, tmp_path, calm, sick_eva
         assert str(failed.value).startswith("an evaluation, in batches of 128, does not fit into the memory of cpu")
     resume(run, events)
     assert not [event for event in events if isinstance(event, StepDone)]
-    assert rows(run) == rows(calm)
+    assert rows(run.path) == rows(calm.path)
     assert_same(run, calm)
 
 
@@ -141,8 +136,7 @@ def test_a_damaged_validation_image_is_told_before_the_first_step(scenes, tmp_pa
 
 
 def rehearsal(root: Path, folder: Path, *changes: str) -> dict[str, str]:
-    loaded = load_config("demo", overrides=[*TOY, *QUICK, f"data.root={root}", *changes])
-    plan = plan_run(loaded, name=None, runs_dir=folder, device_name="cpu", init=None, report=lambda event: None)
+    plan = plan_run(loaded(root, *changes), **HERE, name=None, runs_dir=folder, report=lambda event: None)
     return rehearsing.rehearse(plan, lambda event: None)
 
 
@@ -193,7 +187,7 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(scenes, tmp_path, calm,
     for message in warnings:
         assert "No space left on device" in message
         assert "MiB are free there. Free space: one takes" in message
-    assert [row for row in rows(run) if row["event"] != "warning" or not row["step"]] == rows(calm)
+    assert [row for row in rows(run.path) if row["event"] != "warning" or not row["step"]] == rows(calm.path)
     assert_same(run, calm)
     best = checkpoint.load(run.checkpoints / "best.pt")["state"]
     assert best["evaluated_epochs"] == best["best_epoch"] == run.status().best.epoch
@@ -227,15 +221,10 @@ def test_what_can_not_be_saved_at_the_end_or_at_a_stop_is_an_error_at_once(scene
 
 
 def test_only_a_full_disk_asks_for_room(tmp_path, monkeypatch):
-    content = {"model": {}, "config": {}, "tokenizer": {}, "state": {}}
     for number, words in ((errno.EDQUOT, "Free space"), (errno.EIO, "Input/output error. See that the folder")):
-
-        def refuse(path, fill, number=number):
-            raise OSError(number, os.strerror(number))
-
-        monkeypatch.setattr(checkpoint, "write_temporary", refuse)
+        monkeypatch.setattr(checkpoint, "write_temporary", raising(OSError(number, os.strerror(number))))
         with pytest.raises(EnvironmentProblem) as told:
-            checkpoint.save(tmp_path, content, best=False, epoch=None, keep=0)
+            checkpoint.save(tmp_path, {}, best=False, epoch=None, keep=0)
         assert words in str(told.value)
         assert ("Free space" in str(told.value)) == (number == errno.EDQUOT)
 
@@ -262,13 +251,8 @@ def test_a_status_says_that_the_run_failed_even_on_a_full_disk(tmp_path, monkeyp
 
 def sick(monkeypatch, first: int) -> None:
     """The loss is NaN from step `first` on."""
-    real, calls = step.gradient, []
-
-    def gradient(*arguments):
-        calls.append(1)
-        return real(*arguments) * (float("nan") if len(calls) >= first else 1)
-
-    monkeypatch.setattr(step, "gradient", gradient)
+    real, calls = step.gradient, itertools.count(1)
+    monkeypatch.setattr(step, "gradient", lambda *given: real(*given) * (math.nan if next(calls) >= first else 1))
 
 
 def test_a_numeric_error_names_the_checkpoint_that_is_left(scenes, tmp_path, monkeypatch):
@@ -287,7 +271,7 @@ def test_embeddings_that_can_not_be_ranked_name_the_best_where_there_is_one(
     if epoch == 2:
         sick_evaluation(error)
     else:
-        monkeypatch.setattr(going, "embed", lambda *arguments: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(going, "embed", raising(error))
     with pytest.raises(NumericError) as told:
         start(scenes, tmp_path)
     assert ("--init" in str(told.value)) == (epoch == 2)

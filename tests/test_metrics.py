@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +24,7 @@ from clipcoco.events import (
 )
 from clipcoco.runs.metrics import LogFile, MetricsFile, fan_out
 from clipcoco.runs.tensorboard import TensorBoard
+from harness import file_size_limit, python
 
 
 def step(number: int, loss: float = 3.0) -> StepDone:
@@ -90,32 +90,18 @@ def test_metrics_are_strict_json(tmp_path: Path) -> None:
     assert read(metrics.path)[0]["i2t"]["r1"] is None
 
 
-FULL_DISK = """
-import resource, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_loggers import *
-folder = Path(sys.argv[2])
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-seen, metrics = [], MetricsFile(folder / "metrics.jsonl", [])
-report = fan_out(metrics, TensorBoard(folder / "tensorboard", None), seen.append)
-report(started(folder))
-report(step(1))
-resource.setrlimit(resource.RLIMIT_FSIZE, (250, hard))
-report(step(2))
-report(step(3))
-resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-report(step(4))
-print(json.dumps([event.message for event in seen if isinstance(event, Warned)]))
-"""
-
-
 def test_full_disk_costs_a_warning_and_no_row_once_there_is_room(tmp_path: Path) -> None:
-    # A limit on the size of files fails a write in the same way, with another errno.
-    arguments = [sys.executable, "-c", FULL_DISK, str(Path(__file__).parent), str(tmp_path)]
-    messages = json.loads(subprocess.check_output(arguments, text=True))
-    assert len(messages) == 2, "one a sink"
+    seen: list[Event] = []
+    metrics, tensorboard = MetricsFile(tmp_path / "metrics.jsonl", []), TensorBoard(tmp_path / "tensorboard", None)
+    report = fan_out(metrics, tensorboard, seen.append)
+    report(started(tmp_path))
+    report(step(1))
+    with file_size_limit(250):
+        report(step(2))
+        report(step(3))
+    report(step(4))
+    tensorboard.close()
+    assert len([event for event in seen if isinstance(event, Warned)]) == 2, "one a sink"
     steps = [row["step"] for row in read(tmp_path / "metrics.jsonl") if row["event"] == "step"]
     assert steps == [1, 2, 3, 4]
 
@@ -123,11 +109,8 @@ def test_full_disk_costs_a_warning_and_no_row_once_there_is_room(tmp_path: Path)
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    accumulator = EventAccumulator(str(folder))
-    accumulator.Reload()
-    return {
-        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]
-    }
+    read = EventAccumulator(str(folder)).Reload()
+    return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
 def test_tensorboard_reads_one_unbroken_curve_after_a_resume(tmp_path: Path) -> None:
@@ -188,12 +171,11 @@ def test_a_tensorboard_that_does_not_work_is_one_warning(tmp_path: Path, monkeyp
 def test_tensorboard_writes_without_torch(tmp_path: Path) -> None:
     code = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_loggers import *
+from test_metrics import *
 TensorBoard(Path({str(tmp_path)!r}), None)(step(1))
 print({{"torch", "tensorflow"}} & set(sys.modules))
 """
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+    assert python(code, cwd=Path(__file__).parent).stdout == "set()\n"
 
 
 def test_tensorboard_holds_the_settings_in_the_run_itself(tmp_path: Path) -> None:
@@ -205,8 +187,7 @@ def test_tensorboard_holds_the_settings_in_the_run_itself(tmp_path: Path) -> Non
     sink(started(tmp_path))
     sink(RunEnded(step=3, epoch=1, state="finished", reason="", seconds=1.0))
     sink.close()
-    reader = EventAccumulator(str(tmp_path))
-    reader.Reload()
+    reader = EventAccumulator(str(tmp_path)).Reload()
     content = {tag: reader.SummaryMetadata(tag).plugin_data.content for tag in reader.PluginTagToContent("hparams")}
     start = plugin_data_pb2.HParamsPluginData.FromString(content["_hparams_/session_start_info"])
     values = start.session_start_info.hparams

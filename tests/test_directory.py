@@ -7,6 +7,7 @@ import pytest
 from clipcoco.errors import CheckpointError, ConfigError
 from clipcoco.runs.directory import RunDir, Status, create, is_ours
 from clipcoco.runs.names import find_run
+from harness import raising
 
 
 def make(runs: Path, name: str, started: float) -> RunDir:
@@ -63,10 +64,8 @@ def test_a_folder_that_holds_anything_else_is_not_ours(tmp_path, name):
 
 
 def test_a_run_that_can_not_be_begun_leaves_no_folder(tmp_path, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("clipcoco.runs.directory.write_json", full)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("clipcoco.runs.directory.write_json", raising(full))
     with pytest.raises(OSError, match="No space"):
         create(tmp_path, "demo", "run")
     assert not list(tmp_path.iterdir())
