@@ -43,11 +43,11 @@ _MAX_NODES = 2_000  # a configuration has about 50
 
 
 class _Document:
-    """One YAML document as plain values. `mistakes` are those after which reading could go on."""
+    """One YAML document as plain values. `mistakes` take in those after which reading can go on."""
 
-    def __init__(self, text: str, where: str, numbered: bool = True) -> None:
+    def __init__(self, text: str, where: str, mistakes: list[str], numbered: bool = True) -> None:
         self.lines: dict[tuple[str, ...], int] = {}  # of each key, by its path
-        self.mistakes: list[str] = []
+        self.mistakes = mistakes
         self._where = where
         self._numbered = numbered
         self._text = text
@@ -77,7 +77,7 @@ class _Document:
         return f"{self._where}:{line}" + ("" if column is None else f":{column}")
 
     def _fatal(self, what: str, line: int, column: int | None = None, hint: str = "") -> ConfigError:
-        return ConfigError(*self.mistakes, f"{what} ({self.place(line, column)}).{hint}")
+        return ConfigError(f"{what} ({self.place(line, column)}).{hint}")
 
     def _unreadable(self, what: str, line: int, hint: str = "") -> object:
         self.mistakes.append(f"{what} ({self.place(line)}).{hint}")
@@ -148,13 +148,11 @@ def _from_command_line(overrides: Sequence[str], mistakes: list[str]) -> Layer:
         if not equals or not name or not value:
             mistakes.append(f"--set {shown(text)} is not NAME=VALUE, as in train.lr=5e-4.")
             continue
-        document = _Document(value, f"--set {shown(text)}", numbered=False)
         try:
-            parsed = document.read()
+            parsed = _Document(value, f"--set {shown(text)}", mistakes, numbered=False).read()
         except ConfigError as error:
             mistakes += error.mistakes
             continue
-        mistakes += document.mistakes
         if name in SECTIONS:
             mistakes.append(f"{name} is a section (--set). Name one of its settings, as in train.lr=5e-4.")
         elif name not in SETTINGS:
@@ -203,9 +201,8 @@ def _read_layer(path: Path, where: str, mistakes: list[str]) -> tuple[Layer, obj
     if not os.path.exists(path) and (meant := preset_in(path.stem)):
         raise ConfigError(f"no configuration file at {where}. For the preset: --preset {meant}")
     note, weights = sealed_by_a_run(text := read_text(path, where), where)
-    document = _Document(text, where)
+    document = _Document(text, where, mistakes)
     tree = document.read()
-    mistakes += document.mistakes
     if tree is None:
         raise ConfigError(f"the configuration is empty ({where}).")
     if not isinstance(tree, dict):

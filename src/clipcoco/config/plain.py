@@ -1,6 +1,6 @@
 """A Config as nested plain values, as dotted names, and as the text of a file; and back from plain values."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -71,20 +71,19 @@ def layer_of(
     return layer
 
 
-def validated(layers: Sequence[Layer], mistakes: Iterable[str] = ()) -> Config:
+def validated(layers: Sequence[Layer], mistakes: Sequence[str]) -> Config:
     """The later layer wins. Raises ConfigError with `mistakes` and all that the schema refuses."""
     values: dict[str, object] = {}
     source = dict.fromkeys(SETTINGS, layers[0].where)
     for layer in layers:
         values |= layer.values
         source |= layer.source
-    found = list(mistakes)
     try:
         config = Config.model_validate(_nested(values))
     except ValidationError as error:
-        raise ConfigError(*found, *explain(error, values, source)) from error
-    if found:
-        raise ConfigError(*found)
+        raise ConfigError(*mistakes, *explain(error, values, source)) from error
+    if mistakes:
+        raise ConfigError(*mistakes)
     return config
 
 
@@ -116,7 +115,7 @@ def flatten(config: Config) -> dict[str, object]:
     return {name: attrgetter(name)(config) for name in SETTINGS}
 
 
-def dump(loaded: LoadedConfig, derived: Sequence[str] = (), others: Sequence[Config] = ()) -> str:
+def dump(loaded: LoadedConfig, derived: Sequence[str], others: Sequence[Config]) -> str:
     """A file that gives an equal Config again, each value with its source as a comment, `derived` below.
 
     With `others` only what differs from any of them; the preset that the file extends must be one.

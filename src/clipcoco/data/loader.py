@@ -62,6 +62,8 @@ class _EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 class Sample(NamedTuple):
+    """An image in an epoch, with one of its captions; of a batch each entry is a tensor."""
+
     view: Tensor | int  # uint8 (3,H,W), or the number of a view whose features are kept
     row: int  # of the table
     caption: int  # of the table; -1: neither the image nor those after it can be read
@@ -69,7 +71,7 @@ class Sample(NamedTuple):
 
 
 class _TrainingImages(Dataset[Sample]):
-    """(epoch, row) -> its sample; the next image takes the place of one that can't be read."""
+    """(epoch, row) -> its sample."""
 
     def __init__(self, config: DataConfig, table: CaptionTable, seed: int) -> None:
         self.folder = table.folder
@@ -82,7 +84,7 @@ class _TrainingImages(Dataset[Sample]):
         return self.sample(*key)
 
     def sample(self, epoch: int, asked: int, features: Features | None = None) -> Sample:
-        """The same with `features` as from images, but for the view."""
+        """Of the image `asked` or of the next one that can be read; with `features` the same, but for the view."""
         view: Tensor | int
         for distance in range(min(len(self.files), MAX_REPLACEMENTS)):
             row = (asked + distance) % len(self.files)
