@@ -59,7 +59,7 @@ gallery = Inputs(config.data, val.table, val_tokens, workers)
 # ---- Model, loss, optimiser, schedule --------------------------------------------------------------------
 model = device.place(build(config.model, tokenizer.vocab_size))  # the first weights come of the seed
 loss = LOSSES["infonce"]
-backbone_lr_scale, _ = resolve_backbone_lr_scale(config.train, config.model.vision.weights)
+backbone_lr_scale = resolve_backbone_lr_scale(config.train, config.model.vision.weights)
 optimizer = build_optimizer(model, config.train.lr, config.train.weight_decay, backbone_lr_scale)
 scaler = device.scaler()  # for the gradients of float16; others pass as they are
 total_steps = loader.steps_per_epoch * config.train.epochs

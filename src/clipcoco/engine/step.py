@@ -92,8 +92,7 @@ def train_step(training: Training, batch: Batch, rate: float) -> Step:
 
 def gradient(training: Training, batch: Batch) -> Tensor:
     """Add the gradient of the batch's loss to the parameters; the loss, a scalar on the device."""
-    # of all that the step draws, dropout above all, whatever was drawn before
-    torch.manual_seed(((training.schedule.seed << 31) + training.state.step) % 2**63)
+    torch.manual_seed(step_seed(training.schedule.seed, training.state.step))
     with training.device.autocast():
         images, texts, temperature = training.model(batch)
     loss = training.loss.of(images, texts, temperature)
@@ -121,6 +120,11 @@ def update(training: Training, loss: Tensor, rate: float) -> tuple[float, float,
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return loss_value, norm_value, calibrating
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Of all that a step draws, dropout above all, whatever was drawn before."""
+    return ((seed << 31) + step) % 2**63
 
 
 @torch.no_grad()
