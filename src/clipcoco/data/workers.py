@@ -182,9 +182,8 @@ def choose_workers(asked: int | str, device_type: str, size: int, batch: int) ->
     most, limit = _room(3 * size**2 * batch)
     if isinstance(asked, int):
         if asked > most:
-            raise EnvironmentProblem(
-                f"there is no room for {asked} data workers: {limit} (data.workers). Raise it, or set {most}"
-            )
+            said = f"there is no room for {asked} data workers: {limit} (data.workers)"
+            raise EnvironmentProblem(f"{said}. Raise it, or set {most}")
         return asked, "asked for"
     if device_type == "cpu":
         return 0, "on a CPU the step needs the cores"

@@ -91,9 +91,8 @@ def load(path: Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file makes torch.load raise nearly anything; none of it is let past
-        raise CheckpointError(
-            f"{path} is not a clipcoco checkpoint, or damaged: {type(error).__name__}. Use another one"
-        ) from error
+        what = f"{path} is not a clipcoco checkpoint, or damaged: {type(error).__name__}"
+        raise CheckpointError(f"{what}. Use another one") from error
     if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] < 1:
         raise CheckpointError(f"{path} is not a clipcoco checkpoint: it names no format. Use another file")
     if content["format"] > FORMAT:

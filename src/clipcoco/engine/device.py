@@ -59,9 +59,8 @@ def choose_device(name: str | None, precision: str) -> Device:
     device, description = _device(name or "auto")
     fast, reason, possible = _precisions(device)
     if precision not in ("auto", *possible):
-        raise EnvironmentProblem(
-            f"{precision} is not possible on {device} (train.precision). Use auto, {' or '.join(possible)}"
-        )
+        others = " or ".join(possible)
+        raise EnvironmentProblem(f"{precision} is not possible on {device} (train.precision). Use auto, {others}")
     chosen, why = (fast, reason) if precision == "auto" else (precision, "asked for")
     true_float32(device)
     return Device(device, chosen, f"{description}, {chosen} ({why})")

@@ -88,10 +88,8 @@ def read_embeddings(path: Path) -> tuple[Embeddings, str]:
         notes.append(f"{alike:,} caption_ids equal another one")
     if zeros := sum(int((rows == 0).all(dim=1).sum()) for rows in (image_rows, text_rows)):
         notes.append(f"{zeros:,} rows are zero")
-    embeddings = Embeddings(
-        image_rows, text_rows, _numbers(ids), _numbers(caption_ids)[order], torch.from_numpy(owners[order])
-    )
-    return embeddings, ", ".join(notes)
+    numbers = _numbers(ids), _numbers(caption_ids)[order]
+    return Embeddings(image_rows, text_rows, *numbers, torch.from_numpy(owners[order])), ", ".join(notes)
 
 
 def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -88,9 +88,8 @@ def read_weights(config: VisionConfig) -> Weights | None:
     else:
         path = expanded(config.weights)
         if not path.is_file():
-            raise CheckpointError(
-                f"no weights at {path} (model.vision.weights). Give imagenet-v1, imagenet-v2, none or a file"
-            )
+            choices = "imagenet-v1, imagenet-v2, none or a file"
+            raise CheckpointError(f"no weights at {path} (model.vision.weights). Give {choices}")
     try:
         sha256, digits = file_sha256(path), path.stem.rpartition("-")[2]
         published = path.name in BACKBONES[config.backbone][2].values()
