@@ -22,7 +22,6 @@ def inspect_config(
             metavar="NAME or FILE",
             help="A preset or a file; nothing: the list.",
             autocompletion=complete_config,
-            show_default=False,
         ),
     ] = None,
     changes: Set = None,

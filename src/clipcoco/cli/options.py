@@ -61,25 +61,15 @@ def _safe(words: list[str]) -> list[str]:
 
 RUNS = Path("runs")
 
-Preset = Annotated[
-    str | None,
-    typer.Option(help="demo, tiny, small, medium or full.", autocompletion=complete_preset, show_default=False),
-]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", help="A YAML file instead.", show_default=False, callback=expanded_path),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.", show_default=False),
-]
+Preset = Annotated[str | None, typer.Option(help="demo, tiny, small, medium or full.", autocompletion=complete_preset)]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file instead.", callback=expanded_path)]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")]
 Bare = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[PRESET or FILE] KEY=VALUE",
         help="A preset or a file without its option; settings as with --set.",
         autocompletion=complete_config,
-        show_default=False,
     ),
 ]
 Run = Annotated[
@@ -88,31 +78,16 @@ Run = Annotated[
         metavar="RUN",
         help="A name, a unique prefix, a preset (its newest run), a path, RUN/best; nothing: the newest run.",
         autocompletion=complete_run,
-        show_default=False,
-    ),
-]
-OneRun = Annotated[
-    str | None,
-    typer.Option(
-        "--run",
-        metavar="RUN",
-        help="A run, RUN/best or a file; otherwise the newest run.",
-        autocompletion=complete_run,
     ),
 ]
 Init = Annotated[
     str | None,
     typer.Option(
-        metavar="RUN or FILE",
-        help="Start from these weights, with a fresh optimiser.",
-        autocompletion=complete_run,
-        show_default=False,
+        metavar="RUN or FILE", help="Start from these weights, with a fresh optimiser.", autocompletion=complete_run
     ),
 ]
 RunsDir = Annotated[Path, typer.Option(help="The folder of the runs.", callback=expanded_path)]
-Device = Annotated[
-    str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=False, callback=_known_device)
-]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", callback=_known_device)]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no panel.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]

@@ -27,7 +27,6 @@ def runs(
             metavar="A B",
             help="Two runs to compare; nothing: all of them.",
             autocompletion=complete_run,
-            show_default=False,
         ),
     ] = None,
     runs_dir: RunsDir = RUNS,

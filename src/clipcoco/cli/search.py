@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,9 +16,9 @@ from clipcoco.cli.options import (
     Debug,
     Device,
     Json,
-    OneRun,
     RunsDir,
     Set,
+    complete_run,
     data_changes,
     expanded_path,
     print_json,
@@ -39,38 +38,27 @@ if TYPE_CHECKING:
 
 Picture = Annotated[
     Path | None,
+    typer.Option(metavar="FILE", help="Look for what is like this picture instead.", callback=expanded_path),
+]
+OneRun = Annotated[
+    str | None,
     typer.Option(
-        "--image",
-        metavar="FILE",
-        help="Look for what is like this picture instead.",
-        show_default=False,
-        callback=expanded_path,
+        metavar="RUN", help="A run, RUN/best or a file; otherwise the newest run.", autocompletion=complete_run
     ),
 ]
 Folder = Annotated[
     Path | None,
-    typer.Option(
-        "--images",
-        metavar="DIR",
-        help="All pictures below this folder, not the run's.",
-        show_default=False,
-        callback=expanded_path,
-    ),
+    typer.Option(metavar="DIR", help="All pictures below this folder, not the run's.", callback=expanded_path),
 ]
 FEWEST = 12  # columns that a caption is worth showing in
 
 
 def search(
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT", help="What is in the picture.", show_default=False)
-    ] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="What is in the picture.")] = None,
     image: Picture = None,
     run: OneRun = None,
     images: Folder = None,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="local-dir:FOLDER", help="Any model of open_clip.", show_default=False),
-    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="local-dir:FOLDER", help="Any model of open_clip.")] = None,
     count: Annotated[int, typer.Option("-k", min=1, max=10_000, help="How many.")] = 5,
     changes: Set = None,
     quiet: Annotated[bool, typer.Option("-q", help="Only the paths, one a line.")] = False,
@@ -92,6 +80,7 @@ def search(
     found = find_run(runs_dir, run) if model is None or run is not None else None
     if found is None or found.run is None:
         refuse_links(runs_dir / "search", CheckpointError)
+    from clipcoco.search.page import write_page
     from clipcoco.search.query import Query, Told, answer
 
     searched, gallery = _open(found, images, model, settings)
@@ -113,7 +102,11 @@ def search(
         paths = (printable(str(hit.path)).encode() if as_text else os.fsencode(hit.path) for hit in result.hits)
         write_out(b"\n".join(paths))
         return ExitCode.OK
-    page = _write_page(home / "search", result, about, told.tell)
+    try:
+        page = write_page(home / "search", result, about)
+    except OSError as error:
+        page = None
+        told.tell(f"the page of pictures can't be written: {error.strerror} ({error.filename or home / 'search'})")
     if json_:
         print_json(_plain(result, name, searched.source, page))
     else:
@@ -152,16 +145,6 @@ def _open(found: Found | None, images: Path | None, model: str | None, changes: 
         data = override(file.config, changes).data if changes else file.config.data
         gallery = galleries.validation_gallery(data, file.content.get("data", {}).get("source"))
     return searched or ours, gallery
-
-
-def _write_page(folder: Path, result: "Answer", about: str, tell: Callable[[str], None]) -> Path | None:
-    from clipcoco.search.page import write_page
-
-    try:
-        return write_page(folder, result, about)
-    except OSError as error:
-        tell(f"the page of pictures can't be written: {error.strerror} ({error.filename or folder})")
-        return None
 
 
 def _plain(result: "Answer", run: str | None, model: str, page: Path | None) -> dict[str, object]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
+from statistics import median_high
 from typing import Any, Self
 
 from rich.console import Group, RenderableType
@@ -22,17 +23,8 @@ LINE_SECONDS = 30.0  # between two plain lines of progress
 WORDS = {"evaluate": "encoding", "rank": "ranking", "features": "features", "check": "reading", "hash": "hashing"}
 
 
-def _evaluation_line(event: events.Evaluated) -> str:
-    i2t, t2i = ("/".join(f"{recalls[key]:.2f}" for key in ("r1", "r5", "r10")) for recalls in (event.i2t, event.t2i))
-    return f"eval epoch {event.epoch} R@1 {event.r1:.2f} i2t {i2t} t2i {t2i}" + (" best" if event.best else "")
-
-
 def _warning(message: str) -> Text:
     return Text.assemble(("warning: ", "yellow"), printable(message))
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 class RunConsole:
@@ -146,7 +138,9 @@ class RunConsole:
         assert self.run
         self._mark, self.phase = None, events.Progress("train", self.done, self.run.total_steps)
         self.evaluations.append(vars(event))
-        self._line(_evaluation_line(event))
+        i2t, t2i = ("/".join(f"{way[key]:.2f}" for key in ("r1", "r5", "r10")) for way in (event.i2t, event.t2i))
+        best = " best" if event.best else ""
+        self._line(f"eval epoch {event.epoch} R@1 {event.r1:.2f} i2t {i2t} t2i {t2i}{best}")
 
     def stopping(self, signal: str) -> None:
         """Say that `signal` was heard. Called by its handler, which may interrupt a write: so no stream is used."""
@@ -200,15 +194,6 @@ class RunConsole:
         assert self.run
         return max(1, -(-self.done // self.run.steps_per_epoch))
 
-    def _evaluation_seconds(self) -> float | None:
-        seconds = [row["clock"]["seconds"] for row in self.evaluations]
-        return _median(seconds) if seconds else None
-
-    def _evaluations_left(self) -> float:
-        assert self.run
-        under_way = self.phase.done / self.phase.total if self.phase.phase == "evaluate" else 0.0
-        return self.run.epochs - len(self.evaluations) - under_way
-
     def _seconds_left(self) -> float | None:
         """Of the whole run: the median step and the median evaluation, times what is left of each."""
         assert self.run
@@ -217,8 +202,11 @@ class RunConsole:
             steps = [(time.monotonic() - self._mark[0]) / (self.done - self._mark[1])]
         if not steps:
             return None
-        evaluations = (self._evaluation_seconds() or 0.0) * self._evaluations_left()
-        return _median(steps) * (self.run.total_steps - self.done) + evaluations
+        left = median_high(steps) * (self.run.total_steps - self.done)
+        if seconds := [row["clock"]["seconds"] for row in self.evaluations]:
+            under_way = self.phase.done / self.phase.total if self.phase.phase == "evaluate" else 0.0
+            left += median_high(seconds) * (self.run.epochs - len(self.evaluations) - under_way)
+        return left
 
     def _features_left(self) -> float | None:
         """Of the images that a frozen backbone has still to see."""
@@ -238,7 +226,7 @@ class RunConsole:
         where = f"evaluating, {phase.done / phase.total:.0%} · ".replace("%", " %") if phase.phase == "evaluate" else ""
         if left is None:
             return where + "measuring the time left"
-        if self._evaluation_seconds() is None:
+        if not self.evaluations:
             return where + f"about {say_seconds(round(left))} left, evaluations not counted yet"
         end = datetime.now() + timedelta(seconds=left)
         day = "%H:%M:%S" if left < 12 * 3600 else "%A %H:%M"
