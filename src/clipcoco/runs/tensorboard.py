@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from clipcoco.disk import files
 from clipcoco.events import Evaluated, Event, RunEnded, RunStarted, StepDone
 
 if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event as Record
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 METRICS = {  # of the HParams page
     "val/r1": "R@1 with all validation images as one gallery: the mean of both directions, in percent",
@@ -33,7 +33,7 @@ class Picture:
 
 
 class TensorBoard:
-    """Scalars, settings and pictures, written without torch's writer, whose import costs 2 seconds more.
+    """Scalars, settings and pictures. Without torch's writer: its thread prints a traceback when the disk is full.
 
     Raises OSError for whatever goes wrong, a missing package or one of another version among it.
 
@@ -48,138 +48,109 @@ class TensorBoard:
         self._broken = False
 
     def __call__(self, event: Event) -> None:
-        self._safely(lambda: self._record(event))
+        if isinstance(event, StepDone | Evaluated):
+            self._write(event.step, lambda: _scalars(event))
+        elif isinstance(event, RunStarted) and self.settings and self.step is None:
+            self._write(0, lambda: _hparams(self.settings))
+        elif isinstance(event, RunEnded):
+            self._write(event.step, lambda: _session_end(event))
 
     def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
-        self._safely(lambda: self._write(step, _image_values(pictures)))
+        self._write(step, lambda: _images(pictures))
 
     def close(self) -> None:
         if self._file:
             self._file.close()
 
-    def _safely(self, write: Callable[[], None]) -> None:
+    def _write(self, step: int, values: "Callable[[], list[Summary.Value]]") -> None:
         if self._broken:  # to import it again for each event would cost more than the step
             return
         try:
-            write()
+            from tensorboard.compat.proto.event_pb2 import Event as Record
+            from tensorboard.compat.proto.event_pb2 import SessionLog
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            if self._file is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                # Readers take files in the order of their names: with microseconds a quick resume comes second.
+                name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+                self._file = files.open_to_append(self.folder / name)
+                _append(self._file, Record(wall_time=time.time(), file_version="brain.Event:2"))
+                if self.step is not None:
+                    start = SessionLog(status=SessionLog.START)
+                    _append(self._file, Record(wall_time=time.time(), step=self.step + 1, session_log=start))
+            _append(self._file, Record(wall_time=time.time(), step=step, summary=Summary(value=values())))
         except OSError:
             raise
         except Exception as error:  # TensorBoard and protobuf, which may be of any version, raise anything
             self._broken = True
             raise OSError(f"TensorBoard fails: {type(error).__name__}: {error}") from error
 
-    def _record(self, event: Event) -> None:
-        if isinstance(event, StepDone):
-            self._scalars(event.step, _step_scalars(event))
-        elif isinstance(event, Evaluated):
-            self._scalars(event.step, _evaluation_scalars(event))
-        elif isinstance(event, RunStarted) and self.settings and self.step is None:
-            self._write(0, _hparams(self.settings))
-        elif isinstance(event, RunEnded):
-            self._write(event.step, [_session_end(finished=event.state == "finished")])
 
-    def _scalars(self, step: int, scalars: dict[str, float]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
+def _append(file: BinaryIO, record: "Record") -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._write(step, [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()])
-
-    def _write(self, step: int, values: "Sequence[Summary.Value]") -> None:
-        from tensorboard.compat.proto.event_pb2 import Event as Record
-        from tensorboard.compat.proto.event_pb2 import SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        if self._file is None:
-            self._file = self._open()
-            self._append(Record(wall_time=time.time(), file_version="brain.Event:2"))
-            if self.step is not None:
-                start = SessionLog(status=SessionLog.START)
-                self._append(Record(wall_time=time.time(), step=self.step + 1, session_log=start))
-        self._append(Record(wall_time=time.time(), step=step, summary=Summary(value=values)))
-
-    def _open(self) -> BinaryIO:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # Readers take files in the order of their names: with microseconds a quick resume comes second.
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        return open(self.folder / name, "xb", buffering=0)
-
-    def _append(self, record: Any) -> None:
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        buffer = io.BytesIO()
-        RecordWriter(buffer).write(record.SerializeToString())
-        assert self._file
-        files.write_whole(self._file, buffer.getvalue())
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(record.SerializeToString())
+    files.write_whole(file, buffer.getvalue())
 
 
-def _image_values(pictures: Sequence[Picture]) -> "list[Summary.Value]":
+def _scalars(event: StepDone | Evaluated) -> "list[Summary.Value]":
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    if isinstance(event, StepDone):
+        names = ("loss", "lr", "temperature", "grad_norm")
+        values = {f"train/{name}": getattr(event, name) for name in names}
+        values |= {f"train/{name}": event.clock[name] for name in ("images_per_second", "data_wait")}
+    else:
+        values = {"val/loss": event.val_loss, "val/r1": event.r1}
+        values |= {f"val/i2t/{key}": value for key, value in event.i2t.items()}
+        values |= {f"val/t2i/{key}": value for key, value in event.t2i.items()}
+    return [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+
+
+def _images(pictures: Sequence[Picture]) -> "list[Summary.Value]":
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 
     return [
         Summary.Value(
-            tag=picture.tag,
-            metadata=SummaryMetadata(summary_description=picture.description),
-            image=Summary.Image(
-                width=picture.width, height=picture.height, colorspace=3, encoded_image_string=picture.png
-            ),
+            tag=one.tag,
+            metadata=SummaryMetadata(summary_description=one.description),
+            image=Summary.Image(width=one.width, height=one.height, colorspace=3, encoded_image_string=one.png),
         )
-        for picture in pictures
+        for one in pictures
     ]
 
 
 def _hparams(settings: Mapping[str, object]) -> "list[Summary.Value]":
     """What the HParams page needs: which settings and metrics there are, then this run's values."""
-    from google.protobuf.struct_pb2 import Value
     from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
     infos, start = [], plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
     for name, value in settings.items():
         if isinstance(value, bool):
-            kind, proto = api_pb2.DATA_TYPE_BOOL, Value(bool_value=value)
+            kind, start.hparams[name].bool_value = api_pb2.DATA_TYPE_BOOL, value
         elif isinstance(value, int | float):
-            kind, proto = api_pb2.DATA_TYPE_FLOAT64, Value(number_value=value)
+            kind, start.hparams[name].number_value = api_pb2.DATA_TYPE_FLOAT64, value
         else:
-            kind, proto = api_pb2.DATA_TYPE_STRING, Value(string_value=str(value))
+            kind, start.hparams[name].string_value = api_pb2.DATA_TYPE_STRING, str(value)
         infos.append(api_pb2.HParamInfo(name=name, type=kind))
-        start.hparams[name].CopyFrom(proto)
     metrics = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), description=text) for tag, text in METRICS.items()]
     experiment = api_pb2.Experiment(hparam_infos=infos, metric_infos=metrics)
-    return [
-        _plugin_value("_hparams_/experiment", plugin_data_pb2.HParamsPluginData(experiment=experiment)),
-        _plugin_value("_hparams_/session_start_info", plugin_data_pb2.HParamsPluginData(session_start_info=start)),
-    ]
+    return [_of_plugin("experiment", experiment=experiment), _of_plugin("session_start_info", session_start_info=start)]
 
 
-def _session_end(finished: bool) -> "Summary.Value":
+def _session_end(event: RunEnded) -> "list[Summary.Value]":
     from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
-    end = plugin_data_pb2.SessionEndInfo(
-        status=api_pb2.STATUS_SUCCESS if finished else api_pb2.STATUS_UNKNOWN, end_time_secs=time.time()
-    )
-    return _plugin_value("_hparams_/session_end_info", plugin_data_pb2.HParamsPluginData(session_end_info=end))
+    status = api_pb2.STATUS_SUCCESS if event.state == "finished" else api_pb2.STATUS_UNKNOWN
+    end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+    return [_of_plugin("session_end_info", session_end_info=end)]
 
 
-def _plugin_value(tag: str, data: "HParamsPluginData") -> "Summary.Value":
+def _of_plugin(tag: str, **data: object) -> "Summary.Value":
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.hparams import metadata
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-    return Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)
-
-
-def _step_scalars(event: StepDone) -> dict[str, float]:
-    return {
-        "train/loss": event.loss,
-        "train/lr": event.lr,
-        "train/temperature": event.temperature,
-        "train/grad_norm": event.grad_norm,
-        "train/images_per_second": event.clock["images_per_second"],
-        "train/data_wait": event.clock["data_wait"],
-    }
-
-
-def _evaluation_scalars(event: Evaluated) -> dict[str, float]:
-    recalls = {
-        f"val/{direction}/{key}": value
-        for direction, row in (("i2t", event.i2t), ("t2i", event.t2i))
-        for key, value in row.items()
-    }
-    return {"val/loss": event.val_loss, "val/r1": event.r1, **recalls}
+    about = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**data))
+    return Summary.Value(tag=f"_hparams_/{tag}", metadata=about, tensor=metadata.NULL_TENSOR)
