@@ -6,27 +6,28 @@ read once. A folder that can't be written to costs the reading, each time.
 
 import contextlib
 import hashlib
-import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 from clipcoco.cores import usable_cores
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.split import ORIGINALS, Source
-from clipcoco.disk.files import read_own, write_json
-from clipcoco.disk.seal import seal, unsealed
+from clipcoco.disk.seal import read_sealed, write_sealed
 from clipcoco.errors import DataError
 from clipcoco.events import Progress, Report
 
 Digests = npt.NDArray[np.uint8]
 WIDTH = 16  # bytes of a SHA-256: no two pictures share them by chance
 _JUST_NOW = 2 * 10**9  # nanoseconds: within them a file may change once more and keep its times
-_Known = dict[str, list[int | str]]  # file -> size, time of its content, time of its entry, SHA-256
+_Stamp = tuple[int, int, int]  # size, time of its content, time of its entry
+_PICTURES = TypeAdapter(dict[Any, tuple[int, int, int, str]])  # of a file its stamp and its SHA-256
 
 
 def contents_of(table: CaptionTable, source: Source, report: Report = lambda event: None) -> Digests:
@@ -60,30 +61,30 @@ def _read(root: Path, files: list[str], report: Report) -> list[str]:
     cache = root / ".clipcoco" / "pictures.json"
     known, now = _remembered(cache), time.time_ns()
     stamps = {file: _stamp(root / file) for file in files}
-    stale = [file for file in files if known.get(file, [])[:3] != stamps[file]]
+    stale = [file for file in files if known.get(file, ())[:3] != stamps[file]]
     pool = ThreadPoolExecutor(usable_cores())
     try:
         digests = zip(stale, pool.map(_sha256, (root / file for file in stale)), strict=True)
         for done, (file, digest) in enumerate(digests, start=1):
-            known[file] = [*stamps[file], digest]
+            known[file] = (*stamps[file], digest)
             report(Progress("hash", done, len(stale)))
     finally:
         pool.shutdown(cancel_futures=True)
-        lasting = {file: entry for file, entry in known.items() if all(int(at) < now - _JUST_NOW for at in entry[1:3])}
+        lasting = {file: entry for file, entry in known.items() if max(entry[1], entry[2]) < now - _JUST_NOW}
         if stale and lasting:
             with contextlib.suppress(OSError):  # a folder of somebody else
                 cache.parent.mkdir(exist_ok=True)
-                write_json(cache, seal({"pictures": lasting}))
-    return [str(known[file][3]) for file in files]
+                write_sealed(cache, {"pictures": lasting})
+    return [known[file][3] for file in files]
 
 
-def _stamp(path: Path) -> list[int]:
+def _stamp(path: Path) -> _Stamp:
     """The time of the entry moves, too, when another file of equal size and time takes the name."""
     try:
         status = os.stat(path)
     except OSError:
-        return [0, 0, 0]
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        return 0, 0, 0
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _sha256(path: Path) -> str:
@@ -94,12 +95,8 @@ def _sha256(path: Path) -> str:
         return ""
 
 
-def _remembered(cache: Path) -> _Known:
+def _remembered(cache: Path) -> dict[Any, tuple[int, int, int, str]]:
     try:
-        known = unsealed(json.loads(read_own(cache, most=2**30)))["pictures"]
-        return {
-            file: [int(entry[0]), int(entry[1]), int(entry[2]), bytes.fromhex(entry[3]).hex()]
-            for file, entry in known.items()
-        }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
+        return _PICTURES.validate_python(read_sealed(cache)["pictures"])
+    except (OSError, ValueError, LookupError, TypeError):
         return {}  # not there, damaged, or a stranger's

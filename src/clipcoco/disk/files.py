@@ -11,7 +11,6 @@ import os
 import secrets
 import shutil
 import stat
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -76,12 +75,10 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
-def remove_leftovers(path: Path, older_than: float = 0) -> None:
-    """Delete what writing `path` left when it was killed. Who may not be alone in writing it names some seconds."""
+def remove_leftovers(path: Path) -> None:
+    """Delete what writing `path` left when it was killed; the caller is alone in writing it."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with suppress(FileNotFoundError):
-            if not older_than or time.time() - left.lstat().st_mtime > older_than:
-                left.unlink()
+        left.unlink(missing_ok=True)
 
 
 def read_own(path: Path, most: int = 2**26) -> bytes:

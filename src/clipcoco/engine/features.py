@@ -6,8 +6,8 @@ Letters: B images, V views of each, F features of a view.
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -88,8 +88,8 @@ def cache_features(
         if not _may_write(path):
             report(Warned(0, 1, f"{path.parent} can't be written: the features are kept in {own.parent}"))
             path = own
-        with _alone(path, report, stop) as held:
-            if not held:
+        with ExitStack() as stack:
+            if not _lock(stack, path, report, stop):
                 return None
             file = FeatureFile(path, key)
             missing = file.missing(table, stamps)
@@ -150,24 +150,21 @@ def _fill(
     return done == len(missing)
 
 
-@contextmanager
-def _alone(path: Path, report: Report, stop: Callable[[], object]) -> Iterator[bool]:
-    """The file is ours until the end; another run that fills it is waited for. False when stopped meanwhile."""
-    waiting = held = False
-    with ExitStack() as stack:
-        while not held and not stop():
-            try:
-                note = stack.enter_context(locked(path))
-                held = True
-                if note:
-                    report(Warned(0, 1, note))
-            except Held as holder:
-                if not waiting:
-                    who = f" (process {holder})" if str(holder) else ""
-                    report(Warned(0, 1, f"another run is computing features into {path.name}{who}: waiting for it"))
-                waiting = True
-                time.sleep(0.5)
-        yield held
+def _lock(stack: ExitStack, path: Path, report: Report, stop: Callable[[], object]) -> bool:
+    """The file is ours while `stack` is open; another run that fills it is waited for. False when stopped meanwhile."""
+    waiting = False
+    while not stop():
+        try:
+            if note := stack.enter_context(locked(path)):
+                report(Warned(0, 1, note))
+            return True
+        except Held as holder:
+            if not waiting:
+                who = f" (process {holder})" if str(holder) else ""
+                report(Warned(0, 1, f"another run is computing features into {path.name}{who}: waiting for it"))
+            waiting = True
+            time.sleep(0.5)
+    return False
 
 
 def _may_write(path: Path) -> bool:
