@@ -59,7 +59,7 @@ header = (("", "clipcoco 0.1.0 · cpu, 2 threads"),
 rows = ()
 if story == "resumed":
     rows = ({"event": "step", "loss": 3.0}, {"event": "step", "loss": 2.0}, vars(evaluation(1, 4.4, True)))
-run = RunStarted(62 * bool(rows), 1, "demo-1", Path("runs/demo-1"), 310, 62, 5, 32, header,
+run = RunStarted(62 * bool(rows), 1, "demo-1", "demo-1", Path("runs/demo-1"), 310, 62, 5, 32, header,
                  {"i2t": chance, "t2i": chance}, math.log(32), rows)
 log = LogFile(Path(folder) / "log.txt")
 if story == "tasks":

@@ -38,7 +38,7 @@ def evaluation(number: int, r1: float = 4.0) -> Evaluated:
 
 
 def started(folder: Path, number: int = 0) -> RunStarted:
-    return RunStarted(number, 1, "a", folder, 9, 3, 3, 4, (), {}, math.log(4), ())
+    return RunStarted(number, 1, "a", "a", folder, 9, 3, 3, 4, (), {}, math.log(4), ())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

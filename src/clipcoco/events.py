@@ -56,6 +56,7 @@ class RunStarted:
     step: int
     epoch: int
     name: str
+    words: str  # what names it in a shell
     folder: Path
     total_steps: int
     steps_per_epoch: int

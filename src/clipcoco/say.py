@@ -1,4 +1,6 @@
-"""How a duration and a size are said, everywhere."""
+"""How a duration, a size, an interval and an order are said, everywhere."""
+
+from collections.abc import Sequence
 
 _UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
@@ -30,3 +32,14 @@ def say_bytes(count: float) -> str:
         if count >= 0.9995 * unit:
             return f"{count / unit:,.{1 if name == 'GB' or count < 9.95 * unit else 0}f} {name}"
     return f"{count:.0f} B"
+
+
+def say_half(interval: Sequence[float]) -> str:
+    """Half of [low, high] as it stands behind ±: "1.9", "0.04", never 0."""
+    half = (interval[1] - interval[0]) / 2
+    return f"{half:.1f}" if half >= 0.05 else f"{max(half, 0.01):.2f}"
+
+
+def say_order(order: str) -> str:
+    """Of the images in folds."""
+    return "in the published order" if order == "published" else f"in the order of their {order}"

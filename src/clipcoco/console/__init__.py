@@ -8,13 +8,11 @@ from clipcoco.console.terminal import (
     open_terminal,
     printable,
     recall_tables,
-    say_half,
-    say_order,
     show,
     summary_rows,
     table,
 )
-from clipcoco.say import say_bytes, say_seconds, short_seconds
+from clipcoco.say import say_bytes, say_half, say_seconds, short_seconds
 
 __all__ = ["RunConsole", "TaskConsole", "Terminal", "error_line", "open_terminal", "printable", "recall_tables"]
-__all__ += ["say_bytes", "say_half", "say_order", "say_seconds", "short_seconds", "show", "summary_rows", "table"]
+__all__ += ["say_bytes", "say_half", "say_seconds", "short_seconds", "show", "summary_rows", "table"]

@@ -16,7 +16,6 @@ from rich.text import Text
 from clipcoco import events
 from clipcoco.console import panel
 from clipcoco.console.terminal import Terminal, printable, show, summary_rows
-from clipcoco.runs.directory import RunDir
 from clipcoco.say import say_bytes, say_seconds, short_seconds
 
 LINE_SECONDS = 30.0  # between two plain lines of progress
@@ -161,7 +160,7 @@ class RunConsole:
         took = f" in {say_seconds(self.saved.seconds)}" if self.saved and self.saved.step == event.step else ""
         self.show(
             f"Saved step {event.step:,} of {self.run.total_steps:,}{took}.",
-            f"Go on with: clipcoco resume {RunDir(self.run.folder).words}",
+            f"Go on with: clipcoco resume {self.run.words}",
         )
 
     def _warn(self, message: str) -> None:

@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clipcoco.say import say_half, say_order
+
 LIVE_WIDTH = 60  # columns below which nothing is animated
 ASCII = str.maketrans("·±→…━╸─▁▂▃▄▅▆▇█", "-~>.==-_.-~=+*#")
 
@@ -96,17 +98,6 @@ def hanging(text: Text, console: Console) -> Text:
         return text
     start, rest = text.divide([label])
     return start + Text("\n" + " " * label).join(rest.wrap(console, console.width - label))
-
-
-def say_half(interval: Sequence[float]) -> str:
-    """Half of [low, high] as it stands behind ±: "1.9", "0.04", never 0."""
-    half = (interval[1] - interval[0]) / 2
-    return f"{half:.1f}" if half >= 0.05 else f"{max(half, 0.01):.2f}"
-
-
-def say_order(order: str) -> str:
-    """Of the images in folds."""
-    return "in the published order" if order == "published" else f"in the order of their {order}"
 
 
 def error_line(*mistakes: str) -> None:

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipcoco.console import say_half, say_order
 from clipcoco.disk.files import write_atomically
 from clipcoco.engine.results import ConfidenceIntervals, RecallTable
 from clipcoco.events import Chance, Evaluated, Recalls
@@ -19,7 +18,7 @@ from clipcoco.report.template import template
 from clipcoco.runs.directory import RunDir, Status
 from clipcoco.runs.history import History, read_history
 from clipcoco.runs.record import Record, read_record
-from clipcoco.say import say_bytes, say_seconds
+from clipcoco.say import say_bytes, say_half, say_order, say_seconds
 
 OURS = ("report.html", "figures")  # of the files of a run: made here, so not listed in what is made
 

@@ -223,6 +223,7 @@ def _started(run: RunDir, plan: Plan, rows: tuple[dict[str, Any], ...]) -> RunSt
         step=state.step,
         epoch=state.step // derived.steps_per_epoch + 1,
         name=run.name,
+        words=run.words,
         folder=run.path,
         total_steps=derived.total_steps,
         steps_per_epoch=derived.steps_per_epoch,
