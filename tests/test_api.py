@@ -27,6 +27,7 @@ from clipcoco.engine.device import choose_deterministic_kernels, make_determinis
 from clipcoco.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem, NumericError
 from clipcoco.events import StepDone
 from conftest import TOY
+from harness import rows
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +46,6 @@ def folder(scenes, tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _here(folder, monkeypatch):
     monkeypatch.chdir(folder)
-
-
-def rows(run: Path) -> list[dict]:
-    """metrics.jsonl without what comes from a clock."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "clock"} for line in lines]
 
 
 def process() -> dict[str, object]:
@@ -145,8 +140,7 @@ model.encode_texts([1])
 
 
 def test_training_is_that_of_the_command_to_the_bit(clipcoco, folder):
-    done = clipcoco("train", "--config", "toy.yaml", "--name", "commanded", cwd=folder)
-    assert done.code == 0, done.stderr
+    clipcoco("train", "--config", "toy.yaml", "--name", "commanded", cwd=folder).ok()
     assert rows(folder / "runs" / "first") == rows(folder / "runs" / "commanded")
 
 
@@ -247,7 +241,7 @@ def test_an_interrupt_passes_leaves_nothing_changed_and_the_run_resumable(clipco
     with pytest.raises(KeyboardInterrupt):
         train("toy.yaml", name="interrupted", report=report)
     assert process() == before
-    assert clipcoco("resume", "interrupted", cwd=folder).code == 0
+    clipcoco("resume", "interrupted", cwd=folder).ok()
     assert rows(folder / "runs" / "interrupted") == rows(folder / "runs" / "first")
 
 
@@ -379,8 +373,7 @@ def test_the_settings_of_a_notebook_do_not_matter(folder):
 
 
 def test_embeddings_are_those_of_eval_to_the_bit(clipcoco, folder, scenes):
-    done = clipcoco("eval", "first", "--embeddings", "first.npz", cwd=folder)
-    assert done.code == 0, done.stderr
+    clipcoco("eval", "first", "--embeddings", "first.npz", cwd=folder).ok()
     table = read_captions(scenes, "val2017")
     model = load("first")
     with np.load("first.npz") as file:

@@ -52,7 +52,7 @@ def test_the_loss_is_changed_in_ten_lines(clipcoco, scenes, tmp_path):
     loss = tmp_path / "src/clipcoco/engine/loss.py"
     loss.write_text(loss.read_text() + "\n\n" + code)
     words = ["train", "--preset", "demo", f"data.root={scenes}", *LIGHT, "--name"]
-    assert clipcoco(*words, "ours", "train.epochs=1", cwd=tmp_path).code == 0
+    clipcoco(*words, "ours", "train.epochs=1", cwd=tmp_path).ok()
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "clipcoco", *words, "theirs"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -68,7 +68,7 @@ def test_the_loss_is_changed_in_ten_lines(clipcoco, scenes, tmp_path):
 
 def test_the_flat_loop_gives_the_bits_of_train_through_a_kill(clipcoco, scenes, tmp_path):
     settings = [f"data.root={scenes}", *LIGHT]
-    assert clipcoco("train", "--preset", "demo", *settings, "--name", "run", cwd=tmp_path).code == 0
+    clipcoco("train", "--preset", "demo", *settings, "--name", "run", cwd=tmp_path).ok()
     recorded = rows(tmp_path / "runs/run")
     command = [sys.executable, ROOT / "docs/loop.py", "loop", *settings]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as killed:

@@ -15,7 +15,7 @@ import torch
 from clipcoco import load_config, train
 from clipcoco.engine.checkpoint import weights_sha256
 from conftest import TOY
-from harness import python
+from harness import python, rows
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,7 @@ def test_eval_repeats_the_table_of_training_to_the_digit(clipcoco, folder):
     for words in (["eval", "first"], ["eval"], ["eval", "--checkpoint", "runs/first/checkpoints/best.pt"]):
         again = clipcoco(*words, "--json", cwd=folder).json
         assert again["protocols"] == trained["protocols"]
-    best = max(
-        (json.loads(line) for line in (folder / "runs/first/metrics.jsonl").read_text().splitlines()),
-        key=lambda row: row.get("r1", -1),
-    )
+    best = max(rows(folder / "runs/first"), key=lambda row: row.get("r1", -1))
     assert best["r1"] == trained["r1"]
     assert best["i2t"] == trained["protocols"]["own"]["i2t"]
 
@@ -131,8 +128,7 @@ def test_a_checkpoint_is_plain_data_and_self_contained(folder):
 
 
 def test_the_stored_config_trains_the_same_run_again(clipcoco, folder):
-    done = clipcoco("train", "--config", "runs/first/config.yaml", "--name", "again", "--json", cwd=folder)
-    assert done.code == 0, done.stderr
+    done = clipcoco("train", "--config", "runs/first/config.yaml", "--name", "again", "--json", cwd=folder).ok()
     assert done.json["protocols"] == json.loads((folder / "trained.json").read_text())["protocols"]
 
 
@@ -153,7 +149,7 @@ def test_or_resume_is_the_same_run_and_another_config_is_refused(clipcoco, folde
 
 def test_init_starts_from_the_weights_with_a_fresh_schedule(clipcoco, folder, scenes):
     words = ["train", "--preset", "demo", *TOY, f"data.root={scenes}", "--name", "second", "--init", "first/last"]
-    assert clipcoco(*words, "train.lr=1e-12", "train.epochs=1", cwd=folder).code == 0
+    clipcoco(*words, "train.lr=1e-12", "train.epochs=1", cwd=folder).ok()
     old, new = (torch.load(folder / f"runs/{n}/checkpoints/last.pt", weights_only=True) for n in ("first", "second"))
     assert new["state"]["step"] == 6
     assert new["tokenizer"] == old["tokenizer"]
@@ -163,16 +159,13 @@ def test_init_starts_from_the_weights_with_a_fresh_schedule(clipcoco, folder, sc
 
 
 def test_a_finished_run_can_be_prolonged(clipcoco, folder):
-    done = clipcoco("resume", "first", "--set", "train.epochs=4", cwd=folder)
-    assert done.code == 0, done.stderr
+    done = clipcoco("resume", "first", "--set", "train.epochs=4", cwd=folder).ok()
     assert "train.epochs: 3 -> 4" in done.stderr
-    rows = [json.loads(line) for line in (folder / "runs/first/metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if row["event"] == "step"] == list(range(1, 25))
+    assert [row["step"] for row in rows(folder / "runs/first") if row["event"] == "step"] == list(range(1, 25))
 
 
 def test_a_dry_run_takes_real_steps_and_writes_nothing(clipcoco, scenes, tmp_path):
-    done = clipcoco("train", "--preset", "demo", *TOY, f"data.root={scenes}", "--dry-run", cwd=tmp_path)
-    assert done.code == 0, done.stderr
+    done = clipcoco("train", "--preset", "demo", *TOY, f"data.root={scenes}", "--dry-run", cwd=tmp_path).ok()
     for part in ("memory", "disk", "s a step", "nothing (--dry-run)"):
         assert part in done.stdout
     assert not list(tmp_path.iterdir())
@@ -182,8 +175,7 @@ def test_a_dry_run_takes_real_steps_and_writes_nothing(clipcoco, scenes, tmp_pat
 def drawn(clipcoco, tmp_path_factory) -> Path:
     """A folder with the demo's data in it."""
     folder = tmp_path_factory.mktemp("demo")
-    done = clipcoco("prepare-data", "--preset", "demo", cwd=folder)
-    assert done.code == 0, done.stderr
+    done = clipcoco("prepare-data", "--preset", "demo", cwd=folder).ok()
     assert "Ready: 6,000 train and 500 val images" in done.stdout
     assert "Next: clipcoco train --preset demo" in done.stdout
     return folder
@@ -214,16 +206,14 @@ def test_the_demo_begins_as_it_always_has(drawn, tmp_path):
 
     config = load_config("demo", overrides=[f"data.root={drawn / 'data/demo'}", "train.log_every_steps=1"])
     run = train(config, runs_dir=tmp_path, report=watch, stop=stop)
-    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["loss"] for row in rows] == golden["losses"]
+    assert [row["loss"] for row in rows(run.path)] == golden["losses"]
     model = torch.load(run.path / "checkpoints/last.pt", weights_only=True)["model"]
     assert weights_sha256(model) == golden["weights_sha256"]
 
 
 def test_prepare_data_checks_a_coco_folder(clipcoco, scenes, tmp_path):
     shutil.copytree(scenes, tmp_path / "data")
-    done = clipcoco("prepare-data", "--preset", "full", "--root", "data", cwd=tmp_path)
-    assert done.code == 0, done.stderr
+    done = clipcoco("prepare-data", "--preset", "full", "--root", "data", cwd=tmp_path).ok()
     assert "Ready: 48 train and 24 val images, 360 captions" in done.stdout
 
 
@@ -298,14 +288,13 @@ def test_several_processes_are_refused_before_anything_is_written(clipcoco, fold
         assert done.code == 7
         assert "error: 2 processes were started" in done.stderr.splitlines()[-1]
     assert sorted(folder.rglob("*")) == before
-    assert clipcoco(*train, "--dry-run", cwd=folder, env={"WORLD_SIZE": "1"}).code == 0
+    clipcoco(*train, "--dry-run", cwd=folder, env={"WORLD_SIZE": "1"}).ok()
 
 
 def test_nothing_asks_the_network(clipcoco, scenes, tmp_path):
     """A run with a proxy that does not exist, and no home to keep things in."""
     env = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "HOME": str(tmp_path / "home")}
-    done = clipcoco("train", "--preset", "demo", *TOY, f"data.root={scenes}", "train.epochs=1", cwd=tmp_path, env=env)
-    assert done.code == 0, done.stderr
+    clipcoco("train", "--preset", "demo", *TOY, f"data.root={scenes}", "train.epochs=1", cwd=tmp_path, env=env).ok()
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 

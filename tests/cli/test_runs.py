@@ -25,8 +25,7 @@ def trained(clipcoco, scenes, tmp_path_factory) -> Path:
     """A working directory in which run `real` was trained for an epoch and measured."""
     folder = tmp_path_factory.mktemp("trained")
     words = ("--preset", "demo", "--name", "real", *LIGHT, f"data.root={scenes}", "train.epochs=1")
-    done = clipcoco("train", *words, cwd=folder)
-    assert done.code == 0, done.stderr
+    clipcoco("train", *words, cwd=folder).ok()
     return folder
 
 
@@ -52,8 +51,7 @@ def make(
 
 
 def lines_of(clipcoco, folder: Path, *words: str, columns: int = 80) -> list[str]:
-    done = clipcoco("runs", *words, cwd=folder, env={"COLUMNS": str(columns)})
-    assert done.code == 0, done.stderr
+    done = clipcoco("runs", *words, cwd=folder, env={"COLUMNS": str(columns)}).ok()
     assert done.stderr == ""
     lines = done.stdout.splitlines()
     assert all(cell_len(line) <= columns for line in lines), lines
@@ -359,7 +357,7 @@ def test_wrong_words_are_one_line_errors(clipcoco, trained):
         assert done.stderr.startswith("error: ")
         assert says in done.stderr
         assert done.stderr.count("\n") == 1
-    assert clipcoco("runs", "real", "rea", cwd=trained).code == 0
+    clipcoco("runs", "real", "rea", cwd=trained).ok()
 
 
 # ---- env

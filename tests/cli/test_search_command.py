@@ -118,7 +118,7 @@ def test_a_name_that_is_no_text_is_printed_as_it_is(clipcoco, work, pictures):
     search = ["search", "a star", "-k", "99", "--images", pictures]
     assert f"{pictures}/\ufffd\ufffd.jpg" in clipcoco(*search, "-q", cwd=work).stdout.splitlines()  # read leniently
     assert any(os.fsencode(name) == b"\xff\xfe.jpg" for name in names(clipcoco(*search, "--json", cwd=work).json))
-    assert clipcoco(*search, cwd=work).code == 0
+    clipcoco(*search, cwd=work).ok()
 
 
 class TestIndex:

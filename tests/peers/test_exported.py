@@ -28,8 +28,8 @@ def folder(clipcoco, scenes, tmp_path_factory) -> Path:
     """A run called toy, trained until it ranks better than chance, and its embeddings by `eval`."""
     folder = tmp_path_factory.mktemp("work")
     words = ["train", "--preset", "demo", "--name", "toy", *TOY, f"data.root={scenes}", "train.epochs=8"]
-    assert clipcoco(*words, cwd=folder).code == 0
-    assert clipcoco("eval", "toy", "--embeddings", "toy.npz", cwd=folder).code == 0
+    clipcoco(*words, cwd=folder).ok()
+    clipcoco("eval", "toy", "--embeddings", "toy.npz", cwd=folder).ok()
     return folder
 
 
