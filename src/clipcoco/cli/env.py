@@ -49,17 +49,35 @@ def environment() -> dict[str, Any]:
     """Plain values by topic; sizes in bytes, None for what can't be found out."""
     processor = _found(r"^model name\s*:\s*(.*)$", "/proc/cpuinfo")
     processor = processor or _run("sysctl", "-n", "machdep.cpu.brand_string")[0] or platform.machine()
+    available = _found(r"^MemAvailable: *(\d+) kB", "/proc/meminfo")
+    limit = _found(r"^(\d+)$", "/sys/fs/cgroup/memory.max")
+    # As torch's own file says: to import it takes seconds, or is what fails.
+    spec = importlib.util.find_spec("torch")
+    build = Path(spec.origin).with_name("version.py") if spec and spec.origin else Path(os.devnull)
+    names = {"version": "__version__", "cuda": "cuda", "hip": "hip"}
+    # Where torch.hub keeps published weights: a name ends in digits of its SHA-256.
+    home = os.environ.get("TORCH_HOME", os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/torch")
+    weights = Path(os.path.expanduser(home)) / "hub" / "checkpoints"
+    published = [name for _, _, files in BACKBONES.values() for name in files.values()]
     return {
         "clipcoco": {"version": __version__, "path": short(str(Path(__file__).parents[1]))},
         "python": {"version": platform.python_version(), "path": short(sys.executable)},
         "system": {"platform": platform.platform(), "name": _found(r'^PRETTY_NAME="?([^"\n]*)', "/etc/os-release")},
         "cpu": {"model": processor, "cores": os.cpu_count(), "usable": usable_cores(), "quota": cpu_quota()},
-        "memory": _memory(),
+        "memory": {
+            "total": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "available": int(available) * 1024 if available else None,
+            "limit": int(limit) if limit else None,
+            "shared": shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None,  # for data workers
+        },
         "packages": {name: _version(name) for name in PACKAGES},
-        "torch_build": _torch_build(),
+        "torch_build": {key: _found(rf"^{name}\b[^=\n]*= *'([^'\n]*)'", build) for key, name in names.items()},
         "nvidia": _nvidia(),
         "disk": _disk(),
-        "weights": _weights(),
+        "weights": {
+            "folder": short(str(weights)),
+            "files": {name: (weights / name).is_file() for name in published},
+        },
         "terminal": {
             "TERM": os.environ.get("TERM"),
             "size": "{}x{}".format(*shutil.get_terminal_size()),
@@ -109,25 +127,6 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _torch_build() -> dict[str, str | None]:
-    """Version, CUDA and ROCm as torch's own file says: to import it takes seconds, or is what fails."""
-    spec = importlib.util.find_spec("torch")
-    file = Path(spec.origin).with_name("version.py") if spec and spec.origin else Path(os.devnull)
-    names = {"version": "__version__", "cuda": "cuda", "hip": "hip"}
-    return {key: _found(rf"^{name}\b[^=\n]*= *'([^'\n]*)'", file) for key, name in names.items()}
-
-
-def _memory() -> dict[str, int | None]:
-    available = _found(r"^MemAvailable: *(\d+) kB", "/proc/meminfo")
-    limit = _found(r"^(\d+)$", "/sys/fs/cgroup/memory.max")
-    return {
-        "total": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "available": int(available) * 1024 if available else None,
-        "limit": int(limit) if limit else None,
-        "shared": shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None,  # for data workers
-    }
-
-
 def _nvidia() -> dict[str, Any]:
     """Without torch, which may be what does not find the GPU."""
     said, trouble = _run("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
@@ -144,14 +143,6 @@ def _disk() -> dict[str, Any]:
     except OSError as error:  # the folder was deleted under our feet
         return {"folder": error.strerror, "free": None, "total": None}
     return {"folder": short(str(folder)), "free": usage.free, "total": usage.total}
-
-
-def _weights() -> dict[str, Any]:
-    """Where torch.hub keeps published weights, and which of them are there; a name ends in digits of its SHA-256."""
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    folder = Path(os.path.expanduser(os.environ.get("TORCH_HOME", f"{cache}/torch"))) / "hub" / "checkpoints"
-    names = [name for _, _, published in BACKBONES.values() for name in published.values()]
-    return {"folder": short(str(folder)), "files": {name: (folder / name).is_file() for name in names}}
 
 
 def _say(facts: object) -> str:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 NAME_WIDTH = 22  # "medium-20261124-021502": columns go before a name is cut shorter
 # From the one that goes last on a narrow terminal.
 IMPORTANCE = ("run", "state", "R@1", "images", "epochs", "when", "took", "device")
+LISTED = (  # of a Standing, in --json
+    *("state", "reason", "step", "total_steps", "epochs_done", "epochs", "r1", "best_epoch"),
+    *("images", "device", "seconds", "started", "changed"),
+)
 
 
 def runs(
@@ -49,33 +53,17 @@ def runs(
         return compare(terminal, runs_dir, words[0], words[1], json_)
     standings = all_standings(runs_dir)
     if json_:
-        print_json({"schema": 1, "runs_dir": str(runs_dir), "runs": [plain(one) for one in standings]})
+        listed = [
+            {"run": one.run.name, "path": str(one.run.path), **{key: getattr(one, key) for key in LISTED}}
+            for one in standings
+        ]
+        print_json({"schema": 1, "runs_dir": str(runs_dir), "runs": listed})
         return ExitCode.OK
     if not standings:
         show(terminal.out, f"There is no run in {runs_dir} yet. Start one: clipcoco train --preset demo")
         return ExitCode.OK
     show(terminal.out, *table_of(standings, terminal.out.width, time.time()))
     return ExitCode.OK
-
-
-def plain(one: "Standing") -> dict[str, Any]:
-    return {
-        "run": one.run.name,
-        "path": str(one.run.path),
-        "state": one.state,
-        "reason": one.reason,
-        "step": one.step,
-        "total_steps": one.total_steps,
-        "epochs_done": one.epochs_done,
-        "epochs": one.epochs,
-        "r1": one.r1,
-        "best_epoch": one.best_epoch,
-        "images": one.images,
-        "device": one.device,
-        "seconds": one.seconds,
-        "started": one.started,
-        "changed": one.changed,
-    }
 
 
 def table_of(standings: Sequence["Standing"], width: int, now: float) -> list[Text]:
