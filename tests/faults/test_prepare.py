@@ -338,7 +338,7 @@ def test_a_disk_too_small_is_told_beforehand(mini, small_disk, tmp_path):
     if need < 3_000_000:
         (small_disk / "ballast").write_bytes(bytes(3_000_000 - need // 2))
     done = mini(*from_server(mini, "--all", "--root", small_disk / "data"), cwd=tmp_path)
-    assert_one_line(done, 5, "are needed", "are free on the volume of", "--only-prepared")
+    assert_one_line(done, 5, "the images need", "are free on the volume of", "--only-prepared")
     assert not mini.server.requests
 
 

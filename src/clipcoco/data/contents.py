@@ -10,11 +10,11 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter
+from pydantic import StringConstraints, TypeAdapter
 
 from clipcoco.cores import usable_cores
 from clipcoco.data.captions import CaptionTable
@@ -27,7 +27,8 @@ Digests = npt.NDArray[np.uint8]
 WIDTH = 16  # bytes of a SHA-256: no two pictures share them by chance
 _JUST_NOW = 2 * 10**9  # nanoseconds: within them a file may change once more and keep its times
 _Stamp = tuple[int, int, int]  # size, time of its content, time of its entry
-_PICTURES = TypeAdapter(dict[Any, tuple[int, int, int, str]])  # of a file its stamp and its SHA-256
+_Sum = Annotated[str, StringConstraints(pattern="^([0-9a-f]{64})?$")]  # "" of a file that can't be read
+_PICTURES = TypeAdapter(dict[Any, tuple[int, int, int, _Sum]])  # of a file its stamp and its SHA-256
 
 
 def contents_of(table: CaptionTable, source: Source, report: Report = lambda event: None) -> Digests:
@@ -46,15 +47,8 @@ def contents_of(table: CaptionTable, source: Source, report: Report = lambda eve
                 f"(data.prepared_size). Remove them, and make them anew: clipcoco prepare-data; its --verify names all"
             )
         digests = [held[file] and (source.originals[file] or held[file]) for file in table.files]
-    joined = bytearray().join(_bytes(digest) for digest in digests)
+    joined = bytearray().join(bytes.fromhex(digest)[:WIDTH].ljust(WIDTH, b"\0") for digest in digests)
     return np.frombuffer(joined, np.uint8).reshape(len(digests), WIDTH)
-
-
-def _bytes(digest: str) -> bytes:
-    try:
-        return bytes.fromhex(digest)[:WIDTH].ljust(WIDTH, b"\0")
-    except (ValueError, TypeError):  # a manifest may be a stranger's
-        return bytes(WIDTH)
 
 
 def _read(root: Path, files: list[str], report: Report) -> list[str]:

@@ -10,7 +10,6 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Any, Self
 
 from clipcoco.disk.files import open_to_append, read_own, write_atomically
@@ -101,6 +100,6 @@ class Manifest:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         os.fsync(self._file.fileno())
         self._file.close()

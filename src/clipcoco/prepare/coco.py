@@ -17,7 +17,7 @@ from clipcoco.data.annotations import annotation_file
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest, read_manifest
 from clipcoco.data.split import check_files, missing_files
-from clipcoco.disk.files import link, sync_folder, take_name, write_temporary
+from clipcoco.disk.files import link, need_room, sync_folder, take_name, write_temporary
 from clipcoco.disk.links import allow, own_folder
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
@@ -71,16 +71,6 @@ def prepare(request: Request, plan: Plan, report: ReportTask) -> Prepared:
         ) from error
 
 
-def check_room(plan: Plan, wish: Request) -> None:
-    """Raise EnvironmentProblem when the plan needs more than is free."""
-    if plan.room > plan.free:
-        other = "" if wish.only_prepared else ", or keep smaller copies alone: --only-prepared"
-        raise EnvironmentProblem(
-            f"{plan.room / 1e9:.1f} GB are needed, {plan.free / 1e9:.1f} GB are free on the volume of {wish.root} "
-            f"(--root). Free space, or give another --root{other}"
-        )
-
-
 class _Preparation:
     """A call that holds the lock of data.root, and in `originals` the manifest of the images there."""
 
@@ -95,7 +85,8 @@ class _Preparation:
         shutil.rmtree(self.incoming, ignore_errors=True)
         for path in (*(root / WORK).glob(".*.tmp"), *root.glob("prepared-*/.*.tmp")):
             path.unlink()
-        check_room(plan, request)
+        other = "" if request.only_prepared else ", or keep smaller copies alone: --only-prepared"
+        need_room(root, plan.room, "the images need", "--root", f"give another --root{other}")
         self._get_captions()
         tables = {split: request.table(split) for split in FOLDERS}
         copied = before = after = 0

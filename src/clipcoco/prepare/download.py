@@ -5,7 +5,6 @@ length still has to have the right SHA-256.
 """
 
 import asyncio
-import errno
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from clipcoco.disk.files import need_room, open_to_append, read_own, sync_folder, write_json
+from clipcoco.disk.files import FULL, need_room, open_to_append, read_own, sync_folder, write_json
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
 from clipcoco.prepare import network
@@ -23,8 +22,6 @@ from clipcoco.prepare.network import RETRIES, Failure, RetryPolicy, shown
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def download(
                     network.run_beside(part.fetch(urls, retries), lambda: report(part.progress()))
                 part.finish(path)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             raise EnvironmentProblem(
                 f"{file.name} can't be written any further: {error.strerror} ({folder}). Make room and run the same "

@@ -4,7 +4,6 @@ The archive is untrusted data, whatever its checksum said. A member counts as un
 the CRC that the archive declares, so that a call after a kill or a full disk goes on where the last one ended.
 """
 
-import errno
 import hashlib
 import io
 import os
@@ -18,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipcoco.data.manifest import Entry
-from clipcoco.disk.files import need_room, open_new, sync_folder, sync_volume
+from clipcoco.disk.files import FULL, need_room, open_new, sync_folder, sync_volume
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask, TaskProgress
 
@@ -31,7 +30,6 @@ _BLOCK = 4096  # bytes: what the last, begun block of a file takes from the disk
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # LZMA lets an archive ask for gigabytes of memory
 _LISTED, _LEAST = b"PK\1\2", 46  # how a member in the list begins, and the bytes that it takes without its name
 _ENCRYPTED = 0x1  # among a member's flags
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AGAIN = "Get the archive again"
 # What zipfile raises on damaged archives; RuntimeError covers the features that it lacks.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OverflowError)
@@ -87,7 +85,7 @@ def unpack(
         job.move(staged)
     except OSError as error:
         where = f"cannot unpack {archive.name} into {root} ({error.strerror or error})"
-        make = "Make room" if error.errno in _FULL else "Check the permissions"
+        make = "Make room" if error.errno in FULL else "Check the permissions"
         raise EnvironmentProblem(f"{where}. {make}, then run the same command: what is unpacked stays") from error
     report(TaskProgress(f"unpack {archive.name}", total, total, "bytes", f"{len(wanted):,} files"))
 
