@@ -50,7 +50,7 @@ def test_of_another_key_is_no_row_and_no_damage(path):
 
 
 @pytest.mark.parametrize("part", [".f16", ".json"])
-@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "folder"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "garbage", "folder"])
 def test_damage_is_seen(path, part, damage):
     content, damaged = bytearray(path.with_suffix(part).read_bytes()), path.with_suffix(part)
     content[len(content) // 2] ^= 4
@@ -58,7 +58,7 @@ def test_damage_is_seen(path, part, damage):
     if damage == "folder":
         damaged.mkdir()
     else:
-        damaged.write_bytes({"flipped": content, "cut": content[:-1], "empty": b""}[damage])
+        damaged.write_bytes({"flipped": content, "cut": content[:-1], "empty": b"", "garbage": b"x" * 999}[damage])
     file = open_rows(path)
     assert (len(file.rows), file.places, file.about.words, file.note) == (0, {}, {}, "x.f16 is damaged")
 

@@ -195,24 +195,10 @@ class TestIndex:
         assert refresh(index, items_of([*names, "i3"]), source.encoding(), lambda event: None, pytest.fail) == 1
         assert found(open_index(file)) == {"i1": 1, "i2": 2, "i3": 3}
 
-    @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "garbage", "folder"])
-    def test_damage_is_seen(self, file, damage):
-        told: list[str] = []
-        update(file, ["i1", "i2", "i3"], Source())
-        data = bytearray(file.read_bytes())
-        data[3] ^= 1  # one bit of one embedding
-        if damage == "folder":
-            file.unlink()
-            file.mkdir()
-        else:
-            damaged = {"cut": data[:-1], "flipped": data, "empty": b"", "garbage": b"x" * 999}
-            file.write_bytes(damaged[damage])
-        assert not found(open_index(file, told.append))
-        assert told == [f"the index {file} can't be used, so it is rebuilt"]
-
     @pytest.mark.parametrize(
         "change",
         [
+            {},
             {"names": [[]]},
             {"names": None},
             {"names": ["a"] * 10**4},
@@ -222,9 +208,11 @@ class TestIndex:
         ],
         ids=str,
     )
-    def test_what_a_stranger_wrote_is_refused(self, file, change):
+    def test_damage_is_seen_and_what_a_stranger_wrote_is_refused(self, file, change):
         told: list[str] = []
         update(file, ["i1", "i2"], Source())
+        if not change:
+            file.write_bytes(file.read_bytes()[::-1])
         write_sealed(file.with_suffix(".json"), read_sealed(file.with_suffix(".json")) | change)
         assert not found(open_index(file, told.append))
         assert told == [f"the index {file} can't be used, so it is rebuilt"]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,13 +61,10 @@ class Index:
     def __init__(self, path: Path, model: str, width: int, tell: Tell) -> None:
         """`model` names the weights and the view that rows of `width` D are made with."""
         self.path, self.kept = path, True  # False once it could not be written
-        self._key, self._width = {"format": FORMAT, "model": model}, width
-        self._open()
+        self._open = partial(RowFile, path, {"format": FORMAT, "model": model}, (width,), _About)
+        self.file = self._open()
         if self.file.note:
             tell(f"the index {path} can't be used, so it is rebuilt")
-
-    def _open(self) -> None:
-        self.file = RowFile(self.path, self._key, (self._width,), _About)
 
     def stale(self, items: Sequence[Item]) -> list[Item]:
         """Items that must be read: new ones, and those whose file may have changed."""
@@ -93,7 +91,7 @@ class Index:
             try:
                 if note := stack.enter_context(locked(self.path)):
                     tell(note)
-                self._open()
+                self.file = self._open()
             except Held:
                 self._give_up("another search is writing it", tell)
             except OSError as error:
