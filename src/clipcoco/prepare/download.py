@@ -5,14 +5,14 @@ length still has to have the right SHA-256.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from clipcoco.disk.files import FULL, need_room, open_to_append, read_own, sync_folder, write_json
 from clipcoco.errors import DataError, EnvironmentProblem
@@ -54,7 +54,7 @@ def download(
     if not path.exists():  # only verified content is ever given this name
         by_hand = f"Or fetch it by hand: {shown(urls[0])}, then --source DIR"
         try:
-            with _Part(file, path, by_hand) as part:
+            with contextlib.closing(_Part(file, path, by_hand)) as part:
                 part.read_again(report)
                 if part.size < file.size:
                     what = f"{file.name} still needs"
@@ -83,12 +83,9 @@ class _Part:
         self.mark = self.furthest = 0  # bytes that were here before this attempt, and before any of them
         self.size, self.hash = 0, hashlib.sha256()
         self.url = self.etag = self.note = ""
-
-    def __enter__(self) -> Self:
         self._disk = open_to_append(self.path)
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
         self._disk.close()
 
     def progress(self) -> TaskProgress:

@@ -117,27 +117,23 @@ class _Fetching:
                 await asyncio.sleep(pause)
 
     def _keep(self, image: RemoteImage, data: bytes) -> None:
-        _check(data, image)
+        """Store what is a whole JPEG or PNG of the annotated size, whatever its name says; else raise _WrongImage."""
+        try:
+            with opened(data) as picture:
+                found, annotated = picture.size, (image.width, image.height)
+                fits = 0 in annotated or annotated in (found, size_shown(picture))  # COCO has the size as stored
+                if fits:  # so nobody's claim of a huge image is decoded
+                    picture.load()
+        except UnreadableImage as error:
+            raise _WrongImage(str(error)) from error
+        if not fits:
+            raise _WrongImage("{} x {} pixels, annotated {} x {}".format(*found, *annotated))
         self.store(image, data)
 
 
 class _WrongImage(Failure):
     def __init__(self, reason: str) -> None:
         super().__init__(reason, kind=DataError)
-
-
-def _check(data: bytes, image: RemoteImage) -> None:
-    """Raise _WrongImage unless `data` is a whole JPEG or PNG of the annotated size, whatever its name says."""
-    try:
-        with opened(data) as picture:
-            found, annotated = picture.size, (image.width, image.height)
-            fits = 0 in annotated or annotated in (found, size_shown(picture))  # COCO has the size as stored
-            if fits:  # so nobody's claim of a huge image is decoded
-                picture.load()
-    except UnreadableImage as error:
-        raise _WrongImage(str(error)) from error
-    if not fits:
-        raise _WrongImage("{} x {} pixels, annotated {} x {}".format(*found, *annotated))
 
 
 async def _body(client: "AsyncClient", url: str) -> bytes:
