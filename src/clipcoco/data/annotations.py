@@ -22,6 +22,7 @@ MAX_FILE_SIZE = 2 * 2**30  # bytes; captions_train2017.json has 92 MB
 MAX_DROPPED = 0.01  # above this share, rows are not dropped: the file is at fault
 PREPARE = "clipcoco prepare-data"
 SPLITS = {"train": "train2017", "val": "val2017"}  # the folders of COCO's layout, and the names of its caption files
+LAYOUT = ("annotations", *SPLITS.values())
 
 _FILE_NAME = re.compile(r"[a-z0-9._-]+\.(jpg|jpeg|png)", re.ASCII | re.IGNORECASE)
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
@@ -76,7 +77,7 @@ def _check_there(path: Path, get_them: str) -> None:
 
 def _load(path: Path, root: Path, get_them: str) -> Any:
     try:
-        check_root(root)
+        check_root(root, LAYOUT)
         check_link(root, str(path.relative_to(root)), may_lead(root))
         _check_there(path, get_them)
         if (size := path.stat().st_size) > MAX_FILE_SIZE:

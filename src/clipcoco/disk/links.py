@@ -44,14 +44,14 @@ def own_folder(path: Path) -> None:
     path.mkdir(exist_ok=True)
 
 
-def check_root(root: Path) -> None:
-    """Refuse links where only clipcoco writes in a data folder, caches and smaller copies, and folders of pictures and
-    captions that lead where the user allowed nothing. Raises DataError.
+def check_root(root: Path, folders: Iterable[str]) -> None:
+    """Refuse links where only clipcoco writes in a data folder, caches and smaller copies, and `folders` of pictures
+    and captions that lead where the user allowed nothing. Raises DataError.
     """
     for folder in (root / ".clipcoco", *root.glob("prepared-[0-9]*")):
         refuse_links(folder, DataError)
     inside = may_lead(root)
-    for name in ("annotations", "train2017", "val2017"):
+    for name in folders:
         check_link(root, name, inside)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from clipcoco.data.annotations import LAYOUT
 from clipcoco.disk.links import check_root
 from clipcoco.disk.locks import claim
 from clipcoco.errors import EnvironmentProblem
@@ -15,7 +16,7 @@ from clipcoco.prepare.plan import WORK
 def lock(root: Path) -> Iterator[str]:
     """Hold `root`, which is made where needed; gives a line to tell where the file system has no locks, else ""."""
     path, was_there = root / WORK / "lock", root.exists()
-    check_root(root)
+    check_root(root, LAYOUT)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

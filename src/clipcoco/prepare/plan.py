@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipcoco.config.derive import OFFICIAL, subset_size
-from clipcoco.data.annotations import SPLITS, annotation_file
+from clipcoco.data.annotations import LAYOUT, SPLITS, annotation_file
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest, same_settings
 from clipcoco.data.split import missing_files
@@ -151,7 +151,7 @@ def _copied(request: Request) -> set[str]:
 
 def make_plan(request: Request) -> Plan:
     """Where captions are neither in data.root nor in the source, counts are estimates from the official ones."""
-    check_root(request.root)
+    check_root(request.root, LAYOUT)
     captions = next((folder for folder in (request.root, request.source) if folder and has_captions(folder)), None)
     parts = [_captions(request)]
     copied = _copied(request) if request.prepared_size else set()
