@@ -172,15 +172,9 @@ def _fetch(terminal: Terminal, request: "Request", again: str, dry_run: bool, js
         show(terminal.err, f"warning: {both:,} images are in both splits: recall on them says little")
     seconds = time.monotonic() - began
     if json_:
-        print_json(
-            {
-                **_counts(request, train, val),
-                "copies_made": prepared.copies,
-                "bytes_before": prepared.bytes_before,
-                "bytes_after": prepared.bytes_after,
-                "seconds": seconds,
-            }
-        )
+        made: dict[str, float] = {"copies_made": prepared.copies, "bytes_before": prepared.bytes_before}
+        made |= {"bytes_after": prepared.bytes_after, "seconds": seconds}
+        print_json({**_counts(request, train, val), **made})
         return ExitCode.OK
     if prepared.copies:
         show(
@@ -199,7 +193,6 @@ def _fetch(terminal: Terminal, request: "Request", again: str, dry_run: bool, js
 
 
 def _draw(terminal: Terminal, request: "Request", again: str, dry_run: bool, json_: bool) -> int:
-    from clipcoco.data.captions import read_captions
     from clipcoco.data.split import check_files
     from clipcoco.prepare.scenes import draw_scenes, is_drawn
 
@@ -213,10 +206,7 @@ def _draw(terminal: Terminal, request: "Request", again: str, dry_run: bool, jso
     if not drawn:
         with working(terminal, "The same command draws them again."):
             draw_scenes(request.root)
-    train, val = (
-        read_captions(request.root, split).subset(request.fractions[split], request.subset_seed)
-        for split in SPLITS.values()
-    )
+    train, val = (request.table(SPLITS[split]) for split in ("train", "val"))
     check_files(train)
     check_files(val)
     if json_:
@@ -228,10 +218,10 @@ def _draw(terminal: Terminal, request: "Request", again: str, dry_run: bool, jso
 
 
 def _counts(request: "Request", train: "CaptionTable", val: "CaptionTable") -> dict[str, object]:
-    splits = {"train": train, "val": val}
-    counts = {f"{name}_images": len(split.files) for name, split in splits.items()}
-    counts |= {f"{name}_captions": len(split.captions) for name, split in splits.items()}
-    return {"schema": 1, "root": str(request.root), **counts}
+    counts: dict[str, object] = {"schema": 1, "root": str(request.root)}
+    for name, split in (("train", train), ("val", val)):
+        counts |= {f"{name}_images": len(split.files), f"{name}_captions": len(split.captions)}
+    return counts
 
 
 def _ready(train: "CaptionTable", val: "CaptionTable") -> str:
