@@ -277,7 +277,7 @@ def test_two_at_once_the_second_is_told_who_is_at_work(mini, tmp_path):
     words = from_server(mini, "--all", "--root", "data")
     first = mini.start(*words, cwd=tmp_path)
     until(lambda: fetching(tmp_path), first)
-    assert_one_line(mini(*words, cwd=tmp_path), 5, f"process {first.pid}")
+    assert_one_line(mini(*words, cwd=tmp_path), 5, f"another process, {first.pid} on")
     first.signal(signal.SIGKILL)  # its lock dies with it
     first.wait()
     mini.server.always.clear()
