@@ -141,8 +141,9 @@ class CopyStore:
 
     def missing(self, files: Sequence[str]) -> list[str]:
         """Those of `files` without a whole copy, each once."""
-        whole = whole_copies(self.folder, self._manifest.entries)
-        return [file for file in dict.fromkeys(files) if file not in whole]
+        asked, entries = dict.fromkeys(files), self._manifest.entries
+        whole = whole_copies(self.folder, {file: entries[file] for file in asked if file in entries})
+        return [file for file in asked if file not in whole]
 
     def store(self, file: str, original: bytes) -> None:
         """Make the copy of `file`. Raises EnvironmentProblem when it can't be written."""
