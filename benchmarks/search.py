@@ -30,7 +30,7 @@ def write_index(file: Path, images: int) -> Tensor:
     """An index of random unit vectors; gives a query."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.nn.functional.normalize(torch.randn(images, DIM, generator=generator), dim=1)
-    index, contents = Index(file, "benchmark", DIM, print), [f"{row:032x}" for row in range(images)]
+    index, contents = Index(file, "benchmark", DIM), [f"{row:032x}" for row in range(images)]
     index.file.append(contents, rows.half().numpy())
     names = [f"2024/{row // 1000:03}/IMG_{row:06}.jpg" for row in range(images)]
     index.file.about.stamps = {name: f"{3_000_000 + row} {10**18 + row}" for row, name in enumerate(names)}
@@ -54,7 +54,7 @@ def main() -> None:
         file = Path(folder, "index.f16")
         query = write_index(file, arguments.images)
         start = time.perf_counter()
-        names, array = Index(file, "benchmark", DIM, print).gallery()
+        names, array = Index(file, "benchmark", DIM).gallery()
         loading = time.perf_counter() - start
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
     assert len(names) == arguments.images

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import traceback
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -83,8 +84,8 @@ class Source:
         return Encoding(self.read, self.prepare, self.encode, 2)
 
 
-def open_index(file: Path, tell=pytest.fail, model: str = "m") -> Index:
-    return Index(file, model, 2, tell)
+def open_index(file: Path, model: str = "m") -> Index:
+    return Index(file, model, 2)
 
 
 def items_of(names: list[str], changed: int = 1) -> list[Item]:
@@ -92,7 +93,7 @@ def items_of(names: list[str], changed: int = 1) -> list[Item]:
 
 
 def update(file: Path, names: list[str], source: Source, model: str = "m", changed: int = 1) -> Index:
-    index = open_index(file, model=model)
+    index = open_index(file, model)
     refresh(index, items_of(names, changed), source.encoding(), lambda event: None, pytest.fail)
     return index
 
@@ -100,6 +101,18 @@ def update(file: Path, names: list[str], source: Source, model: str = "m", chang
 def found(index: Index) -> dict[str, float]:
     names, rows = index.gallery()
     return {name: float(row[0]) for name, row in zip(names, rows, strict=True)}
+
+
+def in_a_child(work) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    return child
 
 
 class TestIndex:
@@ -168,10 +181,9 @@ class TestIndex:
         names, source = [f"i{number}" for number in range(500)], Source()
         update(tmp_path / "calm/i.f16", names, Source())
         for at in (256, 448):
-            child = os.fork()
-            if child == 0:
-                source.encode = lambda batch, at=at: batch if batch[0, 0] < at else os.kill(os.getpid(), 9)
-                update(file, names, source)
+            killed = Source()
+            killed.encode = lambda batch, at=at: batch if batch[0, 0] < at else os.kill(os.getpid(), 9)
+            child = in_a_child(lambda killed=killed: update(file, names, killed))
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
             assert len(open_index(file).stale(items_of(names))) == 500 - at // 128 * 128
         update(file, names, source)
@@ -188,6 +200,22 @@ class TestIndex:
         assert found(index) == {"i1": 1, "i2": 2}
         assert told == [f"the index can't be kept: another search is writing it ({file})"]
         assert (index.kept, before) == (False, (file.read_bytes(), file.with_suffix(".json").read_bytes()))
+
+    def test_searches_at_the_same_time_answer_rightly_and_leave_a_whole_index(self, file):
+        def search(seed: int) -> None:
+            for _ in range(8):
+                names = [f"i{number}" for number in np.random.default_rng(seed).choice(300, 150, replace=False)]
+                index = open_index(file)
+                refresh(index, items_of(names), Source().encoding(), lambda event: None, told.append)
+                assert found(index) == {name: float(name[1:]) for name in names}
+                seed += 10
+            assert not [line for line in told if "another search is writing it" not in line]
+
+        told: list[str] = []
+        children = [in_a_child(lambda seed=seed: search(seed)) for seed in range(3)]
+        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+        search(99)
+        assert not open_index(file).file.note
 
     def test_what_another_search_wrote_since_it_was_read_is_not_encoded_again(self, file):
         index, source, names = open_index(file), Source(), ["i1", "i2"]
@@ -214,7 +242,9 @@ class TestIndex:
         if not change:
             file.write_bytes(file.read_bytes()[::-1])
         write_sealed(file.with_suffix(".json"), read_sealed(file.with_suffix(".json")) | change)
-        assert not found(open_index(file, told.append))
+        index = open_index(file)
+        assert not found(index)
+        refresh(index, items_of(["i3"]), Source().encoding(), lambda event: None, told.append)
         assert told == [f"the index {file} can't be used, so it is rebuilt"]
 
 

@@ -58,13 +58,11 @@ class Encoding:
 class Index:
     """What is known of a gallery, in the order of the items when last brought up to date."""
 
-    def __init__(self, path: Path, model: str, width: int, tell: Tell) -> None:
+    def __init__(self, path: Path, model: str, width: int) -> None:
         """`model` names the weights and the view that rows of `width` D are made with."""
         self.path, self.kept = path, True  # False once it could not be written
         self._open = partial(RowFile, path, {"format": FORMAT, "model": model}, (width,), _About)
         self.file = self._open()
-        if self.file.note:
-            tell(f"the index {path} can't be used, so it is rebuilt")
 
     def stale(self, items: Sequence[Item]) -> list[Item]:
         """Items that must be read: new ones, and those whose file may have changed."""
@@ -86,12 +84,14 @@ class Index:
 
     @contextmanager
     def alone(self, tell: Tell) -> Iterator[None]:
-        """Read again what another search may have written since. When one is writing now, ours is not kept."""
+        """Read again what another search may have written meanwhile. When one is writing now, ours is not kept."""
         with ExitStack() as stack:
             try:
                 if note := stack.enter_context(locked(self.path)):
                     tell(note)
                 self.file = self._open()
+                if self.file.note:
+                    tell(f"the index {self.path} can't be used, so it is rebuilt")
             except Held:
                 self._give_up("another search is writing it", tell)
             except OSError as error:

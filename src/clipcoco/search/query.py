@@ -99,7 +99,7 @@ def answer(
     content = _picture(query.picture) if query.picture else None
     tokens = None if query.picture else _tokens(query.words, model, told.tell)
     over_captions = query.picture is not None and gallery.table is not None
-    index, items = _open(model, gallery, indexes, over_captions, told.tell)
+    index, items = _open(model, gallery, indexes, over_captions)
     # One text is sooner encoded on the CPU than a GPU has woken up.
     here = device is None and tokens is not None and not index.stale(items)
     towers = model.place("cpu" if here else device)
@@ -156,16 +156,16 @@ def _tokens(words: str, model: Model, tell: Tell) -> Tensor:
     return model.tokenize([words])
 
 
-def _open(model: Model, gallery: Gallery, indexes: Path, over_captions: bool, tell: Tell) -> tuple[Index, list[Item]]:
+def _open(model: Model, gallery: Gallery, indexes: Path, over_captions: bool) -> tuple[Index, list[Item]]:
     name = gallery.words
     if gallery.table is None:
         name = "folder-" + hashlib.sha256(os.fsencode(os.path.realpath(gallery.folder))).hexdigest()[:16]
     if not over_captions:
-        return Index(indexes / f"{name}-{model.label}.f16", model.key, model.width, tell), gallery.items
+        return Index(indexes / f"{name}-{model.label}.f16", model.key, model.width), gallery.items
     assert gallery.table is not None
     captions = dict.fromkeys(gallery.table.captions)  # each once
     path = indexes / f"{name}-captions-{model.label}.f16"
-    return Index(path, model.key, model.width, tell), [Item(caption) for caption in captions]
+    return Index(path, model.key, model.width), [Item(caption) for caption in captions]
 
 
 def _pictures(gallery: Gallery, towers: Towers) -> Encoding:
