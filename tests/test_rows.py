@@ -1,7 +1,5 @@
 """Rows on the disk: verified, appended, whole after a kill."""
 
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -94,33 +92,23 @@ def test_a_save_that_fails_costs_nothing_that_was_saved(path, monkeypatch):
     assert np.array_equal(open_rows(path).rows, rows(0, 1, 2))
 
 
-def test_features_of_earlier_versions_are_read(tmp_path):
-    key = FeatureKey("w" * 64, "resnet18", 64, "float32", "originals", False, 0, [1.0, 1.0], "v" * 64, 3, view=2)
-    path = key.path(tmp_path, "val2017")
-    assert path.name == "features-resnet18-41521ed7912f-val2017.f16"
+OF_0_1 = (
+    '{"key": {"weights": "w", "backbone": "resnet18", "image_size": 64, "precision": "float32", "source": "originals", '
+    '"mirror": false, "crops": 0, "crop_scale": [1.0, 1.0], "views_sha256": "v", "width": 3, "view": 2, '
+    '"device": "cpu"}, "sha256": "4a3d3e268e1f7e8d493ec0ed08ff9fdf13c4d4e7dbf03f53efe6d6b8a17ae756", '
+    '"images": [9, 4], "stamps": ["s", "t"], "unreadable": [4], '
+    '"checksum": "684a3e30aeba6ca781a68b7f885b9e26d685af3b0f49f882d84630f2c3874ad2"}\n'
+)
+
+
+def test_features_of_0_1_are_read_and_written_in_the_same_way(tmp_path):
+    key = FeatureKey("w", "resnet18", 64, "float32", "originals", False, 0, [1.0, 1.0], "v", 3, view=2)
+    path = tmp_path / "features-resnet18-d8cd5ad814b3-val2017.f16"
+    assert key.path(tmp_path, "val2017") == path
     path.write_bytes(rows(0, 1).tobytes())
-    index = {
-        "key": {
-            "weights": "w" * 64,
-            "backbone": "resnet18",
-            "image_size": 64,
-            "precision": "float32",
-            "source": "originals",
-            "mirror": False,
-            "crops": 0,
-            "crop_scale": [1.0, 1.0],
-            "views_sha256": "v" * 64,
-            "width": 3,
-            "view": 2,
-            "device": "cpu",
-        },
-        "sha256": hashlib.sha256(rows(0, 1).tobytes()).hexdigest(),
-        "images": [9, 4],
-        "stamps": ["s", "t"],
-        "unreadable": [4],
-    }
-    for sealed in ({}, {"checksum": hashlib.sha256(json.dumps(index).encode()).hexdigest()}):
-        path.with_suffix(".json").write_text(json.dumps(index | sealed) + "\n")
-        file = FeatureFile(path, key)
-        assert (file.places, file.about.stamps, file.about.unreadable) == ({9: 0, 4: 1}, ["s", "t"], [4])
-        assert np.array_equal(file.rows[:, 0], rows(0, 1))
+    path.with_suffix(".json").write_text(OF_0_1)
+    file = FeatureFile(path, key)
+    assert (file.places, file.about.stamps, file.about.unreadable) == ({9: 0, 4: 1}, ["s", "t"], [4])
+    assert np.array_equal(file.rows[:, 0], rows(0, 1))
+    file.save()
+    assert path.with_suffix(".json").read_text() == OF_0_1
