@@ -432,7 +432,7 @@ def test_features_indexes_and_runs_know_their_view(tmp_path: Path, monkeypatch: 
     device = choose_device("cpu", "float32")
     key = feature_key(settings(tmp_path), "0" * 64, device, Source("originals", "", ""), training=False)
     assert key.path(tmp_path, "val2017") != replace(key, view=1).path(tmp_path, "val2017")
-    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"text_cfg": {}}}')
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 8, "text_cfg": {}}}')
     now = open_folder(f"local-dir:{tmp_path}").key
     monkeypatch.setattr("clipcoco.search.models.VIEW", 1)
     assert open_folder(f"local-dir:{tmp_path}").key != now
