@@ -468,10 +468,7 @@ def test_a_gallery_of_a_thousand_is_shown_once() -> None:
 
 def test_summary_rows_align() -> None:
     rows = summary_rows([("report", "runs/a/report.html"), ("next", "clipcoco eval a")])
-    assert [row.plain for row in rows] == [
-        "  report  runs/a/report.html",
-        "  next    clipcoco eval a",
-    ]
+    assert [row.plain for row in rows] == ["  report  runs/a/report.html", "  next    clipcoco eval a"]
 
 
 @pytest.mark.parametrize(
@@ -491,8 +488,7 @@ def test_durations_as_a_person_says_them(seconds: float, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "said"),
-    [(12, "12 B"), (346e6, "346 MB"), (999.9e6, "1.0 GB"), (19.3e9, "19.3 GB"), (1500, "1.5 kB")],
+    ("count", "said"), [(12, "12 B"), (346e6, "346 MB"), (999.9e6, "1.0 GB"), (19.3e9, "19.3 GB"), (1500, "1.5 kB")]
 )
 def test_sizes(count: float, said: str) -> None:
     assert say_bytes(count) == said

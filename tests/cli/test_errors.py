@@ -106,10 +106,7 @@ class TestData:
         for path in sorted((broken / "train2017").iterdir())[:5]:
             path.unlink()
         assert_error(
-            clipcoco(*train(f"data.root={broken}"), cwd=empty),
-            3,
-            "5 of 48 images are missing",
-            "000000000001.jpg",
+            clipcoco(*train(f"data.root={broken}"), cwd=empty), 3, "5 of 48 images are missing", "000000000001.jpg"
         )
 
     def test_annotations_cut_short(self, clipcoco, empty, broken):

@@ -395,11 +395,7 @@ def test_env_tells_of_the_machine_and_no_secret(clipcoco, tmp_path):
     assert facts["schema"] == 1
     assert facts["proxies"] == ["https_proxy", "no_proxy"]
     assert facts["packages"]["torch"] == torch.__version__.split("+")[0]
-    assert facts["torch_build"] == {
-        "version": torch.__version__,
-        "cuda": torch.version.cuda,
-        "hip": torch.version.hip,
-    }
+    assert facts["torch_build"] == {"version": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip}
     assert facts["disk"]["folder"] == "~/work"
     assert facts["disk"]["free"] > 0
     assert facts["memory"]["total"] > facts["memory"]["available"] > 0

@@ -116,16 +116,13 @@ def between(a: Standing, b: Standing) -> Comparison:
     if not obstacles and not _same_images(*of_both):
         obstacles.append("the validation sets are of one size, but not the same")
     paired = {} if obstacles else _paired(of_both[0].hits, of_both[1].hits)
+    intervals = [one.intervals for one in of_both] + [paired]
     rows = tuple(
         Row(
-            direction,
-            metric,
-            recall,
-            of_both[1].recalls[direction, metric],
-            *(known.get((direction, metric)) for known in (of_both[0].intervals, of_both[1].intervals, paired)),
+            *recall, of_both[0].recalls[recall], of_both[1].recalls[recall], *(known.get(recall) for known in intervals)
         )
-        for (direction, metric), recall in of_both[0].recalls.items()
-        if of_both[1].recalls
+        for recall in RECALLS
+        if all(one.recalls for one in of_both)
     )
     return Comparison(differing, tuple(unread), rows, tuple(notes), tuple(obstacles))
 
@@ -157,10 +154,11 @@ def _recalls_of(one: Standing) -> _Recalls:
         record, why = None, "it was measured at another step"
     if record is not None:
         result, own = record.result, record.result.protocols["own"]
-        intervals = {("mean", "r1"): own.interval.r1} if own.interval else {}
-        for direction in ("i2t", "t2i") if own.interval else ():
-            known = getattr(own.interval, direction)
-            intervals |= {(direction, metric): known[metric] for metric in CUTOFFS if metric in known}
+        intervals = {
+            (direction, metric): own.interval.r1 if direction == "mean" else getattr(own.interval, direction)[metric]
+            for direction, metric in RECALLS
+            if own.interval and (direction == "mean" or metric in getattr(own.interval, direction))
+        }
         measured_on = {
             "the split": result.split,
             "the gallery": f"{result.images:,} images",
@@ -223,7 +221,16 @@ def _lines(runs: list[Standing], found: Comparison, width: int) -> list[str | Te
         lines.append("  No setting differs.")
     lines.append("")
     if found.rows:
-        lines += _table(found, width)
+        for cuts in range(4):  # where `width` does not suffice, names become short, then words, then intervals go
+            rows = table(_columns(found, long_names=cuts < 1, long_words=cuts < 2, intervals=cuts < 3), width)
+            if max(row.cell_len for row in rows) <= width:
+                break
+        lines += [*rows, ""]
+        if any(row.beyond is not None for row in found.rows):
+            holds = "within the noise: the 95 % interval of B - A, on the same images for both, holds 0."
+            lines += indented(holds, width) + indented(
+                "Another seed moves recall too, and it does not hold that.", width
+            )
     said = [*found.notes, *(f"{text}." for text in found.obstacles)]
     if found.obstacles:
         said.append("So these recalls do not compare.")
@@ -233,19 +240,6 @@ def _lines(runs: list[Standing], found: Comparison, width: int) -> list[str | Te
 def indented(text: str, width: int) -> list[str]:
     """A sentence in lines of at most `width` columns."""
     return textwrap.wrap(printable(text), max(width, 20), initial_indent="  ", subsequent_indent="  ")
-
-
-def _table(found: Comparison, width: int) -> list[str | Text]:
-    """In `width` columns: where they do not suffice, names become short, then words, and then intervals go."""
-    for cuts in range(4):
-        rows = table(_columns(found, long_names=cuts < 1, long_words=cuts < 2, intervals=cuts < 3), width)
-        if max(row.cell_len for row in rows) <= width:
-            break
-    lines: list[str | Text] = [*rows, ""]
-    if any(row.beyond is not None for row in found.rows):
-        lines += indented("within the noise: the 95 % interval of B - A, on the same images for both, holds 0.", width)
-        lines += indented("Another seed moves recall too, and it does not hold that.", width)
-    return lines
 
 
 def _columns(found: Comparison, long_names: bool, long_words: bool, intervals: bool) -> dict[str, list[str]]:
@@ -271,8 +265,5 @@ def _columns(found: Comparison, long_names: bool, long_words: bool, intervals: b
 def _judgement(row: Row, long: bool) -> str:
     if row.beyond is not None:
         return ("beyond" if row.beyond else "within") + (" the noise" if long else "")
-    if row.overlap is None:
-        return ""
-    if long:
-        return "intervals overlap" if row.overlap else "intervals do not overlap"
-    return "overlap" if row.overlap else "apart"
+    short, whole = ("overlap", "intervals overlap") if row.overlap else ("apart", "intervals do not overlap")
+    return "" if row.overlap is None else whole if long else short

@@ -74,10 +74,7 @@ def environment() -> dict[str, Any]:
         "torch_build": {key: _found(rf"^{name}\b[^=\n]*= *'([^'\n]*)'", build) for key, name in names.items()},
         "nvidia": _nvidia(),
         "disk": _disk(),
-        "weights": {
-            "folder": short(str(weights)),
-            "files": {name: (weights / name).is_file() for name in published},
-        },
+        "weights": {"folder": short(str(weights)), "files": {name: (weights / name).is_file() for name in published}},
         "terminal": {
             "TERM": os.environ.get("TERM"),
             "size": "{}x{}".format(*shutil.get_terminal_size()),

@@ -19,9 +19,7 @@ def inspect_config(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME or FILE",
-            help="A preset or a file; nothing: the list.",
-            autocompletion=complete_config,
+            metavar="NAME or FILE", help="A preset or a file; nothing: the list.", autocompletion=complete_config
         ),
     ] = None,
     changes: Set = None,

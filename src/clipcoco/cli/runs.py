@@ -27,11 +27,7 @@ LISTED = (  # of a Standing, in --json
 def runs(
     words: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="A B",
-            help="Two runs to compare; nothing: all of them.",
-            autocompletion=complete_run,
-        ),
+        typer.Argument(metavar="A B", help="Two runs to compare; nothing: all of them.", autocompletion=complete_run),
     ] = None,
     runs_dir: RunsDir = RUNS,
     json_: Json = False,

@@ -64,25 +64,19 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def _figures(view: View, wide: bool) -> list[Text]:
-    last = view.last
-    clock = last.get("clock", {})
+    last, clock = view.last, view.last.get("clock", {})
     speed = clock.get("images_per_second", 0.0)
     loss = (f"{last['loss']:.3f}" if last else "-").rjust(7)
     images = (f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.1f} images/s") if last else "-"
     wait = f"{clock.get('data_wait', 0.0):.0%}".replace("%", " %") if last else "-"
     lr, temperature = (f"{last['lr']:.1e}", f"{last['temperature']:.3f}") if last else ("-", "-")
-    cells = [
-        (
-            f"loss {loss}  {sparkline(view.losses[-10:])}",
-            f"chance {view.chance_loss:>14.3f}",
-            f"lr   {lr:>10}",
-        ),
-        (f"speed  {images}", f"waiting for data {wait:>4}", f"temp {temperature:>10}"),
-    ]
-    if wide:
-        return [Text(f"{left:<32}{middle:<28}{right}") for left, middle, right in cells]
-    (loss, chance, lr), (images, wait, temperature) = cells
-    return [Text(f"{left:<32}{right}") for left, right in ((loss, chance), (images, wait), (lr, temperature))]
+    cells = (
+        *(f"loss {loss}  {sparkline(view.losses[-10:])}", f"chance {view.chance_loss:>14.3f}", f"lr   {lr:>10}"),
+        *(f"speed  {images}", f"waiting for data {wait:>4}", f"temp {temperature:>10}"),
+    )
+    rows = ((0, 1, 2), (3, 4, 5)) if wide else ((0, 1), (3, 4), (2, 5))
+    rooms = (32, 28, 15)
+    return [Text("".join(f"{cells[n]:<{room}}" for n, room in zip(row, rooms, strict=False)).rstrip()) for row in rows]
 
 
 def _epochs(view: View, wide: bool, room: int) -> list[Text]:
