@@ -19,6 +19,7 @@ from clipcoco.console import (
     say_half,
     say_seconds,
     summary_rows,
+    table,
 )
 from clipcoco.events import Progress
 from screen import COLOURS, Screen
@@ -464,6 +465,15 @@ def test_a_gallery_of_a_thousand_is_shown_once() -> None:
     assert recall_tables("val2017", {"own": entry, "1k": entry}) == once
     assert len(recall_tables("val2017", {"own": entry, "1k": {**entry, "dropped": 500}})) == 2 * len(once) + 1
     assert "one fold of 1,000" in str(recall_tables("val2017", {"1k": entry})[6])  # asked for by itself
+
+
+def test_a_table_shows_what_it_is_given_at_any_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")  # of which rich thinks that it has 80 columns
+    columns = {"name": ["x" * 100, "[red]名"], "[b]": ["1", "22"]}
+    cut, whole = ([line.plain for line in table(columns, width, ["[b]"], {"name": 6})] for width in (0, 120))
+    assert cut == ["  name    [b]", "  xxxxx…    1", "  [red]…   22"]
+    assert whole[1:] == [f"  {'x' * 100}    1", f"  {'[red]名':<99}   22"]
 
 
 def test_summary_rows_align() -> None:

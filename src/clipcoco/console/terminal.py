@@ -118,10 +118,11 @@ def table(
         longest = max(map(cell_len, (head, *cells)))
         least = min(longest, (cut or {}).get(head, longest))
         needed += 2 + least
-        grid.add_column(head, justify="right" if head in right else "left", no_wrap=least == longest)
+        grid.add_column(Text(head), justify="right" if head in right else "left", no_wrap=least == longest)
     for row in zip(*columns.values(), strict=True):
         grid.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
-    rendered = "".join(segment.text for segment in Console(width=max(width, needed)).render(grid)).removesuffix("\n")
+    console = Console(width=max(width, needed), height=1)  # without a height a dumb terminal has 80 columns
+    rendered = "".join(segment.text for segment in console.render(grid)).removesuffix("\n")
     lines = [Text(line.rstrip()) for line in rendered.split("\n")]
     lines[0].stylize("dim")
     return lines
