@@ -65,11 +65,10 @@ def open_terminal(plain: bool = False) -> Terminal:
                 stream.reconfigure(errors="stand-ins")
             except OSError:  # a full disk: what still waits there would fail once more when the process ends
                 _silence(stream)
-    consoles = [
+    out, err = (
         _Console(stderr=stderr, highlight=False, markup=False, emoji=False, force_interactive=False)
         for stderr in (False, True)
-    ]
-    out, err = consoles
+    )
     dumb = os.environ.get("TERM", "dumb").lower() in ("dumb", "unknown")
     live = not plain and sys.stderr.isatty() and not dumb and not os.environ.get("CI") and err.width >= LIVE_WIDTH
     err.is_interactive = live
@@ -186,11 +185,8 @@ def _about_recalls(protocol: str, recalls: dict[str, Any], note: str) -> list[st
     parts = [f"{recalls['images']:,} images, {recalls['captions']:,} captions, ties are misses{ties}"]
     if protocol == "1k":
         many = "one fold" if recalls["folds"] == 1 else f"mean of {recalls['folds']} folds"
-        parts = [
-            f"1k: {many} of 1,000 images {say_order(recalls['order'])}",
-            f"{recalls['dropped']:,} left out",
-            *parts,
-        ]
+        folds = f"1k: {many} of 1,000 images {say_order(recalls['order'])}"
+        parts = [folds, f"{recalls['dropped']:,} left out", *parts]
     if note:
         parts.append(note)
     if recalls.get("interval"):
