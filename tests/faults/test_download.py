@@ -270,6 +270,15 @@ def test_what_had_arrived_whole_is_verified_without_a_request(server, tmp_path):
     assert not server.requests
 
 
+def test_another_content_under_the_name_of_a_whole_file_is_not_taken(server, tmp_path):
+    (tmp_path / "val2017.zip").write_bytes(OTHER)  # of the same length
+    assert get(server, tmp_path).read_bytes() == DATA
+    assert (tmp_path / "val2017.zip.bad").read_bytes() == OTHER
+    server.requests.clear()
+    assert get(server, tmp_path).read_bytes() == DATA  # the published one is read, not fetched
+    assert not server.requests
+
+
 def test_too_little_room_is_told_with_figures_before_a_request(server, tmp_path):
     file = Archive("zips/train2017.zip", 10**18, "0" * 64)
     with pytest.raises(EnvironmentProblem, match=r"needs 1,000,000,000\.0 GB, [\d,.]+ GB are free .*--root DIR"):

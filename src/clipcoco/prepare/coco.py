@@ -20,8 +20,8 @@ from clipcoco.data.split import check_files, missing_files
 from clipcoco.disk.files import link, need_room, sync_folder, take_name, write_temporary
 from clipcoco.disk.links import allow, own_folder
 from clipcoco.errors import DataError, EnvironmentProblem
-from clipcoco.events import ReportTask, TaskProgress
-from clipcoco.prepare.download import Archive, download
+from clipcoco.events import ReportTask
+from clipcoco.prepare.download import Archive, download, is_published
 from clipcoco.prepare.lock import lock
 from clipcoco.prepare.own_data import STATE
 from clipcoco.prepare.plan import FOLDERS, WORK, Plan, Request, choose_part, has_captions, still_missing
@@ -30,7 +30,6 @@ from clipcoco.prepare.single_images import RemoteImage, fetch_images
 from clipcoco.prepare.threads import in_threads
 from clipcoco.prepare.unpack import unpack
 
-_CHUNK = 2**20
 _CAPTIONS = re.compile(r"annotations/captions_(train|val)2017\.json")
 
 
@@ -182,8 +181,8 @@ class _Preparation:
         if path is None:
             urls, folder = self.request.urls(archive.path), self.root / WORK
             return download(archive, urls, folder, self.report, self.request.retries)
-        size = path.stat().st_size
-        if size != archive.size or _sha256(path, self.report) != archive.sha256:
+        if not is_published(path, archive, self.report):
+            size = path.stat().st_size
             raise DataError(
                 f"{path} is not the published {archive.name}: {size:,} bytes of {archive.size:,}, or another "
                 f"SHA-256 (--source). Fetch it again"
@@ -214,13 +213,3 @@ class _Preparation:
 
         in_threads(note, new, f"noting {table.files[0].split('/')[0]}", self.report)
         sync_folder(self.root)
-
-
-def _sha256(path: Path, report: ReportTask) -> str:
-    digest, done, size = hashlib.sha256(), 0, path.stat().st_size
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            report(TaskProgress(path.name, done, size, "bytes"))
-    return digest.hexdigest()

@@ -48,10 +48,10 @@ def download(
     assert len(file.sha256) == 64, "plain http is good enough only because the content is pinned"
     path = folder / file.name
     folder.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size != file.size:
+    if path.exists() and not is_published(path, file, report):  # the folder may be a stranger's
         os.replace(path, folder / f"{file.name}.bad")
     note = "already here"
-    if not path.exists():  # only verified content is ever given this name
+    if not path.exists():
         by_hand = f"Or fetch it by hand: {shown(urls[0])}, then --source DIR"
         try:
             with contextlib.closing(_Part(file, path, by_hand)) as part:
@@ -71,6 +71,19 @@ def download(
         note = "SHA-256 verified"
     report(TaskProgress(file.name, file.size, file.size, "bytes", note))
     return path
+
+
+def is_published(path: Path, file: Archive, report: ReportTask) -> bool:
+    """Whether all of the content at `path` is that of `file`, which is read to its end."""
+    digest, done = hashlib.sha256(), 0
+    if path.stat().st_size != file.size:
+        return False
+    with open(path, "rb") as content:
+        while chunk := content.read(1 << 20):
+            digest.update(chunk)
+            done += len(chunk)
+            report(TaskProgress(file.name, done, file.size, "bytes", "reading what is here"))
+    return digest.hexdigest() == file.sha256
 
 
 class _Part:
