@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +73,7 @@ def process() -> dict[str, object]:
         "warnings": list(warnings.filters),
         "signals": [signal.getsignal(number) for number in signal.valid_signals()],
         "mask": signal.pthread_sigmask(signal.SIG_BLOCK, []),
-        "workers": (multiprocessing.get_start_method(allow_none=True), forkserver._forkserver._preload_modules),
+        "workers": multiprocessing.get_start_method(allow_none=True),
         "folder": Path.cwd(),
     }
 

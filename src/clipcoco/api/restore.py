@@ -4,7 +4,6 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
 
 import torch
 
@@ -34,19 +33,14 @@ def _kernels_brought_back() -> Iterator[None]:
 def _defaults_brought_back() -> Iterator[None]:
     dtype = torch.get_default_dtype()
     method = multiprocessing.get_start_method(allow_none=True)  # torch's loader asks, and so fixes it
-    preload = forkserver._forkserver._preload_modules  # type: ignore[attr-defined]  # no one else tells
-    random = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    initialized = torch.cuda.is_initialized()
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     torch.set_default_dtype(torch.float32)
-    yield
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if initialized else []):
+        yield
     torch.set_default_dtype(dtype)
     multiprocessing.set_start_method(method, force=True)
-    forkserver._forkserver._preload_modules = preload  # type: ignore[attr-defined]
-    torch.set_rng_state(random)
-    if cuda is not None:
-        torch.cuda.set_rng_state_all(cuda)
-    else:  # its generators begin later, from the seed that they would have had
+    if not initialized:  # its generators begin later, from the seed that they would have had
         torch.cuda.manual_seed_all(torch.initial_seed())
     if mps is not None:
         torch.mps.set_rng_state(mps)

@@ -220,36 +220,25 @@ def _finished(figure: "Figure", axes: "Axes", name: str, title: str, words: str)
         figure.legend(handles, labels, loc="outside lower left", ncols=len(labels))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    root = _cleaned(buffer.getvalue(), name, title, words)
+    root = _cleaned(buffer.getvalue().decode(), name, title, words)
     alone = ElementTree.tostring(root, "unicode")
     del root.attrib["width"], root.attrib["height"]
     in_page = ElementTree.tostring(root, "unicode").replace(' xmlns="http://www.w3.org/2000/svg"', "")
     return Drawing(name, title, words, _painted(in_page, IN_PAGE), _painted(alone, ALONE) + "\n")
 
 
-def _cleaned(svg: bytes, name: str, title: str, words: str) -> ElementTree.Element:
+def _cleaned(svg: str, name: str, title: str, words: str) -> ElementTree.Element:
     """Without metadata and global style; ids that nobody refers to are gone, others are this figure's own."""
+    used = set(re.findall(r"#([\w-]+)[\")]", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
+    svg = re.sub(r'url\(#|xlink:href="#', lambda found: f"{found[0].removeprefix('xlink:')}{name}-", svg)
     ElementTree.register_namespace("", SVG.strip("{}"))
     root = ElementTree.fromstring(svg)
-    for unwanted in ("metadata", "defs"):
-        for node in root.findall(f"{SVG}{unwanted}"):
-            if unwanted == "metadata" or node.find(f"{SVG}style") is not None:
-                root.remove(node)
-    used = set(re.findall(rb"#([\w-]+)[\")]", svg))
-    for node in root.iter():
-        for key in list(node.attrib):
-            value = node.attrib.pop(key)
-            if key == "id" and value.encode() not in used:
-                continue
-            key = key.rpartition("}")[2] if key.endswith("}href") else key
-            if key == "id":
-                value = f"{name}-{value}"
-            elif key == "href":
-                value = f"#{name}-{value[1:]}"
-            node.attrib[key] = value.replace("url(#", f"url(#{name}-")
+    for node in (*root.findall(f"{SVG}metadata"), *root.findall(f"{SVG}defs[{SVG}style]")):
+        root.remove(node)
     root.attrib |= {"role": "img", "aria-labelledby": f"{name}-title {name}-words", "stroke-linejoin": "round"}
-    for place, (tag, text) in enumerate((("title", title), ("desc", words))):
-        node = ElementTree.Element(f"{SVG}{tag}", {"id": f"{name}-{'title' if tag == 'title' else 'words'}"})
+    for place, (tag, kind, text) in enumerate((("title", "title", title), ("desc", "words", words))):
+        node = ElementTree.Element(f"{SVG}{tag}", {"id": f"{name}-{kind}"})
         node.text = text
         root.insert(place, node)
     return root

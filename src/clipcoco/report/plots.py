@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 from clipcoco.config.schema import Config
 from clipcoco.engine.results import RankCounts
@@ -15,56 +14,31 @@ from clipcoco.runs.record import Record
 
 DIRECTIONS = {"i2t": "Image to text", "t2i": "Text to image"}
 CUTOFFS = (("r1", ACCENT, "-", "o"), ("r5", INK, "--", "s"), ("r10", DIM, ":", "^"))
+WORDS = {  # by the name of the figure
+    "learning-rate": "Highest {high:.2e} at step {at:,}, {last:.2e} at step {end:,}.",
+    "temperature": "{last:.4f} at step {end:,}, between {low:.4f} and {high:.4f} before.",
+    "gradient-norm": "Median {median:.3g}, highest {high:.3g} at step {at:,}, before clipping.",
+    "speed": "Median {median:,.0f} images a second, from {low:,.0f} to {high:,.0f}.",
+    "data-wait": "Median {median:.1f} % of the time is spent waiting for data, at most {high:.1f} %.",
+}
 
 
 def training_plots(
     history: History, config: Config | None, chance: Chance | None, chance_loss: float | None
 ) -> list[Drawing]:
     """Loss, recalls, then what the optimiser and the machine did. What has no rows yet is left out."""
-    rate, norm = (_column(history, name) for name in ("lr", "grad_norm"))
+    rate = _column(history, "lr")
     power = math.floor(math.log10(highest)) if (highest := max((y for _, y in rate), default=0)) > 0 else 0
-    norms = [y for _, y in norm]
     clip = config.train.grad_clip if config else None
+    waits = [(step, 100 * share) for step, share in _column(history, "data_wait")]
     found = [
         _loss(history, chance_loss),
         *(_recalls(history.evaluations, direction, chance) for direction in DIRECTIONS),
-        _series(
-            rate,
-            "learning-rate",
-            f"Learning rate (1e{power})",
-            "Highest {high:.2e} at step {at:,}, {last:.2e} at step {end:,}.",
-            unit=10**power,
-        ),
-        _series(
-            _column(history, "temperature"),
-            "temperature",
-            "Temperature",
-            "{last:.4f} at step {end:,}, between {low:.4f} and {high:.4f} before.",
-            zero=False,
-        ),
-        _series(
-            norm,
-            "gradient-norm",
-            "Gradient norm",
-            "Median {median:.3g}, highest {high:.3g} at step {at:,}, before clipping."
-            + (f" Clipped at {clip:g}." if clip else ""),
-            zero=False,
-            levels=[clip] if clip else [],
-            level_label=f"clipped at {clip:g}" if clip else "",
-            log=0 < 30 * min(norms, default=0) < max(norms, default=0),
-        ),
-        _series(
-            _column(history, "images_per_second"),
-            "speed",
-            "Images a second",
-            "Median {median:,.0f} images a second, from {low:,.0f} to {high:,.0f}.",
-        ),
-        _series(
-            [(step, 100 * share) for step, share in _column(history, "data_wait")],
-            "data-wait",
-            "Waiting for data (%)",
-            "Median {median:.1f} % of the time is spent waiting for data, at most {high:.1f} %.",
-        ),
+        _series("learning-rate", f"Learning rate (1e{power})", rate, unit=10**power),
+        _series("temperature", "Temperature", _column(history, "temperature"), zero=False),
+        _series("gradient-norm", "Gradient norm", _column(history, "grad_norm"), zero=False, clip=clip),
+        _series("speed", "Images a second", _column(history, "images_per_second")),
+        _series("data-wait", "Waiting for data (%)", waits),
     ]
     return [drawing for drawing in found if drawing]
 
@@ -80,16 +54,25 @@ def _column(history: History, name: str) -> Points:
 
 
 def _series(
-    points: Points, name: str, title: str, words: str, *, unit: float = 1, zero: bool = True, **more: Any
+    name: str, title: str, points: Points, *, unit: float = 1, zero: bool = True, clip: float | None = None
 ) -> Drawing | None:
-    """One line over steps, in multiples of `unit`; `words` takes what is remarkable of the values."""
+    """One line over steps, in multiples of `unit`; on a logarithmic axis where it need not start at 0 and goes far."""
     if not points:
         return None
     values = [value for _, value in points]
-    at, high = max(points, key=lambda point: point[1])
-    end, last = points[-1]
-    said = words.format(median=median(values), low=min(values), high=high, at=at, last=last, end=end)
-    return curve(name, title, said, "step", [Line([(x, y / unit) for x, y in points])], zero=zero, **more)
+    (at, high), (end, last), low = max(points, key=lambda point: point[1]), points[-1], min(values)
+    words = WORDS[name].format(median=median(values), low=low, high=high, at=at, last=last, end=end)
+    return curve(
+        name,
+        title,
+        f"{words} Clipped at {clip:g}." if clip else words,
+        "step",
+        [Line([(step, value / unit) for step, value in points])],
+        levels=[clip] if clip else [],
+        level_label=f"clipped at {clip:g}" if clip else "",
+        log=not zero and 0 < 30 * low < high,
+        zero=zero,
+    )
 
 
 def _loss(history: History, chance: float | None) -> Drawing | None:

@@ -5,32 +5,31 @@ import io
 
 from PIL import Image
 
-from clipcoco.runs.record import Record
-from clipcoco.runs.tensorboard import Picture
+from clipcoco.runs.record import Query, Record
 
 CELL = 168  # pixels, a thumbnail and its frame
 RIGHT, OTHER = (46, 125, 50), (238, 238, 238)
 
 
-def strips(record: Record) -> list[Picture]:
-    """The captions and the images of the report, each with what it found; the words stand in the description."""
-    found = []
+def strips(record: Record) -> dict[str, tuple[str, Image.Image]]:
+    """The captions and the images of the report, by tag: a description, which holds the words, and what it found."""
+    found = {}
     for number, text in enumerate(record.retrievals.texts, start=1):
-        cells = [(hit.file, hit.right) for hit in text.hits]
-        said = f"{text.caption} Its image is at rank {text.rank:,}; {_chosen(text.drawn)}."
-        found.append(_picture(record, f"retrievals/text_to_image/{number:02}", said, cells))
+        said = f"{text.caption} Its image is at rank {text.rank:,}; {_chosen(text)}."
+        strip = _strip(record, [(hit.file, hit.right) for hit in text.hits])
+        found[f"retrievals/text_to_image/{number:02}"] = said, strip
     for number, image in enumerate(record.retrievals.images, start=1):
         lines = "; ".join(f"{hit.caption}{' (right)' if hit.right else ''}" for hit in image.hits)
-        said = f"Nearest captions: {lines} The best of its own is at rank {image.rank:,}; {_chosen(image.drawn)}."
-        found.append(_picture(record, f"retrievals/image_to_text/{number:02}", said, [(image.file, False)]))
+        said = f"Nearest captions: {lines} The best of its own is at rank {image.rank:,}; {_chosen(image)}."
+        found[f"retrievals/image_to_text/{number:02}"] = said, _strip(record, [(image.file, False)])
     return found
 
 
-def _chosen(drawn: bool) -> str:
-    return "drawn by the seed" if drawn else "one of the worst"
+def _chosen(query: Query) -> str:
+    return "drawn by the seed" if query.drawn else "one of the worst"
 
 
-def _picture(record: Record, tag: str, description: str, cells: list[tuple[str, bool]]) -> Picture:
+def _strip(record: Record, cells: list[tuple[str, bool]]) -> Image.Image:
     strip = Image.new("RGB", (CELL * len(cells), CELL), OTHER)
     for place, (file, right) in enumerate(cells):
         if right:
@@ -38,6 +37,4 @@ def _picture(record: Record, tag: str, description: str, cells: list[tuple[str, 
         if file in record.thumbnails:
             small = Image.open(io.BytesIO(base64.b64decode(record.thumbnails[file])))
             strip.paste(small, (place * CELL + (CELL - small.width) // 2, (CELL - small.height) // 2))
-    buffer = io.BytesIO()
-    strip.save(buffer, "PNG", optimize=True)
-    return Picture(tag, description, buffer.getvalue(), strip.width, strip.height)
+    return strip

@@ -4,8 +4,7 @@ import io
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -13,6 +12,7 @@ from clipcoco.disk import files
 from clipcoco.events import Evaluated, Event, RunEnded, RunStarted, StepDone
 
 if TYPE_CHECKING:
+    from PIL import Image
     from tensorboard.compat.proto.event_pb2 import Event as Record
     from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -21,15 +21,6 @@ METRICS = {  # of the HParams page
     "val/loss": "the training loss over the validation images, in nats",
     "train/loss": "mean of the log interval, in nats",
 }
-
-
-@dataclass(frozen=True)
-class Picture:
-    tag: str  # "retrievals/text_to_image/01"
-    description: str
-    png: bytes
-    width: int
-    height: int
 
 
 class TensorBoard:
@@ -55,8 +46,9 @@ class TensorBoard:
         elif isinstance(event, RunEnded):
             self._write(event.step, lambda: _session_end(event))
 
-    def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
-        self._write(step, lambda: _images(pictures))
+    def pictures(self, step: int, pictures: "Mapping[str, tuple[str, Image.Image]]") -> None:
+        """By tag ("retrievals/text_to_image/01"): a description and an RGB picture."""
+        self._write(step, lambda: [_image(tag, *described) for tag, described in pictures.items()])
 
     def close(self) -> None:
         if self._file:
@@ -109,17 +101,13 @@ def _scalars(event: StepDone | Evaluated) -> "list[Summary.Value]":
     return [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
 
 
-def _images(pictures: Sequence[Picture]) -> "list[Summary.Value]":
+def _image(tag: str, description: str, picture: "Image.Image") -> "Summary.Value":
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 
-    return [
-        Summary.Value(
-            tag=one.tag,
-            metadata=SummaryMetadata(summary_description=one.description),
-            image=Summary.Image(width=one.width, height=one.height, colorspace=3, encoded_image_string=one.png),
-        )
-        for one in pictures
-    ]
+    picture.save(png := io.BytesIO(), "PNG", optimize=True)
+    width, height = picture.size
+    image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png.getvalue())
+    return Summary.Value(tag=tag, metadata=SummaryMetadata(summary_description=description), image=image)
 
 
 def _hparams(settings: Mapping[str, object]) -> "list[Summary.Value]":

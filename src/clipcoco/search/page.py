@@ -3,7 +3,6 @@
 import hashlib
 import re
 import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
 
 from clipcoco.data.viewer import thumbnail
@@ -15,30 +14,17 @@ THUMBNAIL = 240  # pixels, the longer side
 MOST = 100  # pictures on a page
 
 
-@dataclass(frozen=True)
-class _Card:
-    rank: int
-    score: float
-    name: str
-    link: str
-    caption: str | None
-    thumbnail: str | None  # a data URI; None for a picture that can't be read any more
-
-
 def write_page(folder: Path, answer: Answer, about: str) -> Path:
     """Write the page of an answer into `folder`; gives its path. `about` says which model found it where.
 
     Raises OSError.
     """
     picture = answer.query.picture
-    html = template("clipcoco.search").render(
+    html = template("clipcoco.search", thumbnail=_data_uri).render(
         words=f"like {picture.name}" if picture else answer.query.words,
         asked=_data_uri(picture) if picture else None,
         about=about,
-        cards=[
-            _Card(hit.rank, hit.score, hit.shown, hit.path.as_uri(), hit.caption, _data_uri(hit.path))
-            for hit in answer.hits[:MOST]
-        ],
+        hits=answer.hits[:MOST],
         left_out=max(0, len(answer.hits) - MOST),
     )
     folder.mkdir(parents=True, exist_ok=True)
