@@ -1,7 +1,7 @@
 """`clipcoco eval`."""
 
 import shlex
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -157,31 +157,16 @@ def _measure(
         )
 
 
-def measure_run(run: RunDir, data: DataConfig | None, device: str | None, terminal: Terminal) -> "Evaluation":
-    """What `eval` would say of the run's best checkpoint, kept as evaluation.json; `data` None: as it was trained."""
-    from clipcoco.engine.model_file import open_model
-    from clipcoco.runs.measure import evaluate_checkpoint, write_record
+def measure_best(run: RunDir, data: DataConfig | None, device: str | None, terminal: Terminal) -> "Evaluation":
+    """Measure the best checkpoint of a run for its page, for TensorBoard, and for a person."""
+    from clipcoco.report.strips import show_in_tensorboard
+    from clipcoco.runs.measure import measure_run
 
-    model_file = open_model(Found(run, None).weights())
-    data = data or model_file.config.data
     with RunConsole(terminal) as console:
-        evaluation = evaluate_checkpoint(model_file, run.name, data, "val", None, ("own", "1k"), device, console)
-    write_record(evaluation, model_file, run.evaluation)
-    _add_pictures(run)
+        evaluation = measure_run(run, data, device, console)
+    show_in_tensorboard(run)
     _say_learnt_from(evaluation.result, terminal)
     return evaluation
-
-
-def _add_pictures(run: RunDir) -> None:
-    """The report's retrievals for TensorBoard too: a second copy, so that a full disk costs no word."""
-    from clipcoco.report.strips import strips
-    from clipcoco.runs.record import read_record
-    from clipcoco.runs.tensorboard import TensorBoard
-
-    record, _ = read_record(run)
-    if record is not None:
-        with suppress(OSError), closing(TensorBoard(run.tensorboard, None)) as tensorboard:
-            tensorboard.pictures(record.result.step, strips(record))
 
 
 def _say_learnt_from(result: dict[str, Any], terminal: Terminal) -> None:

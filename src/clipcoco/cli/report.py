@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 
-from clipcoco.cli.evaluate import measure_run
+from clipcoco.cli.evaluate import measure_best
 from clipcoco.cli.options import RUNS, Debug, Device, Json, Run, RunsDir, print_json, split_words
 from clipcoco.config.load import load_config
 from clipcoco.console import Terminal, open_terminal, printable, show, summary_rows
@@ -49,7 +49,7 @@ def _measure(run: RunDir, device: str | None, terminal: Terminal) -> bool:
     with suppress(ConfigError):  # where config.yaml says that the data are: a resume may have noted a new place there
         data = load_config(file=run.config).config.data
     try:
-        measure_run(run, data, device, terminal)
+        measure_best(run, data, device, terminal)
     except ClipcocoError as error:
         show(terminal.err, f"note: {run.name} is not measured: {printable(str(error))}")
         return False

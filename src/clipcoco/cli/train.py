@@ -200,7 +200,7 @@ def _finish(
     run: RunDir, ended: "RunEnded", data: DataConfig, device: str | None, console: RunConsole, json_: bool
 ) -> int:
     """Of a finished run the best checkpoint is measured, shown and made into a page; of a stopped one the page."""
-    from clipcoco.cli.evaluate import measure_run
+    from clipcoco.cli.evaluate import measure_best
 
     terminal = console.terminal
     if ended.state == "stopped":
@@ -208,7 +208,7 @@ def _finish(
             stop.reason = ended.reason
             write_or_warn(run, console.show)
         return ExitCode.STOPPED
-    result = measure_run(run, data, device, terminal).result
+    result = measure_best(run, data, device, terminal).result
     write_or_warn(run, console.show)
     if json_:
         print_json(result)

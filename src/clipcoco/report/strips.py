@@ -2,13 +2,24 @@
 
 import base64
 import io
+from contextlib import closing, suppress
 
 from PIL import Image
 
-from clipcoco.runs.record import Query, Record
+from clipcoco.runs.directory import RunDir
+from clipcoco.runs.record import Query, Record, read_record
+from clipcoco.runs.tensorboard import TensorBoard
 
 CELL = 168  # pixels, a thumbnail and its frame
 RIGHT, OTHER = (46, 125, 50), (238, 238, 238)
+
+
+def show_in_tensorboard(run: RunDir) -> None:
+    """The report's retrievals, a second time: a full disk costs nothing that needs a word."""
+    record, _ = read_record(run)
+    if record is not None:
+        with suppress(OSError), closing(TensorBoard(run.tensorboard, None)) as tensorboard:
+            tensorboard.pictures(record.result.step, strips(record))
 
 
 def strips(record: Record) -> dict[str, tuple[str, Image.Image]]:

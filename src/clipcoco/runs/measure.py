@@ -22,12 +22,14 @@ from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import choose_as_trained, choose_deterministic_kernels, encoding_in_memory
 from clipcoco.engine.embeddings import Embeddings, read_embeddings
 from clipcoco.engine.evaluate import Inputs, Retrieval, embed, in_order, retrievals_worth_showing
-from clipcoco.engine.model_file import ModelFile
+from clipcoco.engine.model_file import ModelFile, open_model
 from clipcoco.engine.recall import Ranks, folds_table, hits_by_image, ranks, table_of
 from clipcoco.engine.results import FoldsTable, Hubs
 from clipcoco.engine.trained_on import learnt_from, recorded
 from clipcoco.errors import ConfigError
 from clipcoco.events import Report
+from clipcoco.runs.directory import RunDir
+from clipcoco.runs.names import Found
 from clipcoco.runs.record import SCHEMA
 
 FOLD = 1000  # images, of protocol 1k
@@ -48,6 +50,15 @@ class Evaluation:
     ranks: Ranks
     table: CaptionTable | None  # None: the embeddings came from a file
     doubts: list[str]  # about the captions, a sentence each; whoever trained was told of them
+
+
+def measure_run(run: RunDir, data: DataConfig | None, device_name: str | None, report: Report) -> Evaluation:
+    """What `eval` says of the run's best checkpoint, kept as evaluation.json; `data` None: as it was trained."""
+    model_file = open_model(Found(run, None).weights())
+    data, both = data or model_file.config.data, ("own", "1k")
+    evaluation = evaluate_checkpoint(model_file, run.name, data, "val", None, both, device_name, report)
+    write_record(evaluation, model_file, run.evaluation)
+    return evaluation
 
 
 def evaluate_checkpoint(
