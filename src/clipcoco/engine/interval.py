@@ -29,7 +29,8 @@ def confidence_intervals(folds: Sequence[Hits]) -> ConfidenceIntervals:
     """Of recalls that are means over `folds`: images are drawn within their fold, the galleries stay."""
     got, most = (np.concatenate(parts) for parts in zip(*map(_shares, folds), strict=True))
     hit, missed = (got > 0).sum(0), (got < most).sum(0)
-    from_below = _score_interval(np.where(hit < missed, got, most - got))
+    few = np.where(hit < missed, got, most - got)
+    from_below = _each(few) * wilson((few > 0).sum(0), len(few))
     by_score = np.where(hit < missed, from_below, 1 - from_below[::-1]).clip(0, 1)
     chosen = _chosen(np.minimum(hit, missed) < FEW, 100 * by_score, _bootstrap(folds))
     *ranges, mean_r1 = ((low, high) for low, high in chosen.T.tolist())
@@ -83,11 +84,6 @@ def _shares(hits: Hits) -> tuple[Values, Values]:
 def _chosen(few: npt.NDArray[np.bool_], by_score: Values, by_bootstrap: Values) -> Values:
     no_width = by_bootstrap[1] - by_bootstrap[0] < 1e-9
     return np.where(few | no_width, by_score, by_bootstrap)
-
-
-def _score_interval(values: Values) -> Values:
-    """(2,7): [low, high] of the means of `values` (N,7), few of which are above 0."""
-    return _each(values) * wilson((values > 0).sum(0), len(values))
 
 
 def _each(values: Values) -> Values:
