@@ -1,6 +1,5 @@
 """A trained model that encodes images and texts, and `load`, which opens it."""
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -21,14 +20,13 @@ from clipcoco.data.images import evaluation_view, pixels_of, read
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.data.viewer import UnreadableImage
-from clipcoco.disk.files import read_own
-from clipcoco.disk.seal import unsealed
 from clipcoco.engine.device import Device, choose_as_trained, choose_deterministic_kernels, in_memory
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.model_file import open_model
 from clipcoco.errors import DataError
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.names import Found, find_run
+from clipcoco.runs.record import read_record
 
 Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 
@@ -123,17 +121,14 @@ def open_found(found: Found, device_name: str | None) -> Model:
 def _measured(run: RunDir | None, content: dict[str, Any]) -> dict[str, Any] | None:
     """The recall of the weights in `content`, and of no others: those of this very step."""
     step = content["state"].get("step")
-    try:
-        result = unsealed(json.loads(read_own(run.evaluation)))["result"] if run else {}
-        if result["step"] == step and isinstance(result["protocols"], dict):
-            return dict(result["protocols"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass  # absent or damaged: what training saw is in the checkpoint
-    data, rows = content.get("data"), content.get("metrics")
-    for row in rows if isinstance(rows, list) else []:
-        if isinstance(row, dict) and (row.get("event"), row.get("step")) == ("evaluation", step):
-            own = {key: row.get(key) for key in ("i2t", "t2i", "r1", "rsum")}
-            return {"own": {**own, "images": data.get("val_images") if isinstance(data, dict) else None}}
+    record, _ = read_record(run) if run else (None, "")
+    if record is not None and record.result.step == step:
+        own, folds = record.result.protocols["own"], record.result.protocols.get("1k")
+        return {"own": own.to_plain()} | ({"1k": folds.to_plain()} if folds else {})
+    for row in content.get("metrics", []):  # what training saw
+        if (row["event"], row["step"]) == ("evaluation", step):
+            seen = {key: row.get(key) for key in ("i2t", "t2i", "r1", "rsum")}
+            return {"own": {**seen, "images": content.get("data", {}).get("val_images")}}
     return None
 
 

@@ -15,8 +15,7 @@ from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.split import open_splits
 from clipcoco.data.viewer import thumbnail
 from clipcoco.data.workers import choose_workers
-from clipcoco.disk.files import write_json
-from clipcoco.disk.seal import seal
+from clipcoco.disk.seal import write_sealed
 from clipcoco.engine.analysis import geometry, hubs, rank_counts, similarities
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import choose_as_trained, choose_deterministic_kernels, encoding_in_memory
@@ -182,7 +181,7 @@ def write_record(evaluation: Evaluation, model_file: ModelFile, path: Path) -> N
             "data": content.get("data", {}),
         },
     }
-    write_json(path, seal(record))
+    write_sealed(path, record)
 
 
 def _query(table: CaptionTable, query: Retrieval, asked: str, answer: str) -> dict[str, Any]:

@@ -3,15 +3,13 @@
 The file may be old, damaged or a stranger's; what does not fit these classes is no record.
 """
 
-import json
 from itertools import pairwise
 from typing import Annotated, Any, NotRequired, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from typing_extensions import TypedDict
 
-from clipcoco.disk.files import read_own
-from clipcoco.disk.seal import unsealed
+from clipcoco.disk.seal import read_sealed
 from clipcoco.engine.results import FoldsTable, Geometry, Hubs, RankCounts, RecallTable, Similarities
 from clipcoco.runs.directory import RunDir
 
@@ -111,7 +109,7 @@ class Record(Part):
 def read_record(run: RunDir) -> tuple[Record | None, str]:
     """The record of a run, or None and why there is none, as half a sentence."""
     try:
-        content = unsealed(json.loads(read_own(run.evaluation)))
+        content = read_sealed(run.evaluation)
         if isinstance(content, dict) and isinstance(content.get("schema"), int) and content["schema"] > SCHEMA:
             return None, "evaluation.json was written by a newer clipcoco"
         return Record.model_validate(content), ""
@@ -119,5 +117,5 @@ def read_record(run: RunDir) -> tuple[Record | None, str]:
         return None, "evaluation.json is not there"
     except OSError as error:
         return None, f"evaluation.json can't be read: {error.strerror}"
-    except (ValidationError, ValueError, RecursionError):
+    except ValueError:  # a ValidationError is one
         return None, "evaluation.json is damaged"
