@@ -1,7 +1,7 @@
 """Pictures of the terminal for the README, drawn from recorded output of real commands.
 
 `python docs/pictures.py` draws docs/pictures/NAME.svg from docs/pictures/NAME.txt; `--check` only says whether
-they are what the recordings give; `--record` first runs the commands anew, which trains a demo: some minutes.
+they are what the recordings give; `--record` first runs the commands again, which trains a demo: some minutes.
 """
 
 import io

@@ -160,7 +160,7 @@ def test_a_pipe_is_read_once_it_is_written_to_and_not_waited_for_for_ever(tmp_pa
         ("seed: 1\n".encode("utf-16"), "my.yaml is UTF-16. Save it as UTF-8."),
         ("seed: 1\n".encode("utf-16-le"), "my.yaml:1 holds a NUL byte. Save it as UTF-8 text."),
         (b"seed: 1\n\x00", "my.yaml:2 holds a NUL byte. Save it as UTF-8 text."),
-        (b"seed: 1\n# \x07\n", "a character that text cannot have stands there (my.yaml:2)."),
+        (b"seed: 1\n# \x07\n", "a character that text cannot have (my.yaml:2)."),
         ("seed: 1\n---\nseed: 2\n", "a second document starts (my.yaml:2)."),
         ("seed: " + "7" * 5_000, "a number of 5,000 digits is too long (my.yaml:1)."),
         ("seed: &a 1\n", "anchors (&name) are not allowed (my.yaml:1). Write the value out."),
@@ -206,7 +206,10 @@ def test_a_circle_over_two_files() -> None:
 
 def test_missing_file_folder_and_long_name(tmp_path: Path) -> None:
     for path, said in [
-        (Path("absent.yaml"), "no configuration file at absent.yaml."),
+        (
+            Path("absent.yaml"),
+            "no configuration file at absent.yaml. One to start from: clipcoco inspect-config demo > FILE",
+        ),
         (Path("small.yaml"), "no configuration file at small.yaml. For the preset: --preset small"),
         (tmp_path, f"{tmp_path} cannot be read as a configuration file (Is a directory)."),
         (Path("x" * 300), "(File name too long)."),

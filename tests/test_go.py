@@ -123,7 +123,7 @@ def test_a_damaged_validation_image_is_told_before_the_first_step(scenes, tmp_pa
     for victim in victims:
         victim.write_bytes(victim.read_bytes()[:99])
     events = []
-    words = rf"{victims[0].name} can't be read \(a damaged image: .*\), nor can 1 others, .*Get them anew"
+    words = rf"{victims[0].name} can't be read \(a damaged image: .*\), nor can 1 others, .*Get them again"
     with pytest.raises(DataError, match=words):
         start(root, tmp_path, f"train.frozen_epochs={frozen}", events=events)
     assert not [event for event in events if isinstance(event, StepDone)]

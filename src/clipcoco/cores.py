@@ -25,7 +25,7 @@ def cpu_quota(system: Path = Path("/")) -> float | None:
 
 def _allowed(group: Path) -> float | None:
     parts = _read(group / "cpu.max").split() or [_read(group / f"cpu.cfs_{what}_us") for what in ("quota", "period")]
-    # "max", and -1 in version 1, is no limit
+    # "max", and -1 in version 1, mean that there is no limit
     return int(parts[0]) / int(parts[1]) if all(part.strip().isdecimal() for part in parts) else None
 
 

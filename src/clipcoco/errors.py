@@ -88,7 +88,7 @@ def broken_package(error: Exception) -> EnvironmentProblem | None:
     what = " ".join(str(error).split()) or type(error).__name__
     return EnvironmentProblem(
         f"{package} can't be imported: {what:.200} (clipcoco env shows the versions). "
-        f"Install it anew: pip install --force-reinstall {_ON_PYPI.get(package, package)}"
+        f"Install it again: pip install --force-reinstall {_ON_PYPI.get(package, package)}"
     )
 
 

@@ -31,7 +31,7 @@ HINTS = [
     ("train --preset demo --prest demo", "Did you mean --preset demo?"),
     ("train -c mine.yaml", "--config mine.yaml"),
     ("train --config presets/medium.yaml --resume epoch_10.pt", "clipcoco resume epoch_10.pt"),
-    ("train --preset demo --checkpoint=a.pt", "clipcoco resume a.pt; with its weights alone, anew: --init a.pt"),
+    ("train --preset demo --checkpoint=a.pt", "clipcoco resume a.pt; a new run with its weights: --init a.pt"),
     ("train --preset demo --images my", "data.root=FOLDER. It is made of your own by clipcoco prepare-data"),
     ("train --preset demo --num-gpus 1", "Did you mean --device cuda?"),
     ("train --preset demo --steps 100", "train.epochs=N"),

@@ -144,7 +144,7 @@ def _pixels(number: int, image: Picture) -> Tensor:
         if isinstance(image, Image.Image):
             return pixels_of(image)
     except UnreadableImage as error:
-        raise DataError(f"image {number} can't be read: {error}. Leave it out, or get it anew") from error
+        raise DataError(f"image {number} can't be read: {error}. Leave it out, or get it again") from error
     what = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
     raise TypeError(f"image {number} is a {what}; give a path, a PIL image or a uint8 array (H,W,3), (H,W,4) or (H,W)")
 

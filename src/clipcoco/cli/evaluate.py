@@ -45,7 +45,7 @@ ToEmbeddings = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npz", help="Write the embeddings here.", show_default=False, callback=expanded_path),
 ]
-# What a model was trained from or with, and is no part of what it computes now.
+# What a model was trained from or with, and does not compute with now.
 BEGINNINGS = ("model.vision.weights", "model.text.dropout", "model.temperature", "model.learn_temperature")
 
 
@@ -108,7 +108,7 @@ def _found_file(checkpoint: Path, runs_dir: Path) -> Found:
     if checkpoint.is_file():
         return found_file(checkpoint)
     hint = "A run keeps its own in RUN/checkpoints"
-    with suppress(CheckpointError, ConfigError):  # where it is no run either
+    with suppress(CheckpointError, ConfigError):  # where it is not a run either
         found = find_run(runs_dir, str(checkpoint))
         typed = shlex.quote(str(checkpoint))
         hint = f"It is a run: clipcoco eval {found.run.words if found.run and not found.checkpoint else typed}"

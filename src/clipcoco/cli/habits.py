@@ -48,7 +48,7 @@ _ANSWERS = {  # a sentence where we have no such option: of these commands, and 
     "Did you mean --run {run}?": f"search: {_RESUME} {_CHECKPOINT} model",
     "Did you mean clipcoco inspect-config {name}?": "inspect-config: preset p config c cfg file",
     "To go on with a run: clipcoco resume {run}": f"train: {_RESUME}",
-    "To go on with a run: clipcoco resume {run}; with its weights alone, anew: --init {run}": f"train: {_CHECKPOINT}",
+    "To go on with a run: clipcoco resume {run}; a new run with its weights: --init {run}": f"train: {_CHECKPOINT}",
     "Pictures are those of the setting data.root: data.root=FOLDER. It is made of your own by clipcoco "
     "prepare-data --captions FILE --images DIR": "train: images image-dir images-dir image-folder img-dir",
     "Training is counted in epochs: train.epochs=N": "train: steps max-steps num-steps iters max-iters iterations",

@@ -144,7 +144,7 @@ def print_json(value: object) -> None:
 
 
 def write_out(text: bytes) -> None:
-    """To a program that reads stdout; one that has gone is no error."""
+    """To a program that reads stdout; one that has gone is not an error."""
     try:
         typer.echo(text)
         sys.stdout.flush()

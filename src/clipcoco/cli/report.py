@@ -32,7 +32,7 @@ def report(
         raise ConfigError(f"a report changes no setting: {bare[0]} (command line). Leave it out")
     found = find_run(runs_dir, word)
     if found.run is None:
-        raise CheckpointError(f"{found.checkpoint} lies in no run directory, and a report is of a run. Name a run")
+        raise CheckpointError(f"{found.checkpoint} is not in a run directory, and a report is of a run. Name a run")
     run, terminal = found.run, open_terminal()
     measured = (run.checkpoints / "best.pt").exists() and not is_measured(run) and _measure(run, device, terminal)
     path = write_report(run)

@@ -71,15 +71,18 @@ def train(
     if name is not None and there is None:
         check_name(runs_dir, name)
     start_from = find_run(runs_dir, init).weights() if init is not None else None
-    drawing = _will_draw(loaded, device, dry_run)
+    from clipcoco.prepare.scenes import to_be_drawn
+
+    drawing = to_be_drawn(loaded) and not dry_run
+    if not drawing and device in (None, "auto", "cpu") and loaded.config.train.precision in ("auto", "float32"):
+        check_captions(loaded.config.data, loaded.chain[-1])  # another device may be missing, which is told first
     from clipcoco.runs.rehearse import rehearse
     from clipcoco.runs.start import draw_missing_scenes, new_run, plan_run
 
     if there is not None:
         return _resume(Found(there, None), [], runs_dir, device, terminal, json_, same=loaded)
     if drawing:
-        show(terminal.err, f"Drawing 6,500 scenes into {loaded.config.data.root}, once.", "")
-        draw_missing_scenes(loaded, device)
+        draw_missing_scenes(loaded, device, lambda line: show(terminal.err, line, ""))
     # ---- check, then go
     console = RunConsole(terminal)
     with _panel(console):
@@ -96,16 +99,6 @@ def train(
     else:
         show(terminal.out, *summary_rows(told.items()))
     return ExitCode.OK
-
-
-def _will_draw(loaded: LoadedConfig, device: str | None, dry_run: bool) -> bool:
-    """Whether they are to be drawn first; raises DataError where they are missing, without waiting for torch."""
-    from clipcoco.prepare.scenes import to_be_drawn
-
-    drawing = to_be_drawn(loaded) and not dry_run
-    if not drawing and device in (None, "auto", "cpu") and loaded.config.train.precision in ("auto", "float32"):
-        check_captions(loaded.config.data, loaded.chain[-1])  # another device may be missing, which is told first
-    return drawing
 
 
 def resume(
@@ -182,8 +175,8 @@ def _what_remains(run: RunDir) -> str:
     if any(run.checkpoints.glob("*.pt")):
         return f"Stopped at once. Go on with: clipcoco resume {run.words}"
     free = free_name(run.path.parent, run.name)
-    anew = [word.replace(run.name, free) if word.endswith(run.name) else word for word in sys.argv[1:]]
-    return f"Stopped at once, nothing was saved. Anew: {shlex.join(['clipcoco', *anew])}"
+    again = [word.replace(run.name, free) if word.endswith(run.name) else word for word in sys.argv[1:]]
+    return f"Stopped at once, nothing was saved. Start again: {shlex.join(['clipcoco', *again])}"
 
 
 def _go(plan: "Plan", directory: AbstractContextManager[RunDir], console: RunConsole) -> tuple[RunDir, "RunEnded"]:

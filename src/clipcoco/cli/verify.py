@@ -55,7 +55,7 @@ def show_verified(terminal: Terminal, request: "Request", json_: bool) -> int:
         return ExitCode.DATA if broken else ExitCode.OK
     show(terminal.out, *_lines(found, copies, across, terminal.out.width), "")
     if broken:
-        next_ = "Get them anew: the same command without --verify, after removing them"
+        next_ = "Get them again: the same command without --verify, after removing them"
         show(terminal.out, f"{broken:,} files are not as they should be. {next_}")
         return ExitCode.DATA
     show(terminal.out, "All files are present and unchanged.")

@@ -69,7 +69,7 @@ class _Document:
             raise self._fatal(*_syntax(error)) from error
         except yaml.reader.ReaderError as error:
             line = self._text.count("\n", 0, error.position) + 1
-            raise self._fatal("a character that text cannot have stands there", line) from error
+            raise self._fatal("a character that text cannot have", line) from error
 
     def place(self, line: int, column: int | None = None) -> str:
         if not self._numbered:

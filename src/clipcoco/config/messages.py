@@ -80,7 +80,7 @@ def suggestion(name: str) -> str | None:
 
 
 def check_device(name: str) -> None:
-    """Raise ConfigError for what is no device's name; whether it is there, only torch can tell."""
+    """Raise ConfigError unless it names a kind of device; whether it is there, only torch can tell."""
     if re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?", name):
         return
     like = re.fullmatch(r"(gpu|cuda|nvidia|)[: ]?(\d{0,2})", name.lower())

@@ -43,7 +43,7 @@ class Layer:
 def layer_of(
     tree: Mapping[Any, object], where: str, place: Callable[[tuple[str, ...]], str], mistakes: list[str]
 ) -> Layer:
-    """The settings in nested `tree`; what is no setting goes to `mistakes`, a whole section as one line."""
+    """The settings in nested `tree`; a name that is not a setting goes to `mistakes`, a whole section as one line."""
     layer = Layer(where)
 
     def walk(section: Mapping[Any, object], path: tuple[str, ...]) -> None:

@@ -42,7 +42,7 @@ class Section(BaseModel):
 
 class DataConfig(Section):
     root: Text  # holds train2017/, val2017/, annotations/
-    train_fraction: Fraction  # of train2017's images; 1 % lies inside 10 %
+    train_fraction: Fraction  # of train2017's images; 1 % is inside 10 %
     val_fraction: Fraction
     subset_seed: int = Field(ge=0)  # which images a fraction takes; apart from `seed`, so fetched data stay right
     image_size: int = Field(ge=32, le=1024)  # pixels, square

@@ -32,7 +32,9 @@ def read_text(path: Path, where: str) -> str:
         with open(path, "rb", opener=_open) as file:
             data = file.read(_MAX_BYTES + 1)
     except FileNotFoundError as error:
-        raise ConfigError(f"no configuration file at {where}.") from error
+        raise ConfigError(
+            f"no configuration file at {where}. One to start from: clipcoco inspect-config demo > FILE"
+        ) from error
     except OSError as error:
         raise ConfigError(f"{where} cannot be read as a configuration file ({error.strerror}).") from error
     if len(data) > _MAX_BYTES:

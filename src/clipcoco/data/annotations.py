@@ -135,7 +135,7 @@ def _kind(value: Any) -> str:
 
 
 def _number(path: Path, rows: list[Any], notes: list[str]) -> None:
-    """Give ids to captions that have none, or whose ids begin anew with each image: nothing else needs them."""
+    """Give ids to captions that have none, or whose ids start at 1 for each image: nothing else needs them."""
     rows = [row for row in rows if isinstance(row, dict)]
     ids = [(row.get("image_id"), row.get("id")) for row in rows]
     try:

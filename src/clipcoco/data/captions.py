@@ -53,7 +53,7 @@ class CaptionTable:
         return digest.hexdigest()
 
     def subset(self, fraction: float, seed: int) -> "CaptionTable":
-        """The first floor(N x fraction + 0.5) images in the order of hashed ids, so that 1 % lies inside 10 %.
+        """The first floor(N x fraction + 0.5) images in the order of hashed ids, so that 1 % is inside 10 %.
 
         Raises DataError if no image is left.
         """

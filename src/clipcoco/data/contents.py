@@ -44,7 +44,7 @@ def contents_of(table: CaptionTable, source: Source, report: Report = lambda eve
         if altered := [file for file, sha256 in held.items() if sha256 not in ("", source.copies[file])]:
             raise DataError(
                 f"{len(altered):,} copies in {table.folder} are not those that were made, first {altered[0]} "
-                f"(data.prepared_size). Remove them, and make them anew: clipcoco prepare-data; its --verify names all"
+                f"(data.prepared_size). Remove them, and make them again: clipcoco prepare-data; its --verify names all"
             )
         digests = [held[file] and (source.originals[file] or held[file]) for file in table.files]
     joined = bytearray().join(bytes.fromhex(digest)[:WIDTH].ljust(WIDTH, b"\0") for digest in digests)

@@ -67,7 +67,7 @@ def _line(row: dict[str, Any]) -> bytes:
 
 
 def same_settings(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """What "made_with" says, the libraries' versions, is no setting: a new one may move a pixel by one step."""
+    """What "made_with" says, the libraries' versions, is not a setting: a new one may move a pixel by one step."""
     return {**one, "made_with": 0} == {**other, "made_with": 0}
 
 

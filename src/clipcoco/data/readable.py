@@ -31,7 +31,7 @@ def refuse_unreadable(table: CaptionTable, rows: Sequence[int]) -> None:
         why = _why_not(path) or "though now it can: is the disk sound?"
         raise DataError(
             f"{path} can't be read ({why}){others}, and recall over the rest would be another number "
-            f"(data.root). Get {'them' if others else 'it'} anew; clipcoco prepare-data --verify names all"
+            f"(data.root). Get {'them' if others else 'it'} again; clipcoco prepare-data --verify names all"
         )
 
 

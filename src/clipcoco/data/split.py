@@ -81,7 +81,7 @@ def choose_source(
     elif lacking == len(files) or settings.get("size") != size:
         why = ""
     elif like is None and settings.get("view") != VIEW:
-        why = f"{name} is of an older version, prepare-data makes it anew"
+        why = f"{name} is of an older version, prepare-data makes it again"
     elif data.image_size > size:
         why = f"{name} is smaller than {data.image_size} px"
     elif lacking:
@@ -108,7 +108,7 @@ def check_files(table: CaptionTable, *, get_them: str = PREPARE) -> None:
 
 
 def missing_files(table: CaptionTable) -> list[str]:
-    """The images of the table that are no files below its folder, sorted."""
+    """The images of the table whose files are missing below its folder, sorted."""
     wanted, found, inside = set(table.files), set(), may_lead(table.folder)
     for folder in sorted({file.split("/")[0] for file in wanted}):
         check_link(table.folder, folder, inside)

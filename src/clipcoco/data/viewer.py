@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from clipcoco.shared import Shared
 
-# What is made of a picture's bytes. Features, copies and indexes that were made under another number are made anew.
+# What is made of a picture's bytes. Features, copies and indexes that were made under another number are recomputed.
 # 1: pixels as they are stored (metadata, profile and transparency ignored). 2: as a viewer shows them.
 VIEW = 2
 MAX_PIXELS, MAX_SIDE = 64_000_000, 100_000  # Pillow takes half a minute for a column of 64 megapixels
@@ -43,7 +43,7 @@ _NARROW = 64  # of 256: a picture of 16 bits that spans less needs 14 of them at
 
 
 class UnreadableImage(ValueError):  # no error of the program: such an image is replaced
-    """The bytes are no image that can be decoded."""
+    """The bytes can't be decoded as an image."""
 
 
 # Bombs are refused below; malformed metadata and torchvision's plans do not concern who trains.

@@ -100,7 +100,7 @@ def guarded(loader: DataLoader[Any], stop: Callable[[], object]) -> Iterator[Any
         if not at_rest:
             kept: Any = iterator if loader._iterator is None else loader._iterator
             _end(kept, set(multiprocessing.active_children()) - others if kept is None else kept._workers)
-            loader._iterator = None  # to be started anew
+            loader._iterator = None  # to be started again
         pool.shutdown(wait=False)
 
 

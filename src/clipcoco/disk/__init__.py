@@ -1,1 +1,1 @@
-"""What lies on the disk: written whole, locked, sealed, and no link followed that a stranger may have made."""
+"""What is kept on the disk: written whole, locked, sealed, and no link followed that a stranger may have made."""

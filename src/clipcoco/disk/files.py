@@ -1,6 +1,6 @@
 """Files that are whole or absent: written beside, synced, then renamed into place.
 
-Whatever lies at such a name already, a link or another name of somebody's file: nothing is written through it.
+Whatever is at such a name already, a link or another name of somebody's file: nothing is written through it.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""What lies behind a recall: how similar pairs are, how ranks spread, which items answer too often.
+"""What is behind a recall: how similar pairs are, how ranks spread, which items answer too often.
 
 Exact over all pairs, in chunks: no matrix of all scores is kept. Letters: N images, M captions, D dimensions.
 """

@@ -176,7 +176,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
                 return path, load(path), damaged
             except CheckpointError as error:
                 damaged.append(str(error))
-    none = f"no checkpoint in {folder}. Start anew: clipcoco train --config {folder.parent / 'config.yaml'}"
+    none = f"no checkpoint in {folder}. Start again: clipcoco train --config {folder.parent / 'config.yaml'}"
     raise CheckpointError(*damaged[:1] or [none])
 
 

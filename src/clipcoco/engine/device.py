@@ -88,10 +88,8 @@ def _device(name: str) -> tuple[torch.device, str]:
         return device, "mps"
     index = device.index or 0
     if not torch.cuda.is_available() or index >= torch.cuda.device_count():
-        raise EnvironmentProblem(
-            f"{name} is not available here, {torch.cuda.device_count()} CUDA devices are (--device). "
-            f"Use --device auto or cpu"
-        )
+        found = f"{torch.cuda.device_count()} CUDA devices found"
+        raise EnvironmentProblem(f"{name} is not available here: {found} (--device). Use --device auto or cpu")
     properties = torch.cuda.get_device_properties(index)
     return torch.device("cuda", index), f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 

@@ -125,7 +125,7 @@ def _members(archive: zipfile.ZipFile, path: Path, room: int) -> dict[str, npt.N
     for name in filter(members.__contains__, _READ):
         room -= members[name].file_size
         if room < 0:
-            raise DataError(f"{path} unpacks to more than {_FACTOR} times its size ({WHERE}, {name}). Save it anew")
+            raise DataError(f"{path} unpacks to more than {_FACTOR} times its size ({WHERE}, {name}). Save it again")
         with archive.open(members[name]) as member:
             _check_header(member, members[name].file_size, f"{name} in {path}")
         with archive.open(members[name]) as member:
@@ -144,7 +144,7 @@ def _check_header(member: Any, size: int, name: str) -> None:
     if dtype.kind not in "iufSU":
         raise DataError(f"{name} is of kind {dtype} ({WHERE}). Save numbers or texts, bfloat16 as float32")
     if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != size - member.tell():
-        raise DataError(f"{name} is not as long as its shape {shape!r:.60} says ({WHERE}). Save it anew")
+        raise DataError(f"{name} is not as long as its shape {shape!r:.60} says ({WHERE}). Save it again")
 
 
 def _check_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:

@@ -1,6 +1,6 @@
 """95 % intervals of recalls, and of the differences between two models' recalls on the same images.
 
-A percentile bootstrap draws images together with their captions, whose fates are no independent draws. It can't see
+A percentile bootstrap draws images together with their captions, which are not independent. It can't see
 what did not occur: of 100 % its interval has no width. So where fewer than FEW images have a hit, or have a miss, or
 where all draws agree, Wilson's score interval (1927) of the share of such images stands instead, times what one of
 them counts for on average.

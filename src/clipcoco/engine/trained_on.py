@@ -34,7 +34,7 @@ def pictures_of(train: CaptionTable, val: CaptionTable, source: Source, report: 
 
 
 def recorded(content: Mapping[str, Any]) -> Pictures | None:
-    """What a checkpoint holds of them; None for one that holds none, or what is no such record."""
+    """What a checkpoint holds of them; None for one that holds none, or something else in its place."""
     given = content.get("pictures")
     if not isinstance(given, dict):
         return None

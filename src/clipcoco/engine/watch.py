@@ -1,6 +1,6 @@
 """What a run notes of itself: means of the steps, skipped steps, unreadable images, and when to warn.
 
-Everything that is noted stands in TrainState, so that a resumed run notes the same.
+Everything that is noted is in TrainState, so that a resumed run notes the same.
 """
 
 import math
@@ -80,7 +80,7 @@ def watch_overfitting(state: TrainState, chance_loss: float, val_loss: float, re
     """Close an epoch's sums; warn when validation loss rises while training loss falls."""
     train_loss = state.epoch_loss / max(1, state.epoch_steps)
     before_train, before_val = state.last_train_loss, state.last_val_loss
-    # 1 % more is no noise, and a loss that is not below chance can't have overfitted yet
+    # 1 % more is above the noise, and a loss that is not below chance can't have overfitted yet
     learnt = train_loss < min(val_loss, chance_loss - 0.05)
     if learnt and before_train and before_val and val_loss > before_val * 1.01 and train_loss < before_train:
         message = (
@@ -108,7 +108,7 @@ def note_replaced(
         if len(state.unreadable) > limit:
             raise DataError(
                 f"{len(state.unreadable)} of {len(table.files):,} training images can't be read, the last "
-                f"{table.files[row]} (data.root). Fetch them anew; up to {limit} would be replaced"
+                f"{table.files[row]} (data.root). Fetch them again; up to {limit} would be replaced"
             )
 
 

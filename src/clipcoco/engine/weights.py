@@ -96,7 +96,7 @@ def read_weights(config: VisionConfig) -> Weights | None:
         if published and not sha256.startswith(digits):
             raise CheckpointError(
                 f"{path} is not what was published under that name: its SHA-256 begins with {sha256[:8]}, not {digits} "
-                f"(model.vision.weights). Remove it, and it is fetched anew, or put the right file there"
+                f"(model.vision.weights). Remove it, and it is fetched again, or put the right file there"
             )
         checked = "as published" if published else "whole by its own sums"
         with open(path, "rb") as file:
@@ -168,7 +168,9 @@ def pretrained_backbone(config: VisionConfig, weights: Weights | None = None) ->
             f"(model.vision.weights). Give a torchvision state dict of that backbone"
         )
     if spoilt := first_spoilt(state):
-        raise CheckpointError(f"{config.weights} holds weights of no use: {spoilt} (model.vision.weights). Get it anew")
+        raise CheckpointError(
+            f"{config.weights} holds weights of no use: {spoilt} (model.vision.weights). Get it again"
+        )
     return state
 
 

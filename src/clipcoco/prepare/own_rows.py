@@ -102,7 +102,7 @@ def split_name(value: object) -> str:
 def texts(value: object, unread: list[object]) -> list[str]:
     """Of a text, of a text that is a list in JSON or Python, of a number, of lists, and of Karpathy's {"raw": text}.
 
-    All else joins `unread`. No recursion: thousands of brackets are no reason to fail.
+    All else joins `unread`. No recursion: thousands of brackets must not end in a RecursionError.
     """
     found, left = [], [value]
     while left:

@@ -33,7 +33,7 @@ def table_rows(text: str, path: Path, notes: list[str]) -> list[Row]:
             header = _header(line, delimiter)
             if describes(header):
                 if first:
-                    notes.append(f"what stands above the header in line {number} is not read, first {first!r:.60}")
+                    notes.append(f"the text above the header in line {number} is not read, first {first!r:.60}")
                 return _table_rows(text, found.end(), number + 1, delimiter, header, notes)
         bare = line.strip()
         if not first and (token := _TOKEN.fullmatch(line)) and token[1].lower().endswith(SUFFIXES):

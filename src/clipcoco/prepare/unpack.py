@@ -200,7 +200,7 @@ def _unreadable(info: zipfile.ZipInfo, archive_size: int) -> str | None:
     if info.flag_bits & _ENCRYPTED:
         return "is encrypted"
     if not 0 <= info.header_offset < archive_size:
-        return "lies outside of the archive"
+        return "is outside of the archive"
     return None if info.compress_type in _METHODS else f"is compressed by method {info.compress_type}"
 
 

@@ -167,7 +167,7 @@ def check_name(runs_dir: Path, name: str) -> None:
 
 
 def check_spelling(name: str) -> None:
-    """Raise ConfigError for what is no name: above all for what would lead out of the folder of runs."""
+    """Raise ConfigError unless a run can have this name: above all for a path that leads out of the folder of runs."""
     if not re.fullmatch(r"\w[\w.+-]{0,199}", name) or name in preset_names():
         raise ConfigError(
             f"'{name}' can't name a run (--name). Use letters, digits, dashes and dots, and no preset's name"

@@ -72,9 +72,9 @@ def _name_what_is_saved(run: RunDir, saved: Status, state: TrainState, error: Ba
         # Skipped steps left the last weights whole; an evaluation that fails says that they are not.
         whole = f"{run.words}/last" if state.skipped_in_a_row else run.words if saved.best else None
         if whole is None:
-            error.args = (f"{error}. Begin anew with a lower train.lr",)
+            error.args = (f"{error}. Start again with a lower train.lr",)
             return
-        onward = f"begin anew from its weights: clipcoco train --preset NAME --init {whole}"
+        onward = f"start a new run from its weights: clipcoco train --preset NAME --init {whole}"
     error.args = (f"{error}. Step {saved.step:,} is saved, {onward}",)
 
 

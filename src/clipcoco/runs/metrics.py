@@ -50,7 +50,7 @@ def _finite(value: Any) -> Any:
 class MetricsFile:
     """metrics.jsonl: `rows`, those of the checkpoint a run goes on from, then one row a recorded event.
 
-    At RunStarted the file begins anew with `rows`: what a stopped run wrote after its checkpoint is gone, and
+    At RunStarted the file starts again with `rows`: what a stopped run wrote after its checkpoint is gone, and
     a resumed run reads as one. `rows` stays complete when the disk refuses some; the next event tries again.
     """
 

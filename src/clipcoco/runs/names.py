@@ -106,7 +106,7 @@ def find_resumable(runs_dir: Path, name: str | None) -> RunDir | None:
 
 
 def found_file(path: Path) -> Found:
-    """A checkpoint file, and the run it lies in, if any."""
+    """A checkpoint file, and the run it is of, if any."""
     folder = path.resolve().parent
     inside = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
     run = folder.parent if path.is_absolute() else Path(os.path.relpath(folder.parent))  # shown as it was given

@@ -1,6 +1,6 @@
 """evaluation.json: what the best checkpoint was measured to be, as the report reads it.
 
-The file may be old, damaged or a stranger's; what does not fit these classes is no record.
+The file may be old, damaged or a stranger's; what does not fit these classes is refused.
 """
 
 from itertools import pairwise

@@ -43,7 +43,7 @@ CHANGEABLE = {
 class Saved:
     """A checkpoint to go on from. Its run is locked as long as `open_saved` holds it."""
 
-    run: RunDir | None  # None: the file lies in no run
+    run: RunDir | None  # None: the file is not in a run directory
     path: Path
     content: dict[str, Any]  # untrusted data
     state: TrainState
@@ -76,7 +76,7 @@ def open_saved(found: Found, changes: Sequence[str], report: Report) -> Iterator
             if step < gone_on:  # it would destroy what came after
                 raise CheckpointError(
                     f"run {run.name} has gone on to step {gone_on:,}, {path.name} is of step "
-                    f"{step:,}. Go on: clipcoco resume {run.words}, or start anew from those "
+                    f"{step:,}. Go on: clipcoco resume {run.words}, or start a new run from those "
                     f"weights: clipcoco train --preset NAME --init {path}"
                 )
             notes += [f"{line}. Taking {path.name}" for line in damaged]
@@ -92,7 +92,7 @@ def open_saved(found: Found, changes: Sequence[str], report: Report) -> Iterator
 def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report: Report) -> Plan:
     """The run as it goes on; writes nothing but what it remembers of the pictures. All that can fail is checked.
 
-    A checkpoint that lies in no run goes on in a new one in `runs_dir`.
+    A checkpoint of no run goes on in a new one in `runs_dir`.
     """
     refuse_many_processes()
     path, content, state = saved.path, saved.content, saved.state
@@ -151,7 +151,7 @@ def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report
 
 @contextmanager
 def resumed_run(saved: Saved, plan: Plan, runs_dir: Path, report: Report) -> Iterator[RunDir]:
-    """The run's own directory, without what a kill left behind; a new one for a checkpoint that lies in no run."""
+    """The run's own directory, without what a kill left behind; a new one for a checkpoint of no run."""
     if saved.run is None:
         with new_run(plan, runs_dir, None, report) as run:
             yield run
@@ -171,7 +171,7 @@ def _changed_settings(before: Config, after: Config) -> tuple[str, ...]:
     changed = [key for key in new if old.get(key) != new[key]]
     refused = [
         f"{key} can't change at a resume: {old[key]} -> {new[key]} (--set). "
-        f"Start anew from the weights: clipcoco train --init RUN"
+        f"Start a new run from the weights: clipcoco train --init RUN"
         for key in changed
         if key not in CHANGEABLE
     ]
@@ -188,12 +188,12 @@ def _check_data(plan: Plan, before: dict[str, Any], name: str) -> None:
     if differing:
         raise CheckpointError(
             f"the data at {plan.parts.config.data.root} are not those of run {name}: {', '.join(differing)} differ "
-            f"(data.root). Bring those back, or start anew from its weights with --init {name}"
+            f"(data.root). Bring those back, or start a new run from its weights with --init {name}"
         )
 
 
 def _frozen_epochs(state: TrainState, before: TrainConfig, after: TrainConfig) -> int | None:
-    """As the run began, whatever the device is now; None, to be resolved anew, for one that was all frozen and grew."""
+    """As the run began, whatever the device is now; None, for `auto` again, where all were frozen and grew."""
     grew = after.epochs > before.epochs and state.frozen_epochs == before.epochs
     return None if grew or state.frozen_epochs < 0 else state.frozen_epochs
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +25,14 @@ from clipcoco.runs.directory import RunDir, check_name, create
 from clipcoco.runs.plan import Plan, check_disk, read_parts
 
 
-def draw_missing_scenes(loaded: LoadedConfig, device_name: str | None) -> None:
+def draw_missing_scenes(
+    loaded: LoadedConfig, device_name: str | None, tell: Callable[[str], object] = lambda line: None
+) -> None:
     """Draw the embedded data set where `to_be_drawn` says so, unless the run can't begin on this device anyway."""
     refuse_many_processes()
     choose_device(device_name, loaded.config.train.precision)
     if to_be_drawn(loaded):
+        tell(f"Drawing 6,500 scenes into {loaded.config.data.root}, once.")
         draw_scenes(loaded.config.data.folder)
 
 

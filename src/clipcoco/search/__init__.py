@@ -12,7 +12,7 @@ def check_words(words: str) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Raise DataError for what is no file; a pipe would be waited for."""
+    """Raise DataError unless it is a file; a pipe would be waited for."""
     if not path.is_file():
         raise DataError(f"{path} is not a file (--image). Give a JPEG or PNG file")
 

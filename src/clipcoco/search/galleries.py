@@ -23,8 +23,8 @@ _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 @dataclass(frozen=True)
 class Gallery:
     words: str  # for a person: "val2017", or the folder as it was given
-    folder: Path  # what is encoded lies here
-    originals: Path  # what is shown lies here, where it is there
+    folder: Path  # of what is encoded
+    originals: Path  # of what is shown, where it is there
     items: list[Item]  # by name
     table: CaptionTable | None  # of a validation set
     notes: tuple[str, ...]
