@@ -1,26 +1,23 @@
-"""Archives that are damaged, hostile or interrupted: nothing outside the root, nothing half taken as good."""
+"""Archives that are damaged or interrupted: nothing half taken as good. Only the published ones come here."""
 
 import hashlib
 import os
 import random
 import re
-import stat
 import struct
 import zipfile
-import zlib
 from pathlib import Path
 
 import pytest
 
 from clipcoco.data.manifest import Entry
-from clipcoco.errors import DataError, EnvironmentProblem
+from clipcoco.errors import ClipcocoError, DataError, EnvironmentProblem
 from clipcoco.events import TaskProgress
 from clipcoco.prepare.unpack import unpack
-from harness import file_size_limit, killed, one_line, python, tree
+from harness import file_size_limit, killed, one_line, tree
 
 IMAGES = re.compile(r"val2017/\d{12}\.jpg")
 CAPTIONS = re.compile(r"annotations/captions_(train|val)2017\.json")
-UNLIMITED = 10**12
 STAGING = ".clipcoco/unpacking-val2017/"
 
 
@@ -41,17 +38,17 @@ def make(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED
     return path
 
 
-def call(archive: Path, root: Path, members: re.Pattern[str] = IMAGES, total: int = UNLIMITED) -> list[Entry]:
+def call(archive: Path, root: Path, members: re.Pattern[str] = IMAGES) -> list[Entry]:
     kept: list[Entry] = []
-    unpack(archive, root, members, total, lambda _: None, kept.append)
+    unpack(archive, root, members, lambda _: None, kept.append)
     return kept
 
 
-def refusal(archive: Path, root: Path, total: int = UNLIMITED) -> str:
+def refusal(archive: Path, root: Path) -> str:
     """The one line of a DataError that names the archive; nothing has come to where training looks."""
     before = sorted(root.parent.iterdir())
     with pytest.raises(DataError) as caught:
-        call(archive, root, total=total)
+        call(archive, root)
     message = one_line(caught.value)
     assert len(message) < 400
     assert archive.name in message
@@ -66,7 +63,7 @@ def test_wanted_members_come_to_their_place_and_are_told_with_their_sums(tmp_pat
     archive = make(tmp_path / "val2017.zip", members | others, zipfile.ZIP_DEFLATED)
     told: list[TaskProgress] = []
     kept: list[Entry] = []
-    unpack(archive, tmp_path / "root", IMAGES, sum(map(len, members.values())), told.append, kept.append)
+    unpack(archive, tmp_path / "root", IMAGES, told.append, kept.append)
     assert tree(tmp_path / "root") == members
     assert kept == [Entry(n, len(data), hashlib.sha256(data).hexdigest()) for n, data in members.items()]
     assert {row.task for row in told} == {"unpack val2017.zip"}
@@ -127,104 +124,11 @@ def test_zip64_is_read(tmp_path: Path) -> None:
     assert tree(tmp_path / "root") == members
 
 
-def member_info(member: str, mode: int = 0) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(member)
-    info.external_attr = mode << 16
-    info.create_system = 3
-    return info
-
-
-@pytest.mark.parametrize(
-    ("member", "mode"),
-    [
-        ("../evil.jpg", 0),
-        ("val2017/../../evil.jpg", 0),
-        ("..", 0),
-        ("/tmp/evil.jpg", 0),
-        ("val2017\\..\\..\\evil.jpg", 0),
-        ("C:\\evil.jpg", 0),
-        (name(1), stat.S_IFLNK | 0o777),
-        ("other/link", stat.S_IFLNK | 0o777),
-        (name(1), stat.S_IFIFO | 0o644),
-        (name(1), stat.S_IFCHR | 0o644),
-    ],
-)
-def test_a_hostile_member_is_refused_wherever_it_stands(tmp_path: Path, member: str, mode: int) -> None:
-    archive = tmp_path / "val2017.zip"
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr(name(7), b"honest")
-        file.writestr(member_info(member, mode), b"/etc/passwd")
-    assert "unsafe name" in (message := refusal(archive, tmp_path / "root")) or "link" in message
-
-
-def test_a_name_cut_by_nul_is_refused(tmp_path: Path) -> None:
-    archive = make(tmp_path / "val2017.zip", {"val2017/000000000001.jpgXevil": b"x"})
-    archive.write_bytes(archive.read_bytes().replace(b"jpgXevil", b"jpg\0evil"))
-    assert "unsafe name" in refusal(archive, tmp_path / "root")
-
-
-def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
-    archive = tmp_path / "val2017.zip"
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr(name(1), b"one")
-        with pytest.warns(UserWarning, match="Duplicate"):
-            file.writestr(name(1), b"two")
-    assert "twice" in refusal(archive, tmp_path / "root")
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
-def test_methods_that_may_eat_memory_are_refused(tmp_path: Path, method: int) -> None:
-    assert "compressed by method" in refusal(make(tmp_path / "a.zip", pictures(1), method), tmp_path / "root")
-
-
-def patch_flag(archive: Path, flag: int) -> None:
-    data = bytearray(archive.read_bytes())
-    for signature, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
-        for match in re.finditer(re.escape(signature), bytes(data)):
-            data[match.start() + offset] |= flag
-    archive.write_bytes(data)
-
-
-@pytest.mark.parametrize(("flag", "needle"), [(0x1, "encrypted"), (0x20, "damaged"), (0x40, "damaged")])
-def test_encrypted_and_patched_members_are_refused(tmp_path: Path, flag: int, needle: str) -> None:
-    archive = make(tmp_path / "val2017.zip", pictures())
-    patch_flag(archive, flag)
-    assert needle in refusal(archive, tmp_path / "root")
-
-
-def zeros(archive: Path, declared: int | None = None) -> Path:
-    """50 MB in 50 kB; with `declared`, its headers say that it is so small, and give the CRC of that part."""
-    make(archive, {name(1): bytes(50_000_000)}, zipfile.ZIP_DEFLATED)
-    if declared is not None:
-        data = archive.read_bytes()
-        honest = struct.pack("<L", zlib.crc32(bytes(50_000_000))), struct.pack("<L", 50_000_000)
-        assert data.count(honest[0]) == data.count(honest[1]) == 2
-        data = data.replace(honest[1], struct.pack("<L", declared))
-        archive.write_bytes(data.replace(honest[0], struct.pack("<L", zlib.crc32(bytes(declared)))))
-    assert archive.stat().st_size < 100_000
-    return archive
-
-
-def test_a_bomb_that_declares_its_size_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    message = refusal(zeros(tmp_path / "val2017.zip"), tmp_path / "root", total=1_000_000)
-    assert "50,000,000 bytes" in message
-    assert not (tmp_path / "root").exists()
-
-
-def test_a_bomb_that_lies_about_its_size_yields_no_more_than_it_said(tmp_path: Path) -> None:
-    archive, root = zeros(tmp_path / "val2017.zip", declared=1000), tmp_path / "root"
-    call(archive, root, total=1000)
-    assert tree(root) == {name(1): bytes(1000)}
-    call(archive, root, total=995)  # 1 % more than expected is allowed
-    with pytest.raises(DataError, match="would take 1,000 bytes"):
-        call(archive, root, total=980)
-
-
 def test_a_member_that_yields_less_than_it_said_is_refused(tmp_path: Path) -> None:
     data = random.Random(1).randbytes(1000)
     archive = make(tmp_path / "val2017.zip", {name(1): data}, zipfile.ZIP_DEFLATED)
     archive.write_bytes(archive.read_bytes().replace(struct.pack("<L", 1000), struct.pack("<L", 2000)))
-    assert "000000000001.jpg" in refusal(archive, tmp_path / "root", total=2000)
+    assert "000000000001.jpg" in refusal(archive, tmp_path / "root")
 
 
 def test_a_wrong_crc_names_its_member_and_leaves_no_file(tmp_path: Path) -> None:
@@ -269,71 +173,13 @@ def test_any_damage_is_one_line_or_does_not_matter(tmp_path: Path) -> None:
         archive.write_bytes(data)
         root = tmp_path / f"root{trial}"
         try:
-            call(archive, root, total=3000)
-        except DataError as error:
+            call(archive, root)
+        except ClipcocoError as error:  # a size that no disk has room for, too
             refused += 1
             one_line(error)
         unpacked = tree(root / "val2017") if (root / "val2017").exists() else {}
         assert all(members.get(f"val2017/{file}") == content for file, content in unpacked.items())
     assert 100 < refused < 400
-
-
-FLOOD = """
-import re, resource, sys
-from pathlib import Path
-from clipcoco.prepare.unpack import unpack
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-try:
-    unpack(Path(sys.argv[1]), Path(sys.argv[2]), re.compile("x"), 10**12, print, print)
-except Exception as error:
-    print(type(error).__name__, error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
-def directory(path: Path, count: int, name_length: int, *, zip64: bool = False, declared: int | None = None) -> Path:
-    """An archive that is a list of `count` members, of which its end declares `declared` (or all)."""
-    record = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, name_length, 0, 0, 0, 0, 0, 0)
-    record += b"x" * name_length
-    size = count * len(record)
-    told = count if declared is None else declared
-    with open(path, "wb") as file:
-        for _ in range(count // 10_000):
-            file.write(record * 10_000)
-        if zip64:
-            file.write(struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, told, told, size, 0))
-            file.write(struct.pack("<4sLQL", b"PK\6\7", 0, size, 1))
-            size = 0xFFFFFFFF
-        told = min(told, 0xFFFF)
-        file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, told, told, size, 0, 0))
-    return path
-
-
-@pytest.mark.parametrize("case", ["many", "denied", "zip64", "large", "hole"])
-def test_a_million_members_are_refused_in_little_memory(tmp_path: Path, case: str) -> None:
-    archive = tmp_path / "val2017.zip"
-    if case == "hole":  # a list of 3 GB that is nothing but a hole in the file
-        with open(archive, "wb") as file:
-            file.seek(3_000_000_000)
-            file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, 3_000_000_000, 0, 0))
-    else:
-        directory(
-            archive,
-            1_000_000,
-            30 if case == "large" else 1,
-            zip64=case == "zip64",
-            declared=3 if case == "denied" else None,
-        )
-    message, grown = python(FLOOD, archive, tmp_path / "root").stdout.splitlines()
-    assert message.startswith("DataError ")
-    assert ("bytes" if case in ("large", "hole") else "1,000,000 members") in message
-    assert int(grown) < 120_000  # kB; listed, they would take ten times that
-    assert not (tmp_path / "root").exists()
-
-
-def test_as_many_members_as_coco_has_pass(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no member that is looked for"):
-        call(directory(tmp_path / "train2017.zip", 120_000, 40), tmp_path / "root")
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "file"])
@@ -380,7 +226,7 @@ class Digest:  # each piece of a file, just written or read
 
 unpack.hashlib = types.SimpleNamespace(sha256=Digest)
 begin()
-unpack.unpack(Path(sys.argv[1]), Path(sys.argv[2]), re.compile(r"val2017/\\d{12}\\.jpg"), 10**12, count, count)
+unpack.unpack(Path(sys.argv[1]), Path(sys.argv[2]), re.compile(r"val2017/\\d{12}\\.jpg"), count, count)
 assert "torch" not in sys.modules
 """
 
@@ -461,7 +307,7 @@ def test_a_disk_that_fills_while_unpacking(small_disk: Path, tmp_path: Path) -> 
                 os.posix_fallocate(file.fileno(), 0, os.statvfs(small_disk).f_bavail * 4096 - 8192)
 
     with pytest.raises(EnvironmentProblem, match="No space left on device"):
-        unpack(archive, root, IMAGES, UNLIMITED, fill, lambda _: None)
+        unpack(archive, root, IMAGES, fill, lambda _: None)
     assert all(len(data) == len(members[f"val2017/{Path(file).name}"]) for file, data in tree(root).items())
     half = len(tree(root))
     assert 5 < half < 30

@@ -110,7 +110,7 @@ class _Preparation:
             for split in FOLDERS:
                 link(annotation_file(source, split), annotation_file(self.root, split))
         else:
-            self._unpack(archive, _CAPTIONS, self.coco.captions_bytes, lambda entry: None)
+            self._unpack(archive, _CAPTIONS, lambda entry: None)
 
     def _get_images(self, split: str, table: CaptionTable) -> None:
         request, archive = self.request, self.coco.images[split]
@@ -124,7 +124,7 @@ class _Preparation:
                 if request.only_prepared:
                     self._copy_members(archive, missing)
                 else:
-                    self._unpack(archive, members, archive.size, self.originals.add)
+                    self._unpack(archive, members, self.originals.add)
             missing = still_missing(request, table)
         if not missing:
             # An archive that an earlier call left here goes when there is nothing more that it could bring.
@@ -145,7 +145,7 @@ class _Preparation:
             with CopyStore(self.root, request.prepared_size) as copies:
                 fetch_images(images, lambda image, data: copies.store(image.file, data), self.report, request.retries)
         elif choose_part(replace(request, source=None), split, len(table.files), len(missing)).way == "archive":
-            self._unpack(archive, members, archive.size, self.originals.add)
+            self._unpack(archive, members, self.originals.add)
         else:
             own_folder(self.root / split)
             self.incoming.mkdir(exist_ok=True)
@@ -169,9 +169,9 @@ class _Preparation:
             source, task = zipfile.Path(members), f"copies of {archive.name}"
             make_copies(self.root, there, size, self.report, source=source, task=task)
 
-    def _unpack(self, archive: Archive, members: re.Pattern[str], size: int, keep: Callable[[Entry], None]) -> None:
+    def _unpack(self, archive: Archive, members: re.Pattern[str], keep: Callable[[Entry], None]) -> None:
         path = self._verified(archive)
-        unpack(path, self.root, members, size, self.report, keep)
+        unpack(path, self.root, members, self.report, keep)
         if path.parent != self.request.source:
             self._drop(archive)
 
