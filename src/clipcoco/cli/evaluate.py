@@ -32,18 +32,14 @@ from clipcoco.runs.names import Found, find_run, found_file
 if TYPE_CHECKING:
     from clipcoco.runs.measure import Evaluation
 
-Checkpoint = Annotated[
-    Path | None, typer.Option(help="A checkpoint file instead.", show_default=False, callback=expanded_path)
-]
+Checkpoint = Annotated[Path | None, typer.Option(help="A checkpoint file instead.", callback=expanded_path)]
 FromEmbeddings = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE.npz", help="Evaluate any model's embeddings.", show_default=False, callback=expanded_path
-    ),
+    typer.Option(metavar="FILE.npz", help="Evaluate any model's embeddings.", callback=expanded_path),
 ]
 ToEmbeddings = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.npz", help="Write the embeddings here.", show_default=False, callback=expanded_path),
+    typer.Option(metavar="FILE.npz", help="Write the embeddings here.", callback=expanded_path),
 ]
 # What a model was trained from or with, and does not compute with now.
 BEGINNINGS = ("model.vision.weights", "model.text.dropout", "model.temperature", "model.learn_temperature")
@@ -56,9 +52,7 @@ def evaluate(
     config: ConfigFile = None,
     changes: Set = None,
     split: Annotated[str, typer.Option(help="val or train.")] = "val",
-    fraction: Annotated[
-        float | None, typer.Option(help="Of the split's images; the run's own otherwise.", show_default=False)
-    ] = None,
+    fraction: Annotated[float | None, typer.Option(help="Of the split's images; the run's own otherwise.")] = None,
     protocol: Annotated[str, typer.Option(help="own, 1k or all.")] = "all",
     embeddings: ToEmbeddings = None,
     runs_dir: RunsDir = RUNS,

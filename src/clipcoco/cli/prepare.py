@@ -19,27 +19,23 @@ from clipcoco.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from clipcoco.data.captions import CaptionTable
-    from clipcoco.prepare.plan import Request
+    from clipcoco.prepare.plan import Part, Plan, Request
 
 LICENCE = "COCO's annotations are CC BY 4.0 (cocodataset.org), its images keep their Flickr terms."
 
 
 def prepare_data(
     preset: Preset = None,
-    train_fraction: Annotated[float | None, typer.Option(help="Of train2017's images.", show_default=False)] = None,
-    val_fraction: Annotated[
-        float | None, typer.Option(help="Of val2017's images, or of your own pictures.", show_default=False)
-    ] = None,
+    train_fraction: Annotated[float | None, typer.Option(help="Of train2017's images.")] = None,
+    val_fraction: Annotated[float | None, typer.Option(help="Of val2017's images, or of your own pictures.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All images of both splits: 20 GB.")] = False,
-    root: Annotated[
-        Path | None, typer.Option(help="The folder; the preset's data.root otherwise.", show_default=False)
-    ] = None,
+    root: Annotated[Path | None, typer.Option(help="The folder; the preset's data.root otherwise.")] = None,
     source: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Take archives or unpacked folders from here.", show_default=False),
+        typer.Option(metavar="DIR", help="Take archives or unpacked folders from here."),
     ] = None,
     mirror: Annotated[
-        str | None, typer.Option(metavar="URL", help="Fetch from here; the layout of COCO's host.", show_default=False)
+        str | None, typer.Option(metavar="URL", help="Fetch from here; the layout of COCO's host.")
     ] = None,
     only_prepared: Annotated[
         bool, typer.Option("--only-prepared", help="Keep the smaller copies alone, about 4 GB for all of COCO.")
@@ -48,7 +44,7 @@ def prepare_data(
     images: Annotated[Path | None, typer.Option(metavar="DIR", help="Your own pictures, for --captions.")] = None,
     allow_links: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Let links below --root lead into this folder.", show_default=False),
+        typer.Option(metavar="DIR", help="Let links below --root lead into this folder."),
     ] = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out even more than 5 % of the rows of --captions.")
@@ -147,7 +143,6 @@ def _again(loaded: LoadedConfig, preset: str | None, request: "Request") -> str:
 
 
 def _fetch(terminal: Terminal, request: "Request", again: str, dry_run: bool, json_: bool) -> int:
-    from clipcoco.cli.plan import say_plan
     from clipcoco.data.captions import overlap
     from clipcoco.prepare.coco import allow_source, prepare
     from clipcoco.prepare.plan import make_plan
@@ -160,7 +155,7 @@ def _fetch(terminal: Terminal, request: "Request", again: str, dry_run: bool, js
         print_json({"schema": 1, "root": str(request.root), **asdict(plan)})
         return ExitCode.OK
     if dry_run or not nothing:
-        show(terminal.out if dry_run else terminal.err, *summary_rows(say_plan(plan, request)), "")
+        show(terminal.out if dry_run else terminal.err, *summary_rows(_say_plan(plan, request)), "")
     if dry_run:
         return ExitCode.OK
     with working(terminal) as report:
@@ -227,3 +222,30 @@ def _counts(request: "Request", train: "CaptionTable", val: "CaptionTable") -> d
 def _ready(train: "CaptionTable", val: "CaptionTable") -> str:
     images = f"{len(train.files):,} train and {len(val.files):,} val images"
     return f"{images}, {len(train.captions) + len(val.captions):,} captions"
+
+
+def _say_plan(plan: "Plan", request: "Request") -> list[tuple[str, str]]:
+    labels = {SPLITS["val"]: "val images", SPLITS["train"]: "train images"}
+    rows = [(labels.get(part.name, part.name), _say_part(part, request)) for part in plan.parts]
+    if plan.copies:
+        originals = ", the originals are not kept" if request.only_prepared else ""
+        rows.append(("copies", f"{plan.copies:,} images, shorter side {request.prepared_size} px{originals}"))
+    room = f"{request.root.absolute()} · needs {say_bytes(plan.room)}, {say_bytes(plan.free)} free"
+    return [*rows, ("to", room)]
+
+
+def _say_part(part: "Part", request: "Request") -> str:
+    fetched = part.missing if part.way == "source" else part.missing - part.carried
+    images = f"{fetched:,} of {part.images:,} images" if 0 < fetched < part.images else f"{part.images:,} images"
+    if part.way == "there":
+        return "there" + (f", {images}" if part.images else "")
+    if part.way == "source":
+        return f"from {request.source}" + (f", {images}" if part.images else "")
+    others = f", after {part.carried:,} from {request.source}" if part.carried else ""
+    size = f"{say_bytes(part.fetched):>7}"
+    archive = request.coco.annotations if part.name == "captions" else request.coco.images[part.name]
+    if part.way == "archive":
+        return f"{size}  {archive.name}" + (f", {images}" if part.images else "") + others
+    percent = f"{100 * request.fractions[part.name]:g} %"
+    images = images.replace(" images", " single images")
+    return f"{size}  {images} ({percent}; all of them: {say_bytes(archive.size)})" + others

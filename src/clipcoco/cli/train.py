@@ -48,7 +48,7 @@ def train(
     config: ConfigFile = None,
     changes: Set = None,
     init: Init = None,
-    name: Annotated[str | None, typer.Option(help="The run's name.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
     or_resume: Annotated[bool, typer.Option("--or-resume", help="Resume run --name where it exists.")] = False,
     runs_dir: RunsDir = RUNS,
     device: Device = None,

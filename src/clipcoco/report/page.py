@@ -16,7 +16,7 @@ from clipcoco.report.plots import evaluation_plots, training_plots
 from clipcoco.report.settings import command, commands, read_settings
 from clipcoco.report.template import template
 from clipcoco.runs.directory import RunDir, Status
-from clipcoco.runs.history import History, read_history
+from clipcoco.runs.metrics import History, read_history
 from clipcoco.runs.record import Record, read_record
 from clipcoco.say import say_bytes, say_half, say_order, say_seconds
 

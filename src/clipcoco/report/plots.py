@@ -9,7 +9,7 @@ from clipcoco.config.schema import Config
 from clipcoco.engine.results import RankCounts
 from clipcoco.events import Chance, Evaluated, Recalls
 from clipcoco.report.figures import ACCENT, DIM, INK, Drawing, Line, Points, curve, rank_histogram, similarity_histogram
-from clipcoco.runs.history import History
+from clipcoco.runs.metrics import History
 from clipcoco.runs.record import Record
 
 DIRECTIONS = {"i2t": "Image to text", "t2i": "Text to image"}

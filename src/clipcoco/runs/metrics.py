@@ -1,15 +1,19 @@
-"""The records of a run as lines: metrics.jsonl and log.txt; and how events reach all records."""
+"""The records of a run as lines: metrics.jsonl, which is also read again, and log.txt; how events reach all records."""
 
 import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from clipcoco import events
 from clipcoco.disk import files
-from clipcoco.events import Event, Progress, Recorded, Report, RunStarted, Warned
+from clipcoco.events import Event, Report
+from clipcoco.runs.directory import RunDir
 
 
 def fan_out(*sinks: Report) -> Report:
@@ -23,7 +27,7 @@ def fan_out(*sinks: Report) -> Report:
 
     def report(event: Event) -> None:
         nonlocal step, epoch
-        if not isinstance(event, Progress):
+        if not isinstance(event, events.Progress):
             step, epoch = event.step, event.epoch
         for number, sink in enumerate(sinks):
             try:
@@ -31,7 +35,7 @@ def fan_out(*sinks: Report) -> Report:
             except OSError as error:
                 if number not in failed:
                     failed.add(number)
-                    report(Warned(step, epoch, f"a record of this run is incomplete from here on: {error}"))
+                    report(events.Warned(step, epoch, f"a record of this run is incomplete from here on: {error}"))
 
     return report
 
@@ -60,9 +64,9 @@ class MetricsFile:
         self._whole = False  # the file holds exactly `rows`
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Recorded):
+        if isinstance(event, events.Recorded):
             self.rows.append(plain_row(event))
-        elif not isinstance(event, RunStarted):
+        elif not isinstance(event, events.RunStarted):
             return
         whole, self._whole = self._whole, False
         if whole:
@@ -87,3 +91,47 @@ class LogFile:
         whole = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}".rstrip() + "\n"
         with files.open_to_append(self.path) as file:
             file.write(whole.encode("utf-8", "backslashreplace"))
+
+
+@dataclass(frozen=True)
+class History:
+    steps: tuple[events.StepDone, ...]
+    evaluations: tuple[events.Evaluated, ...]
+    notes: tuple[str, ...]  # warnings, skipped steps, replaced images: what a reader should know, each once
+    unreadable: int  # rows
+
+    @property
+    def last_step(self) -> int:
+        return max([0, *(row.step for row in self.steps), *(row.step for row in self.evaluations)])
+
+    @property
+    def best(self) -> events.Evaluated | None:
+        """The evaluation whose weights are in best.pt."""
+        return next((row for row in reversed(self.evaluations) if row.best), None)
+
+
+def read_history(run: RunDir) -> History:
+    """metrics.jsonl as it is read again: rows that can't be read are counted and left out. An absent file is empty."""
+    steps, evaluations, notes, unreadable = list[events.StepDone](), list[events.Evaluated](), list[str](), 0
+    try:
+        lines = files.read_own(run.metrics, most=2**30).splitlines()
+    except OSError:
+        lines = []
+    for line in filter(bytes.strip, lines):
+        try:
+            row = events.read_row(line)
+        except ValidationError:
+            unreadable += 1
+            continue
+        match row:
+            case events.StepDone():
+                steps.append(row)
+            case events.Evaluated():
+                evaluations.append(row)
+            case events.StepSkipped():
+                notes.append(f"Step {row.step:,} was skipped, the weights stayed: {row.reason}")
+            case events.ImageReplaced():
+                notes.append(f"{row.file} could not be read, another image took its place (step {row.step:,})")
+            case events.Warned():
+                notes.append(row.message)
+    return History(tuple(steps), tuple(evaluations), tuple(dict.fromkeys(notes)), unreadable)

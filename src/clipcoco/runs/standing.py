@@ -10,7 +10,7 @@ from clipcoco.disk.locks import is_held
 from clipcoco.errors import ConfigError, ExitCode
 from clipcoco.events import Evaluated
 from clipcoco.runs.directory import RunDir, Status
-from clipcoco.runs.history import read_history
+from clipcoco.runs.metrics import read_history
 from clipcoco.say import say_seconds
 
 _LATELY = 600.0  # seconds
