@@ -139,16 +139,8 @@ def _measure(
     if changes:
         data = override(model_file.config.model_copy(update={"data": data}), changes).data
     with RunConsole(open_terminal()) as console:
-        return evaluate_checkpoint(
-            model_file,
-            found.run.name if found.run else None,
-            data,
-            split,
-            fraction,
-            protocols,
-            device,
-            console,
-        )
+        run = found.run.name if found.run else None
+        return evaluate_checkpoint(model_file, run, data, split, fraction, protocols, device, console)
 
 
 def measure_best(run: RunDir, data: DataConfig | None, device: str | None, terminal: Terminal) -> "Evaluation":

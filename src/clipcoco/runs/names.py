@@ -52,13 +52,13 @@ def _find(runs_dir: Path, words: str | None) -> Found:
         if not runs:
             raise CheckpointError(f"there is no run in {runs_dir} that saved. Start one: clipcoco train --preset demo")
         return Found(runs[0], None)
-    if not words or words.startswith(("/", "~")):
-        return _at_path(words)
     path = expanded(words)
-    if path.is_file():
+    if words and path.is_file():
         return found_file(path)
-    if (path / "config.yaml").is_file():
+    if words and (path / "config.yaml").is_file():
         return Found(RunDir(path if path.name else path.resolve()), None)
+    if not words or words.startswith(("/", "~")):
+        raise CheckpointError(f"no run and no checkpoint '{words}'. Give a name, a path, or nothing for the newest run")
     name, _, part = words.rstrip("/").partition("/")
     run = _by_name(runs_dir, name)
     if run is None and path.parent != path and (path.parent / "config.yaml").is_file():
@@ -74,15 +74,6 @@ def _find(runs_dir: Path, words: str | None) -> Found:
         there = ", ".join(sorted(path.stem for path in run.checkpoints.glob("*.pt"))) or "none"
         raise CheckpointError(f"run {run.name} has no checkpoint '{part}'. It has: {there}")
     return Found(run, checkpoint)
-
-
-def _at_path(words: str) -> Found:
-    path = expanded(words)
-    if words and path.is_file():
-        return found_file(path)
-    if words and (path / "config.yaml").is_file():
-        return Found(RunDir(path), None)
-    raise CheckpointError(f"no run and no checkpoint '{words}'. Give a name, a path, or nothing for the newest run")
 
 
 def find_resumable(runs_dir: Path, name: str | None) -> RunDir | None:

@@ -135,10 +135,8 @@ def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report
     plan = plan.looked_at(report)
     other = changed_since(content, plan)
     if parts.device.precision != state.precision:
-        other.insert(
-            0,
-            f"{state.precision} -> {parts.device.precision} ({parts.device.device} has no {state.precision})",
-        )
+        lacking = f"({parts.device.device} has no {state.precision})"
+        other.insert(0, f"{state.precision} -> {parts.device.precision} {lacking}")
         state.precision = parts.device.precision
     if saved.config.train.epochs != saved.before.train.epochs:
         other.append(f"the schedule now ends at step {parts.derived.total_steps:,}")
