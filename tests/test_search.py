@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 import traceback
 from html.parser import HTMLParser
@@ -335,18 +334,6 @@ def test_the_page_of_a_picture_shows_it(tmp_path):
     path = write_page(tmp_path, answer(query, []), "about")
     assert path.name == "like-my-dog.html"
     assert len(Page(path).all("img")) == 1
-
-
-def test_paths_are_as_they_are_for_a_program_and_escaped_for_a_person(tmp_path):
-    print_them = (
-        "from pathlib import Path; from clipcoco.cli.search import _paths_to_stdout as show; show([Path('a\\x1bb')])"
-    )
-    piped = subprocess.run([sys.executable, "-c", print_them], stdout=subprocess.PIPE, check=True).stdout
-    assert piped == b"a\x1bb\n"
-    master, slave = os.openpty()
-    subprocess.run([sys.executable, "-c", print_them], stdout=slave, check=True)
-    assert os.read(master, 100) == rb"a\x1bb" + b"\r\n"
-    os.close(master), os.close(slave)
 
 
 class TestModelFolders:

@@ -209,6 +209,15 @@ def test_ctrl_c_keeps_what_was_encoded(clipcoco, work, tmp_path):
     assert [line.split()[-1] for line in hits] == [f"{number:03}.jpg" for number in range(5)]  # all equal: by name
 
 
+def test_paths_are_as_they_are_for_a_program_and_escaped_for_a_person(clipcoco, work, pictures):
+    shutil.copy(pictures / "00.jpg", pictures / "a\x1bb.jpg")
+    words = ["search", "a blue square", "-q", "-k", "99", "--images", pictures]
+    assert f"{pictures}/a\x1bb.jpg" in clipcoco(*words, cwd=work).ok().stdout.splitlines()
+    terminal = Terminal(clipcoco, *words, cwd=work, columns=200)
+    assert terminal.wait() == 0
+    assert rb"/a\x1bb.jpg" in terminal.written
+
+
 def test_a_terminal_gets_links_and_captions_cut_to_its_width(clipcoco, work, scenes):
     terminal = Terminal(clipcoco, "search", "a red square", cwd=work, columns=60)
     assert terminal.wait() == 0
