@@ -212,6 +212,13 @@ def test_tokenizer_json_cuts_pads_and_closes_as_ours(toy):
 # ---------------------------------------------------------------- a wrong export is never left
 
 
+def assert_refused(toy: ModelFile, folder: Path, words: str) -> None:
+    """The export is refused with `words`, and nothing is left of it in `folder`."""
+    with pytest.raises(EnvironmentProblem, match=words):
+        export(toy, folder / "x")
+    assert not list(folder.iterdir())
+
+
 def spoiled(monkeypatch, spoil, **changes):
     """Something happens to the folder between writing and checking."""
     right = FORMATS["safetensors"]
@@ -245,9 +252,7 @@ def change_weight(name: str, change):
 )
 def test_changed_weights_are_refused_with_the_figure(monkeypatch, toy, tmp_path, name, change):
     spoiled(monkeypatch, change_weight(name, change))
-    with pytest.raises(EnvironmentProblem, match=r"embeddings differ by [0-9.e-]+|embeddings differ by nan"):
-        export(toy, tmp_path / "x")
-    assert not list(tmp_path.iterdir())
+    assert_refused(toy, tmp_path, r"embeddings differ by [0-9.e-]+|embeddings differ by nan")
 
 
 @safetensors
@@ -258,35 +263,25 @@ def test_another_tokenizer_is_refused(monkeypatch, toy, tmp_path):
         (folder / "tokenizer.json").write_text(whole_tokenizer(other, 16).to_str())
 
     spoiled(monkeypatch, spoil)
-    with pytest.raises(EnvironmentProblem, match=r"token ids differ for [0-9]+ of 124 captions"):
-        export(toy, tmp_path / "x")
-    assert not list(tmp_path.iterdir())
+    assert_refused(toy, tmp_path, r"token ids differ for [0-9]+ of 124 captions")
 
 
 @safetensors
 def test_another_recall_is_refused_even_where_tensors_would_pass(monkeypatch, toy, tmp_path):
     spoiled(monkeypatch, change_weight("visual.head.proj.weight", lambda value: -value), tolerance=2.0)
-    with pytest.raises(EnvironmentProblem, match=r"(i2t|t2i) R@\d+ is [0-9.]+, of the checkpoint [0-9.]+, on 24"):
-        export(toy, tmp_path / "x")
-    assert not list(tmp_path.iterdir())
+    assert_refused(toy, tmp_path, r"(i2t|t2i) R@\d+ is [0-9.]+, of the checkpoint [0-9.]+, on 24")
 
 
 @safetensors
 def test_a_package_that_fails_is_one_line_and_nothing_is_left(monkeypatch, toy, tmp_path):
     spoiled(monkeypatch, lambda folder: (folder / "model.safetensors").write_bytes(b"not at all"))
-    with pytest.raises(
-        EnvironmentProblem, match=r"failed in the packages of safetensors: .*--upgrade 'clipcoco\[export\]'"
-    ):
-        export(toy, tmp_path / "x")
-    assert not list(tmp_path.iterdir())
+    assert_refused(toy, tmp_path, r"failed in the packages of safetensors: .*--upgrade 'clipcoco\[export\]'")
 
 
 @safetensors
 def test_a_full_disk_is_seen_beforehand(monkeypatch, toy, tmp_path):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
-    with pytest.raises(EnvironmentProblem, match=r"needs \d+\.\d MB, 1\.0 MB are free on"):
-        export(toy, tmp_path / "x")
-    assert not list(tmp_path.iterdir())
+    assert_refused(toy, tmp_path, r"needs \d+\.\d MB, 1\.0 MB are free on")
 
 
 @safetensors

@@ -5,7 +5,6 @@ import os
 import re
 import sys
 import traceback
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from clipcoco.search.index import DAMAGED, OTHER, Encoding, Index, Item, refresh
 from clipcoco.search.models import open_folder
 from clipcoco.search.page import slug, write_page
 from clipcoco.search.query import Answer, Hit, Query, nearest
+from harness import Page
 
 EVIL = "<script>alert('1')</script> & \"quoted\" {{ 7 * 7 }} {% raw %}"
 
@@ -268,33 +268,6 @@ def test_a_page_has_a_name_that_stays_in_its_folder(words, expected):
 
 def test_different_queries_in_other_scripts_have_different_pages():
     assert len({slug(words) for words in ("狗", "猫", "дом", "кот", "x" * 70, "x" * 71)}) == 6
-
-
-class Page(HTMLParser):
-    """Checks that tags close in order; keeps tags, attributes and text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(path.read_text("utf-8"))
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def answer(query: Query, hits: list[Hit]) -> Answer:

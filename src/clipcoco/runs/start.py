@@ -114,7 +114,7 @@ def new_run(plan: Plan, runs_dir: Path, name: str | None, report: Report) -> Ite
                 report(Warned(plan.state.step, 1, unlocked))
             yield run
         except ClipcocoError:
-            if not plan.state.step and not any(run.checkpoints.iterdir()):
+            if (plan.content is not None or not plan.state.step) and not any(run.checkpoints.iterdir()):
                 shutil.rmtree(run.path)
             raise
 
