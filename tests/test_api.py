@@ -160,6 +160,7 @@ def test_stop_ends_a_training_with_its_reason():
         asked.append(1)
         return "enough" if len(asked) > 5 else None
 
+    assert train("toy.yaml", name="event", stop=lambda: True).reason == "True"  # as of threading's Event.is_set
     run = train("toy.yaml", name="halfway", stop=stop)
     assert (run.state, run.reason) == ("stopped", "enough")
     assert 0 < run.step < 12

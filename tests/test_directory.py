@@ -79,6 +79,8 @@ def test_a_status_keeps_what_a_later_version_wrote_and_is_refused_whole_when_one
         "state": "running", "step": 4, "shards": [1, 2], "reason": "no image \\udcff.jpg",
     }  # fmt: skip
     assert (run.status().state, run.status().step, run.status().total_steps) == ("running", 4, None)
+    run.status_file.write_text('{"state": "running", "chance": 7, "chance_loss": "x"}')  # for the report alone
+    assert (run.status().state, run.status().chance) == ("running", None)
     for damaged in ('{"state": "running", "step": "x"}', '{"best": {"r1": NaN, "epoch": 1}}', "[]", "{"):
         run.status_file.write_text(damaged)
         assert run.read_status() is None

@@ -38,17 +38,17 @@ def start(root, folder, *changes, events=None, stop=lambda: None) -> RunDir:
     events = [] if events is None else events
     plan = plan_run(loaded(root, *changes), **HERE, name="run", runs_dir=folder, report=events.append)
     plan = plan.looked_at(events.append)
-    with new_run(plan, folder, "run", events.append) as run:
-        going.go(plan, run, events.append, stop)
+    with new_run(plan, folder, "run") as (run, note):
+        going.go(plan, run, note, events.append, stop)
     return run
 
 
 def resume(run: RunDir, events=None) -> RunEnded:
     events = [] if events is None else events
-    with open_saved(Found(run, None), [], events.append) as saved:
+    with open_saved(Found(run, None), []) as saved:
         plan = plan_resume(saved, runs_dir=run.path.parent, device_name="cpu", report=events.append)
-        with resumed_run(saved, plan, run.path.parent, events.append):
-            return going.go(plan, run, events.append, lambda: None)
+        with resumed_run(saved, plan, run.path.parent):
+            return going.go(plan, run, "", events.append, lambda: None)
 
 
 @pytest.fixture(scope="module")

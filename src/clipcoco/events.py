@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, GetPydanticSchema, Strict, TypeAdapter, WrapValidator
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
-Count = Annotated[int, Field(strict=True, ge=0)]
-Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+# So far from the ends of their kinds that no sum or difference of some of them overflows.
+Count = Annotated[int, Field(strict=True, ge=0, le=10**12)]
+Finite = Annotated[float, Field(strict=True, ge=-1e300, le=1e300)]
 Percent = Annotated[Finite, Field(ge=0, le=100)]
 # JSON has no number that is not finite: None stands for it in a row, and becomes NaN again.
 Number = Annotated[Finite, WrapValidator(lambda value, finite: math.nan if value is None else finite(value))]
@@ -191,7 +192,9 @@ def read_row(line: bytes) -> Recorded:
     return _RECORDED.validate_json(line)
 
 
-def check_row(row: dict[str, Any]) -> None:
-    """Of a checkpoint; an event that later versions add is passed over. Raises pydantic's ValidationError."""
-    known = row.get("event") in [kind.event for kind in get_args(Recorded)]
-    (_RECORDED if known else _NAMED).validate_python(row)
+def check_row(row: dict[str, Any]) -> Recorded | None:
+    """The event that a row of a checkpoint was; None of a later version's. Raises pydantic's ValidationError."""
+    if row.get("event") in [kind.event for kind in get_args(Recorded)]:
+        return _RECORDED.validate_python(row)
+    _NAMED.validate_python(row)
+    return None

@@ -203,6 +203,8 @@ def test_a_server_that_stalls_or_is_not_there_is_one_line(server, tmp_path):
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}{PATH}"
         with pytest.raises(EnvironmentProblem, match=r"Connection refused"):
             get(server, tmp_path, url, retries=HASTY)
+    with pytest.raises(EnvironmentProblem, match=r"99999/x: no address \(.*port"):
+        get(server, tmp_path, "http://127.0.0.1:99999/x", retries=HASTY)
     with pytest.raises(EnvironmentProblem, match=r"http://nowhere\.invalid/x: .*(name|Name)"):
         get(server, tmp_path, "http://nowhere.invalid/x", retries=HASTY)
 

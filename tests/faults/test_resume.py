@@ -355,7 +355,10 @@ def session_members(session: int) -> dict[int, int]:
 
 
 def test_a_job_that_died_before_its_first_save_can_start_again(clipcoco, data, run, tmp_path):
-    (run / "checkpoints").mkdir(parents=True)  # and its status was never written
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "status.json").write_text('{"checkpoint": "checkpoints/last.pt", "seconds": "long"}')  # of another version
+    assert "status.json of run" in clipcoco(*arguments(data), "--or-resume", cwd=tmp_path).stderr
+    (run / "status.json").unlink()  # as when it was never written
     clipcoco(*arguments(data), "--or-resume", "train.epochs=1", cwd=tmp_path).ok()
     assert [row["step"] for row in rows(run) if row["event"] == "step"] == [1, 2, 3, 4, 5, 6]
 

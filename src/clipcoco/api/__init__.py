@@ -8,7 +8,8 @@
 (1, 16)
 
 Nothing is printed, no signal handler is installed, and what is set for the whole process (random state,
-determinism, default dtype) is afterwards as it was. Meanwhile other threads see it: train in one thread at a time.
+determinism, default dtype) is afterwards as it was, but for the modules that multiprocessing is to preload.
+Meanwhile other threads see it: train in one thread at a time.
 
 Errors: a ClipcocoError of `clipcoco.errors` for what is wrong with a file, a setting, data or the machine;
 TypeError or ValueError for an argument of the wrong kind.

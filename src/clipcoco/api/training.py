@@ -9,7 +9,7 @@ from clipcoco.api.model import Model, open_found
 from clipcoco.api.restore import globals_restored
 from clipcoco.config.load import LoadedConfig, config_from_plain, load_config, preset_names, to_plain
 from clipcoco.config.schema import SETTINGS, Config
-from clipcoco.events import Evaluated, Event, RunEnded, RunStarted
+from clipcoco.events import Evaluated, Event, RunEnded, RunStarted, check_row
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.go import go
 from clipcoco.runs.names import Found, find_run
@@ -62,8 +62,8 @@ def train(
         draw_missing_scenes(loaded, device)
         plan = plan_run(loaded, name=name, runs_dir=folder, device_name=device, init=None, report=listener)
         plan = plan.looked_at(listener)
-        with new_run(plan, folder, name, listener) as run:
-            return listener.trained(run, go(plan, run, listener, stop or (lambda: None)), device)
+        with new_run(plan, folder, name) as (run, note):
+            return listener.trained(run, go(plan, run, note, listener, stop or (lambda: None)), device)
 
 
 def resume(
@@ -88,10 +88,10 @@ def resume(
     """
     folder, listener = Path(runs_dir), _Listener(report)
     found = find_run(folder, None if run is None else os.fspath(run))
-    with globals_restored(), open_saved(found, changes, listener) as saved:
+    with globals_restored(), open_saved(found, changes) as saved:
         plan = plan_resume(saved, runs_dir=folder, device_name=device, report=listener)
-        with resumed_run(saved, plan, folder, listener) as directory:
-            return listener.trained(directory, go(plan, directory, listener, stop or (lambda: None)), device)
+        with resumed_run(saved, plan, folder) as (directory, note):
+            return listener.trained(directory, go(plan, directory, note, listener, stop or (lambda: None)), device)
 
 
 class _Listener:
@@ -103,8 +103,8 @@ class _Listener:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted):  # of a run that goes on: what it evaluated before
-            rows = [row for row in event.rows if row["event"] == "evaluation" and row.get("best")]
-            self.best = Evaluated(**rows[-1]) if rows else None
+            before = map(check_row, event.rows)
+            self.best = next((row for row in reversed([*before]) if isinstance(row, Evaluated) and row.best), None)
         if isinstance(event, Evaluated) and event.best:
             self.best = event
         if self.report is not None:

@@ -111,7 +111,7 @@ def _run(*command: str) -> tuple[str, str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SMI_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return "", str(error)
+        return "", f"no {command[0]}" if isinstance(error, FileNotFoundError) else str(error)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}").splitlines()[0]
         return "", f"{command[0]}: {said[:200]}"

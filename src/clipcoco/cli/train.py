@@ -67,7 +67,9 @@ def train(
     loaded = load_from(preset, config, changes, words, runs_dir)
     terminal = open_terminal(plain)
     show(terminal.err, *(f"warning: {note}" for note in loaded.notes))
-    there = find_resumable(runs_dir, name) if or_resume and not dry_run else None
+    there = find_resumable(runs_dir, name, clear=not dry_run) if or_resume else None
+    if or_resume and dry_run:  # what is there is resumed or cleared away, which a rehearsal does not do
+        there = name = None
     if name is not None and there is None:
         check_name(runs_dir, name)
     start_from = find_run(runs_dir, init).weights() if init is not None else None
@@ -91,7 +93,7 @@ def train(
             told = rehearse(plan, console)
         else:
             plan = plan.looked_at(console)
-            run, ended = _go(plan, new_run(plan, runs_dir, name, console), console)
+            run, ended = _go(plan, new_run(plan, runs_dir, name), console)
     if not dry_run:
         return _finish(run, ended, loaded.config.data, device, console, json_)
     if json_:
@@ -137,7 +139,7 @@ def _resume(
     from clipcoco.runs.resume import check_same, open_saved, plan_resume, resumed_run
 
     console = RunConsole(terminal)
-    with open_saved(found, changes, console) as saved:
+    with open_saved(found, changes) as saved:
         if same is not None:
             check_same(saved, same)
         run, step = saved.run, saved.state.step
@@ -154,7 +156,7 @@ def _resume(
         show(terminal.err, where_it_stands(run, step) if run else alone, *saved.changed, "")
         with _panel(console):
             plan = plan_resume(saved, runs_dir=runs_dir, device_name=device, report=console)
-            run, ended = _go(plan, resumed_run(saved, plan, runs_dir, console), console)
+            run, ended = _go(plan, resumed_run(saved, plan, runs_dir), console)
         return _finish(run, ended, saved.config.data, device, console, json_)
 
 
@@ -179,14 +181,17 @@ def _what_remains(run: RunDir) -> str:
     return f"Stopped at once, nothing was saved. Start again: {shlex.join(['clipcoco', *again])}"
 
 
-def _go(plan: "Plan", directory: AbstractContextManager[RunDir], console: RunConsole) -> tuple[RunDir, "RunEnded"]:
+Directory = AbstractContextManager[tuple[RunDir, str]]
+
+
+def _go(plan: "Plan", directory: Directory, console: RunConsole) -> tuple[RunDir, "RunEnded"]:
     """From here on a signal asks the run to stop; until here it ended the process."""
     from clipcoco.runs.go import go
     from clipcoco.runs.metrics import LogFile
 
-    with stop_signals(console.stopping) as stop, directory as run:
+    with stop_signals(console.stopping) as stop, directory as (run, note):
         console.log = LogFile(run.log)
-        return run, go(plan, run, console, stop)
+        return run, go(plan, run, note, console, stop)
 
 
 def _finish(

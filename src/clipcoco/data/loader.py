@@ -86,7 +86,7 @@ class _TrainingImages(Dataset[Sample]):
     def sample(self, epoch: int, asked: int, features: Features | None = None) -> Sample:
         """Of the image `asked` or of the next one that can be read; with `features` the same, but for the view."""
         view: Tensor | int
-        for distance in range(min(len(self.files), MAX_REPLACEMENTS)):
+        for distance in range(len(self.files) if features else min(len(self.files), MAX_REPLACEMENTS)):
             row = (asked + distance) % len(self.files)
             image_id = int(self.image_ids[row])
             rng = sample_rng(self.seed, epoch, image_id, "view")

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from clipcoco.errors import EnvironmentProblem
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what a disk answers where freeing space helps
+FULL = {errno.ENOSPC, errno.EDQUOT}  # what a disk answers where freeing space helps
 
 # What folders answer that can't be synced: some network, FUSE and virtual machines' shares. Files there can.
 _UNSYNCED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}

@@ -5,11 +5,14 @@ What is read again may be old, damaged or a stranger's: defaults stand for what 
 
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from clipcoco.events import Chance, Recalls
 
 Range = tuple[float, float]  # [low, high] in percent
+Count = Annotated[int, Field(ge=0, le=10**15)]
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Similarities:
     """Cosine similarities of matched pairs (an image with an own caption, M) and of all others (N M - M)."""
 
     edges: list[float]
-    matched: list[int]  # pairs between two edges
-    unmatched: list[int]
+    matched: list[Count]  # pairs between two edges
+    unmatched: list[Count]
     matched_mean: float
     unmatched_mean: float | None = None  # None: a single image has no foreign caption
 
@@ -68,8 +71,8 @@ class Similarities:
 class RankCounts:
     """How many queries have a rank of 1, 2, 3 to 4, 5 to 8 and so on: `upper` is each group's last rank."""
 
-    upper: list[int]
-    counts: list[int]
+    upper: list[Count]
+    counts: list[Count]
 
     def __post_init__(self) -> None:
         rising = all(low < high for low, high in pairwise([0, *self.upper]))

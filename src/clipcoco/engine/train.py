@@ -101,6 +101,6 @@ def finish_epoch(training: Training, report: Report) -> bool:
 
 def _ended(training: Training, report: Report, state: str, reason: str) -> RunEnded:
     at, epoch = training.state, training.state.epoch(training.loader.steps_per_epoch)
-    ended = RunEnded(at.step, epoch, state, reason, at.seconds)
+    ended = RunEnded(at.step, epoch, state, str(reason), at.seconds)
     report(ended)
     return ended

@@ -6,6 +6,7 @@ length still has to have the right SHA-256.
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -62,7 +63,7 @@ def download(
                     network.run_beside(part.fetch(urls, retries), lambda: report(part.progress()))
                 part.finish(path)
         except OSError as error:
-            if error.errno not in FULL:
+            if error.errno not in {*FULL, errno.EFBIG}:
                 raise
             raise EnvironmentProblem(
                 f"{file.name} can't be written any further: {error.strerror} ({folder}). Make room and run the same "
@@ -82,7 +83,7 @@ def is_published(path: Path, file: Archive, report: ReportTask) -> bool:
         while chunk := content.read(1 << 20):
             digest.update(chunk)
             done += len(chunk)
-            report(TaskProgress(file.name, done, file.size, "bytes", "reading what is here"))
+            report(TaskProgress(f"checking {file.name}", done, file.size, "bytes"))
     return digest.hexdigest() == file.sha256
 
 

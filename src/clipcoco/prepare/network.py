@@ -13,7 +13,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,12 +103,13 @@ def run_beside(work: Coroutine[Any, Any, None], tell: Callable[[], None]) -> Non
 
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(asyncio.run, run())
+        running.add_done_callback(lambda _: begun.cancel())  # where it failed before it began
         try:
             while wait([running], timeout=0.1).not_done:
                 tell()
         except BaseException:
-            loop, task = begun.result()
-            with contextlib.suppress(RuntimeError):  # it has ended by itself meanwhile
+            with contextlib.suppress(RuntimeError, CancelledError):  # it has ended by itself meanwhile
+                loop, task = begun.result()
                 loop.call_soon_threadsafe(task.cancel)
             raise
         running.result()
@@ -150,7 +151,7 @@ async def reply(client: "AsyncClient", url: str, headers: Mapping[str, str] | No
 def network_errors() -> tuple[type[Exception], ...]:
     import httpx2
 
-    return (Failure, httpx2.HTTPError, httpx2.InvalidURL, ssl.SSLError)
+    return (Failure, httpx2.HTTPError, httpx2.InvalidURL, ssl.SSLError, OverflowError, ExceptionGroup)
 
 
 def _as_failure(error: Exception, retries: RetryPolicy) -> Failure:
@@ -160,7 +161,9 @@ def _as_failure(error: Exception, retries: RetryPolicy) -> Failure:
     match error:
         case Failure():
             return error
-        case httpx2.InvalidURL() | httpx2.UnsupportedProtocol():
+        case ExceptionGroup():  # of connections that were tried side by side
+            return _as_failure(error.exceptions[-1], retries)
+        case httpx2.InvalidURL() | httpx2.UnsupportedProtocol() | OverflowError():  # a port of 99999
             return Failure(f"no address ({error})", final=True)
         case httpx2.ConnectTimeout():
             return Failure(f"no connection within {min(retries.timeout, _LONGEST_CONNECT):g} s")

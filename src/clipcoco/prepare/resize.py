@@ -11,7 +11,7 @@ import math
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -191,7 +191,8 @@ def make_copies(
             import clipcoco.data.images  # noqa: F401  here, as Ctrl-C can't end what a thread imports
 
             def make(file: str) -> None:
-                with _read_problems(path := (source or root) / file):
+                path = (source or root) / file
+                with _read_problems(path) if source is None else nullcontext():
                     original = path.read_bytes()
                 store.store(file, original)
 

@@ -28,7 +28,8 @@ def training_plots(
 ) -> list[Drawing]:
     """Loss, recalls, then what the optimiser and the machine did. What has no rows yet is left out."""
     rate = _column(history, "lr")
-    power = math.floor(math.log10(highest)) if (highest := max((y for _, y in rate), default=0)) > 0 else 0
+    highest = max((y for _, y in rate), default=0)
+    power = math.floor(math.log10(highest)) if highest > 1e-30 else 0
     clip = config.train.grad_clip if config else None
     waits = [(step, 100 * share) for step, share in _column(history, "data_wait")]
     found = [

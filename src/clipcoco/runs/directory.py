@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from clipcoco.config.load import preset_names
 from clipcoco.disk.files import read_own, write_json
@@ -22,13 +22,21 @@ Count = Annotated[int, Field(ge=0, le=10**12)]
 Seconds = Annotated[float, Field(ge=0, le=10**11)]
 
 
-class Best(BaseModel, frozen=True, allow_inf_nan=False):
+def _or_none(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return handler(value)
+    except ValidationError:
+        return None
+
+
+class Best(BaseModel, frozen=True, extra="allow", allow_inf_nan=False):
     r1: float = Field(ge=0, le=100)
     epoch: Count
 
 
 class Status(BaseModel, frozen=True, extra="allow", allow_inf_nan=False):
-    """status.json. What is missing has its default, keys of later versions stay; one wrong kind spoils all of it."""
+    """status.json. What is missing has its default, keys of later versions stay. A wrong kind spoils all of it, but
+    for what the report alone reads."""
 
     state: str = ""  # running, finished, stopped or failed; "" until the run has begun
     step: Count = 0
@@ -38,8 +46,8 @@ class Status(BaseModel, frozen=True, extra="allow", allow_inf_nan=False):
     checkpoint: str | None = None  # the newest one
     val_images: Count | None = None
     device: str | None = None
-    chance: Chance | None = None  # of the validation gallery
-    chance_loss: float | None = None
+    chance: Annotated[Chance | None, WrapValidator(_or_none)] = None  # of the validation gallery
+    chance_loss: Annotated[float | None, WrapValidator(_or_none)] = None
     started: Seconds | None = None  # since 1970
     seconds: Seconds | None = None  # of training, all stops left out
     exit_code: int | None = None
@@ -116,7 +124,7 @@ class RunDir:
         before = self.status().model_dump(exclude_unset=True)
         if isinstance(reason := changes.get("reason"), str):  # the name of a file need not be Unicode
             changes["reason"] = reason.encode("utf-8", "backslashreplace").decode()
-        write_json(self.status_file, Status(**before | changes).model_dump(exclude_unset=True))
+        write_json(self.status_file, before | changes)
 
     def lock(self) -> AbstractContextManager[str]:
         """One process at a time; gives a line to tell where the file system has no locks, else ""."""

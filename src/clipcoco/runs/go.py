@@ -32,8 +32,12 @@ from clipcoco.runs.saving import Saver
 from clipcoco.runs.tensorboard import TensorBoard
 
 
-def go(plan: Plan, run: RunDir, show: Report, stop: Stop) -> RunEnded:
-    """Train from `plan.state` to the last step, or until `stop` gives a reason. The directory exists and is locked."""
+def go(plan: Plan, run: RunDir, note: str, show: Report, stop: Stop) -> RunEnded:
+    """Train from `plan.state` to the last step, or until `stop` gives a reason. The directory exists and is locked.
+
+    `note` is what there is to say of that lock. A reason to stop is a text.
+    """
+    assert plan.pictures is not None, "somebody has looked at them"
     parts, model, state, content = plan.parts, plan.model, plan.state, plan.content
     config = parts.config
     # ---- the records: each event reaches all of them
@@ -44,7 +48,7 @@ def go(plan: Plan, run: RunDir, show: Report, stop: Stop) -> RunEnded:
         try:
             with training_in_memory(config.train.batch_size, parts.device):
                 report(_started(run, plan, tuple(metrics.rows) if content else ()))
-                for message in () if content else parts.warnings:
+                for message in filter(None, (note, *(() if content else parts.warnings))):
                     report(Warned(state.step, 1, message))
                 # ---- what the frozen backbone sees, once for all epochs in which it is frozen
                 frozen = state.evaluated_epochs < parts.derived.frozen_epochs

@@ -99,10 +99,7 @@ class History:
     evaluations: tuple[events.Evaluated, ...]
     notes: tuple[str, ...]  # warnings, skipped steps, replaced images: what a reader should know, each once
     unreadable: int  # rows
-
-    @property
-    def last_step(self) -> int:
-        return max([0, *(row.step for row in self.steps), *(row.step for row in self.evaluations)])
+    last_step: int
 
     @property
     def best(self) -> events.Evaluated | None:
@@ -110,16 +107,23 @@ class History:
         return next((row for row in reversed(self.evaluations) if row.best), None)
 
 
-def read_history(run: RunDir) -> History:
-    """metrics.jsonl as it is read again: rows that can't be read are counted and left out. An absent file is empty."""
-    steps, evaluations, notes, unreadable = list[events.StepDone](), list[events.Evaluated](), list[str](), 0
+def read_history(run: RunDir, briefly: bool = False) -> History:
+    """metrics.jsonl as it is read again: rows that can't be read are counted and left out. An absent file is empty.
+
+    `briefly`: of the evaluations and the last rows alone, for a list of many runs.
+    """
+    steps, evaluations, notes = list[events.StepDone](), list[events.Evaluated](), list[str]()
+    unreadable = last_step = 0
     try:
         lines = files.read_own(run.metrics, most=2**30).splitlines()
     except OSError:
         lines = []
+    if briefly:
+        lines = [*(line for line in lines[:-2] if b'"evaluation"' in line), *lines[-2:]]
     for line in filter(bytes.strip, lines):
         try:
             row = events.read_row(line)
+            last_step = max(last_step, row.step)
         except ValidationError:
             unreadable += 1
             continue
@@ -134,4 +138,4 @@ def read_history(run: RunDir) -> History:
                 notes.append(f"{row.file} could not be read, another image took its place (step {row.step:,})")
             case events.Warned():
                 notes.append(row.message)
-    return History(tuple(steps), tuple(evaluations), tuple(dict.fromkeys(notes)), unreadable)
+    return History(tuple(steps), tuple(evaluations), tuple(dict.fromkeys(notes)), unreadable, last_step)

@@ -76,8 +76,9 @@ def _find(runs_dir: Path, words: str | None) -> Found:
     return Found(run, checkpoint)
 
 
-def find_resumable(runs_dir: Path, name: str | None) -> RunDir | None:
-    """The run to resume, if there is one. One that never saved is cleared away: a job must not stumble over it."""
+def find_resumable(runs_dir: Path, name: str | None, clear: bool) -> RunDir | None:
+    """The run to resume, if there is one. One that never saved is cleared away on `clear`, for jobs that start
+    again."""
     if name is None:
         raise ConfigError("--or-resume needs the run's name. Give --name NAME")
     check_spelling(name)
@@ -87,10 +88,13 @@ def find_resumable(runs_dir: Path, name: str | None) -> RunDir | None:
     run.check()
     if any(run.checkpoints.glob("*.pt")):
         return run
-    if not is_ours(run):  # nothing there, or a folder that must not be touched
+    if not clear or not is_ours(run):  # nothing there, or a folder that must not be touched
         return None
     with run.lock():
-        if run.status().checkpoint:
+        status = run.read_status()
+        if status is None and run.status_file.exists() and run.status_file.stat().st_size:
+            raise CheckpointError(f"status.json of run {name} can't be read (--or-resume). Take another --name")
+        if status and status.checkpoint:
             raise CheckpointError(f"run {name} has no checkpoints left (--or-resume). Take another --name")
         shutil.rmtree(run.path)
     return None

@@ -51,6 +51,7 @@ class Saved:
     config: Config  # with what changes now
     changes: tuple[str, ...]  # the words that ask for it: "train.epochs=20"
     changed: tuple[str, ...]  # for a person: "train.epochs: 10 -> 20"
+    notes: tuple[str, ...]  # on a file system without locks, and on damaged checkpoints
 
     @property
     def name(self) -> str:
@@ -63,7 +64,7 @@ class Saved:
 
 
 @contextmanager
-def open_saved(found: Found, changes: Sequence[str], report: Report) -> Iterator[Saved]:
+def open_saved(found: Found, changes: Sequence[str]) -> Iterator[Saved]:
     """The newest checkpoint of a run that is whole, or the one that was named. Raises CheckpointError, ConfigError."""
     run, path = found.run, found.checkpoint
     with run.lock() if run else nullcontext("") as unlocked:
@@ -84,9 +85,7 @@ def open_saved(found: Found, changes: Sequence[str], report: Report) -> Iterator
         before = config_from_plain(content["config"], str(path))
         config, state = override(before, changes) if changes else before, TrainState.from_plain(content["state"])
         changed = _changed_settings(before, config)
-        for note in notes:
-            report(Warned(state.step, 1, note))
-        yield Saved(run, path, content, state, before, config, tuple(changes), changed)
+        yield Saved(run, path, content, state, before, config, tuple(changes), changed, tuple(notes))
 
 
 def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report: Report) -> Plan:
@@ -96,6 +95,8 @@ def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report
     """
     refuse_many_processes()
     path, content, state = saved.path, saved.content, saved.state
+    for note in saved.notes:
+        report(Warned(state.step, 1, note))
     # ---- the checkpoint
     held = open_model(path, content)
     missing = {"optimizer", "scaler", "rng", "data", "metrics"} - content.keys()
@@ -148,11 +149,11 @@ def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report
 
 
 @contextmanager
-def resumed_run(saved: Saved, plan: Plan, runs_dir: Path, report: Report) -> Iterator[RunDir]:
+def resumed_run(saved: Saved, plan: Plan, runs_dir: Path) -> Iterator[tuple[RunDir, str]]:
     """The run's own directory, without what a kill left behind; a new one for a checkpoint of no run."""
     if saved.run is None:
-        with new_run(plan, runs_dir, None, report) as run:
-            yield run
+        with new_run(plan, runs_dir, None) as made:
+            yield made
         return
     run = saved.run
     checkpoint.remove_leftovers(run.checkpoints)
@@ -160,7 +161,7 @@ def resumed_run(saved: Saved, plan: Plan, runs_dir: Path, report: Report) -> Ite
         remove_leftovers(path)
     if saved.changes:
         write_settings(run, plan.loaded, plan.began, plan.init)
-    yield run
+    yield run, ""
 
 
 def _changed_settings(before: Config, after: Config) -> tuple[str, ...]:

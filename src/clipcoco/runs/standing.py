@@ -42,7 +42,7 @@ class Standing:
 def read_standing(run: RunDir) -> Standing:
     status, changed = run.read_status(), _changed(run)
     known = status or Status()
-    history = read_history(run)
+    history = read_history(run, briefly=True)
     evaluations = [row for row in history.evaluations if 0 <= row.r1 <= 100 and row.epoch <= 10**6]
     state = _state(run, status)
     best = max(evaluations, key=lambda row: row.r1, default=None)

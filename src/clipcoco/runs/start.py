@@ -18,7 +18,7 @@ from clipcoco.engine.state import TrainState
 from clipcoco.engine.trained_on import recorded
 from clipcoco.engine.weights import pretrained_backbone, read_weights
 from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError, DistributedError
-from clipcoco.events import Report, Warned
+from clipcoco.events import Report
 from clipcoco.prepare.scenes import draw_scenes, to_be_drawn
 from clipcoco.runs.config_file import write_settings
 from clipcoco.runs.directory import RunDir, check_name, create
@@ -99,10 +99,11 @@ def plan_run(
 
 
 @contextmanager
-def new_run(plan: Plan, runs_dir: Path, name: str | None, report: Report) -> Iterator[RunDir]:
+def new_run(plan: Plan, runs_dir: Path, name: str | None) -> Iterator[tuple[RunDir, str]]:
     """The directory of a planned run, locked, with its settings and with the checkpoint that it goes on from, if any.
 
-    It is removed again when an error leaves nothing in it to go on from.
+    With it a line to tell where the file system has no locks, else "". It is removed again when an error leaves
+    nothing in it to go on from.
     """
     run = create(runs_dir, plan.loaded.name, name)
     with run.lock() as unlocked:
@@ -110,9 +111,7 @@ def new_run(plan: Plan, runs_dir: Path, name: str | None, report: Report) -> Ite
             write_settings(run, plan.loaded, plan.began, plan.init)
             if plan.content is not None:
                 _take_checkpoint(run, plan, plan.content)
-            if unlocked:
-                report(Warned(plan.state.step, 1, unlocked))
-            yield run
+            yield run, unlocked
         except ClipcocoError:
             if (plan.content is not None or not plan.state.step) and not any(run.checkpoints.iterdir()):
                 shutil.rmtree(run.path)
