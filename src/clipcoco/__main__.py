@@ -8,7 +8,8 @@ import sys
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # of what was ignored, as by nohup, we hear nothing
-            signal.signal(number, lambda *_: sys.exit(143))  # during the imports; then the command line decides
+            # During the imports, which turn what is raised in them into errors; then the command line decides.
+            signal.signal(number, lambda *_: os._exit(143))
     _open_streams()
     try:
         from clipcoco.errors import broken_package

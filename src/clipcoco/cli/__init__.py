@@ -88,6 +88,11 @@ def run(arguments: Sequence[str]) -> int:
             return ExitCode.OK
         return stop.code if isinstance(stop.code, int) else ExitCode.BUG
     except Exception as error:
+        match error.__cause__:  # of a signal in an import, while it makes a class
+            case _Terminated():
+                return ExitCode.TERMINATED
+            case KeyboardInterrupt():
+                return ExitCode.INTERRUPTED
         return _tell(error, words)
 
 
