@@ -54,9 +54,29 @@ class Status(BaseModel, frozen=True, extra="allow", allow_inf_nan=False):
     reason: str | None = None
 
 
+class _Inside:
+    """A file or a folder of a run, by its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: "RunDir", kind: type["RunDir"]) -> Path:
+        return run.path / self.name
+
+
 @dataclass(frozen=True)
 class RunDir:
     path: Path
+
+    config = _Inside("config.yaml")
+    status_file = _Inside("status.json")
+    metrics = _Inside("metrics.jsonl")
+    log = _Inside("log.txt")
+    tensorboard = _Inside("tensorboard")
+    checkpoints = _Inside("checkpoints")
+    evaluation = _Inside("evaluation.json")  # what the best checkpoint was measured to be, with retrievals to show
+    report = _Inside("report.html")
+    figures = _Inside("figures")
 
     @property
     def name(self) -> str:
@@ -66,43 +86,6 @@ class RunDir:
     def words(self) -> str:
         """What to type for it in a shell: its name where that is enough, else its path."""
         return shlex.quote(self.name if self.path.parent == Path("runs") else str(self.path))
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def status_file(self) -> Path:
-        return self.path / "status.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log.txt"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def evaluation(self) -> Path:
-        """What the best checkpoint was measured to be, with the retrievals that the report shows."""
-        return self.path / "evaluation.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def figures(self) -> Path:
-        return self.path / "figures"
 
     def read_status(self) -> Status | None:
         """What status.json says; None when there is none, or none that can be read."""
