@@ -422,7 +422,7 @@ def test_a_single_image_is_refused_with_what_to_write(images):
         load("first").encode_images(images)
 
 
-def test_what_is_no_picture_or_no_text_is_named():
+def test_what_is_not_a_picture_or_not_a_text_is_named():
     model = load("first")
     (Path.cwd() / "broken.jpg").write_bytes(Path("dog.jpg").read_bytes()[:200])
     for wrong in ("broken.jpg", "nowhere.jpg"):
@@ -478,7 +478,7 @@ def test_recall_is_what_was_measured_at_the_end_where_that_is_known(clipcoco, fo
     path.unlink()
 
 
-def test_what_is_no_run_and_no_checkpoint_is_a_checkpoint_error():
+def test_what_is_neither_a_run_nor_a_checkpoint_is_a_checkpoint_error():
     for words in ("nobody", "toy.yaml", "first/epoch_900", ""):
         with pytest.raises(CheckpointError):
             load(words)

@@ -126,7 +126,7 @@ def test_nothing_is_printed_and_torch_is_not_loaded(tmp_path: Path) -> None:
         (b'{"images": [], "annotations": [{"id": 1, "bbox": []}]}', ["has no captions; expected"]),
     ],
 )
-def test_a_file_that_is_no_captions_file_is_refused(tmp_path: Path, data: bytes, needles: list[str]) -> None:
+def test_a_file_that_is_not_a_captions_file_is_refused(tmp_path: Path, data: bytes, needles: list[str]) -> None:
     path = write(tmp_path, data)
     message = refusal(tmp_path)
     assert all(needle in message for needle in [str(path), *needles]), message
@@ -204,14 +204,14 @@ def test_false_ids_are_refused(tmp_path: Path, key: str, field: str, value: Any,
     assert needle in refusal(tmp_path)
 
 
-def test_ids_of_captions_that_are_missing_or_begin_anew_are_given_anew(tmp_path: Path) -> None:
+def test_ids_of_captions_that_are_missing_or_start_again_are_renumbered(tmp_path: Path) -> None:
     content = coco()
     plain = table_of(tmp_path, content)
-    for anew in (False, True):
+    for again in (False, True):
         seen: dict[int, int] = {}
         for row in content["annotations"]:
             seen[row["image_id"]] = seen.get(row["image_id"], -1) + 1
-            row["id"] = seen[row["image_id"]] if anew else None
+            row["id"] = seen[row["image_id"]] if again else None
         table = table_of(tmp_path, content)
         assert len(set(table.caption_ids.tolist())) == IMAGES * CAPTIONS
         assert sorted(zip(table.owners, table.captions, strict=True)) == sorted(
@@ -310,7 +310,7 @@ def test_missing_images_are_counted_with_the_first_three(tmp_path: Path) -> None
     check_files(table)
     for i in (71, 22, 8, 834):
         (folder / f"{i:012}.jpg").unlink()
-    (folder / f"{71:012}.jpg").mkdir()  # a folder is no image
+    (folder / f"{71:012}.jpg").mkdir()  # a folder is not an image
     with pytest.raises(DataError, match="4 of 120 images are missing") as caught:
         check_files(table)
     names = [f"val2017/{i:012}.jpg" for i in (8, 22, 71)]

@@ -88,7 +88,7 @@ def test_a_flipped_bit_never_changes_a_weight_unseen(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"\xff\xd8\xff\xe0 a picture", b'{"json": 1}', b"PK\x05\x06" + bytes(18)])
-def test_other_files_are_no_checkpoints(tmp_path, data):
+def test_other_files_are_not_checkpoints(tmp_path, data):
     (tmp_path / "file.pt").write_bytes(data)
     with pytest.raises(CheckpointError, match="not a clipcoco checkpoint"):
         checkpoint.load(tmp_path / "file.pt")

@@ -68,7 +68,7 @@ def test_the_first_format_is_measured_and_resumed(clipcoco: ForkServer, golden, 
 
 
 def spread(model: dict[str, torch.Tensor], many: int = 0) -> dict[str, torch.Tensor]:
-    """Weights of floats that all lie in the same `many` numbers: as views where they suffice, else by strides of 0."""
+    """Weights of floats that all share the same `many` numbers: as views where enough, else by strides of 0."""
     floats = {name: value for name, value in model.items() if value.is_floating_point()}
     few = torch.zeros(many or max(map(torch.numel, floats.values())))
     return {
@@ -216,7 +216,7 @@ def test_the_settings_of_a_run_that_lost_their_end_are_refused_and_edited_ones_t
 
 
 @pytest.mark.parametrize("damage", ["cut", "edit", "none"])
-def test_a_resume_with_changes_writes_the_settings_of_the_run_anew(clipcoco, pretrained, damage, tmp_path):
+def test_a_resume_with_changes_rewrites_the_settings_of_the_run(clipcoco, pretrained, damage, tmp_path):
     folder = shutil.copytree(pretrained, tmp_path / "copy")
     config = folder / "runs" / "run" / "config.yaml"
     text = config.read_text()
@@ -332,14 +332,14 @@ def test_a_run_whose_status_says_nothing_is_resumed(clipcoco, stopped):
     clipcoco("resume", "run", cwd=stopped).ok()
 
 
-def test_a_checkpoint_that_has_seen_no_step_is_no_bug(clipcoco, stopped):
+def test_a_checkpoint_that_has_seen_no_step_is_not_a_bug(clipcoco, stopped):
     path = stopped / "runs/run/checkpoints/last.pt"
     torch.save({**checkpoint.load(path), "state": {}}, path)
     done = clipcoco("resume", "run", cwd=stopped)
     assert done.code in (0, 4), done.stderr
 
 
-def test_init_from_a_path_that_is_no_text(clipcoco, stopped):
+def test_init_from_a_path_that_is_not_text(clipcoco, stopped):
     odd = stopped / "odd\udcff\nname"
     odd.mkdir()
     shutil.copy(stopped / "runs/run/checkpoints/last.pt", odd / "w.pt")

@@ -14,7 +14,7 @@ from harness import raising
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
-def test_a_folder_that_can_not_be_synced_is_no_reason_to_fail(tmp_path, monkeypatch, code):
+def test_a_folder_that_can_not_be_synced_is_not_a_reason_to_fail(tmp_path, monkeypatch, code):
     real = os.fsync
 
     def fsync(file: int) -> None:

@@ -115,7 +115,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_what_is_no_picture_is_refused(kind: str, recwarn: pytest.WarningsRecorder) -> None:
+def test_what_is_not_a_picture_is_refused(kind: str, recwarn: pytest.WarningsRecorder) -> None:
     with pytest.raises(UnreadableImage) as caught:
         decode(UNREADABLE[kind])
     assert "0x" not in str(caught.value)

@@ -147,7 +147,7 @@ def test_unwritable_tensorboard_folder_is_one_warning(tmp_path: Path) -> None:
     assert [event.step for event in seen if isinstance(event, StepDone)] == [1, 2, 3]
 
 
-def test_log_keeps_names_that_are_no_unicode(tmp_path: Path) -> None:
+def test_log_keeps_names_that_are_not_unicode(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log.txt")
     log(f"warning: {os.fsdecode(b'caf' + bytes([0xE9]))}.jpg ±")
     log("")

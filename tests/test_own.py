@@ -647,7 +647,7 @@ def test_more_than_one_row_in_twenty_is_left_out_only_when_that_is_asked_for(own
     assert "allow-missing" not in nothing
 
 
-def test_what_is_no_jpeg_or_png_is_dropped_and_named(own: Own) -> None:
+def test_what_is_not_a_jpeg_or_png_is_dropped_and_named(own: Own) -> None:
     (own.images / NAMES[0]).write_bytes(b"")
     (own.images / NAMES[1]).write_bytes(b"<html>not found</html>")
     draw(own.images / NAMES[2], kind="GIF")

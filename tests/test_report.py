@@ -157,7 +157,7 @@ def test_the_same_records_give_the_same_bytes_without_the_data(clipcoco, run):
     assert {path.name: path.read_bytes() for path in run.figures.iterdir()} == svgs
 
 
-def test_a_record_of_other_weights_is_measured_anew_when_the_data_are_there(clipcoco, folder, run):
+def test_a_record_of_other_weights_is_measured_again_when_the_data_are_there(clipcoco, folder, run):
     record = unsealed(json.loads(run.evaluation.read_text()))
     record["provenance"]["weights_sha256"] = "0" * 64
     record["result"]["step"] = 1

@@ -271,7 +271,7 @@ def test_every_word_for_a_lack_of_memory_is_understood(error):
         raise error
 
 
-def test_what_is_no_lack_of_memory_stays_what_it_is_and_no_batch_below_two_is_advised():
+def test_what_is_not_a_lack_of_memory_stays_what_it_is_and_no_batch_below_two_is_advised():
     device = choose_device("cpu", "float32")
     for error in (RuntimeError("shapes cannot be multiplied"), OSError(errno.ENOSPC, "full"), ValueError("memory")):
         with pytest.raises(type(error)), training_in_memory(512, device):

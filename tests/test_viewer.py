@@ -328,7 +328,7 @@ def test_the_size_is_that_of_the_picture_as_shown() -> None:
             assert size_shown(picture) == ImageOps.exif_transpose(picture).size
 
 
-def test_a_thumbnail_is_small_and_absent_for_what_is_no_picture(tmp_path: Path) -> None:
+def test_a_thumbnail_is_small_and_absent_for_what_is_not_a_picture(tmp_path: Path) -> None:
     Image.new("RGBA", (1200, 600), (200, 30, 30, 128)).save(tmp_path / "a.png", exif=exif(6))
     with Image.open(io.BytesIO(base64.b64decode(thumbnail(tmp_path / "a.png", 240) or ""))) as image:
         assert (image.format, image.size) == ("JPEG", (120, 240))
@@ -344,7 +344,7 @@ def test_a_thumbnail_is_small_and_absent_for_what_is_no_picture(tmp_path: Path) 
 CHUNKS = tuple(b"iCCP tRNS gAMA cHRM sRGB tEXt zTXt iTXt eXIf pHYs acTL fcTL PLTE".split())
 
 
-def test_an_empty_profile_behind_the_pixels_is_no_bug() -> None:
+def test_an_empty_profile_behind_the_pixels_is_not_a_bug() -> None:
     """81 bytes that make Pillow raise IndexError."""
     data = png(8, 2, bytes(3), behind=(b"iCCP", b""))
     assert len(data) < 90
@@ -409,7 +409,7 @@ def settings(root: Path, *changes: str) -> Config:
     return load_config("small", overrides=[f"data.root={root}", *whole, *changes]).config
 
 
-def test_copies_of_an_earlier_view_are_made_anew_and_serve_runs_of_their_time_alone(
+def test_copies_of_an_earlier_view_are_made_again_and_serve_runs_of_their_time_alone(
     scenes: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(scenes, tmp_path / "data")

@@ -107,7 +107,7 @@ _NO_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory lacks, the device's or the machine's: mostly a RuntimeError that says so by its text alone."""
+    """Whether memory ran out, the device's or the machine's: mostly a RuntimeError that says so by its text alone."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     text = str(error).lower() if isinstance(error, RuntimeError) else ""

@@ -57,7 +57,7 @@ def test_eval_json_has_the_promised_shape(clipcoco, folder):
     assert own["i2t"].keys() == own["t2i"].keys() == {"r1", "r5", "r10", "median_rank"}
     assert result["r1"] == own["r1"] == pytest.approx((own["i2t"]["r1"] + own["t2i"]["r1"]) / 2)
     assert {"rsum", "chance", "interval", "ties"} <= own.keys()
-    assert "1k" not in result["protocols"]  # 24 images are no thousand
+    assert "1k" not in result["protocols"]  # 24 images are fewer than a thousand
 
 
 def test_embeddings_recomputed_outside_give_the_printed_figures(clipcoco, folder):
@@ -256,7 +256,7 @@ def test_help_opens_with_two_examples(clipcoco, tmp_path):
 
 
 @pytest.mark.parametrize("words", [["inspect-config", "full"], ["--help"]])
-def test_a_reader_that_leaves_early_is_no_error(tmp_path, words):
+def test_a_reader_that_leaves_early_is_not_an_error(tmp_path, words):
     program = f"{sys.executable} -m clipcoco {' '.join(words)} | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0

@@ -83,14 +83,14 @@ def test_version_and_help_are_words_too(capsys, words):
 
 
 RUN_WORDS = [
-    ("train r", "r is a run, no configuration (command line). To go on with a run: clipcoco resume r"),
+    ("train r", "r is a run, not a configuration (command line). To go on with a run: clipcoco resume r"),
     ("train --preset r", "To go on with a run: clipcoco resume r"),
     (
         "train s --runs-dir others",
-        "s is a run, no configuration (command line). To go on with a run: clipcoco resume others/s",
+        "s is a run, not a configuration (command line). To go on with a run: clipcoco resume others/s",
     ),
-    ("train runs/r", "runs/r is a run, no configuration (command line). To go on with a run: clipcoco resume r"),
-    ("train runs/r/checkpoints/last.pt", "last.pt is a checkpoint, no configuration"),
+    ("train runs/r", "runs/r is a run, not a configuration (command line). To go on with a run: clipcoco resume r"),
+    ("train runs/r/checkpoints/last.pt", "last.pt is a checkpoint, not a configuration"),
     ("train --config runs/r/checkpoints/last.pt", "To go on with a run: clipcoco resume runs/r/checkpoints/last.pt"),
     ("train demo", "no captions at nowhere"),
     ("train runs/r/config.yaml", "no captions at nowhere"),

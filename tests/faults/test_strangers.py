@@ -1,4 +1,4 @@
-"""Folders that a stranger made: whatever lies at a name that the program opens, nothing outside is touched."""
+"""Folders that a stranger made: whatever is at a name that the program opens, nothing outside is touched."""
 
 import json
 import os
@@ -130,7 +130,7 @@ def test_a_run_that_is_a_link_must_be_named_by_its_path(work, outside, capsys):
     assert (outside / "theirs" / "report.html").is_file()
 
 
-def test_the_indexes_of_other_models_are_no_links(work, outside, capsys, scenes):
+def test_the_indexes_of_other_models_are_not_links(work, outside, capsys, scenes):
     model = work / "model"
     model.mkdir()
     (model / "open_clip_config.json").write_text('{"model_cfg": {"text_cfg": {}}}')
@@ -155,7 +155,7 @@ def test_nothing_below_a_data_folder_leads_out_of_it(work, outside, capsys, scen
             refuses(capsys, command, 3, outside, f"data/{name}")
         for folder in (data / ".clipcoco", data / "prepared-256"):
             folder.unlink() if folder.is_symlink() or folder.is_fifo() else shutil.rmtree(folder, ignore_errors=True)
-    if kind != "pipe":  # which is missing, as whatever else is no file
+    if kind != "pipe":  # which counts as missing, as does whatever else is not a file
         for name in reversed(OF_ANYBODY):
             plant(data / name, kind, outside)
             refuses(capsys, ON_A_ROOT[0], 3, outside, f"data/{name}")

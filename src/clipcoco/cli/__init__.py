@@ -109,7 +109,7 @@ def _tell(error: Exception, words: Sequence[str]) -> int:
         error_line(*(known.mistakes if isinstance(known, ConfigError) else [str(known)]))
         return known.exit_code
     if is_out_of_memory(error):
-        what = f"the memory does not suffice ({type(error).__name__})"
+        what = f"there is not enough memory ({type(error).__name__})"
         error_line(f"{what}. Close other programs, or try another --device")
         return ExitCode.ENVIRONMENT
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:

@@ -126,7 +126,7 @@ def _refuse_run(word: str, runs_dir: Path) -> None:
     else:
         return
     going_on = f"To go on with a run: clipcoco resume {named}"
-    raise ConfigError(f"{one_line(word)} is a {kind}, no configuration (command line). {going_on}")
+    raise ConfigError(f"{one_line(word)} is a {kind}, not a configuration (command line). {going_on}")
 
 
 def data_changes(changes: list[str] | None, bare: list[str], what: str) -> list[str]:

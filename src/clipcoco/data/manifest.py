@@ -1,4 +1,4 @@
-"""What lies in a folder of images, file by file: a line of settings, then one JSON line a file.
+"""What is in a folder of images, file by file: a line of settings, then one JSON line a file.
 
 A manifest grows while files arrive and is the memory of an interrupted preparation: a file that has its line
 is whole. It says what `prepare-data --verify` compares with, and names the copies that a run was trained on.
@@ -28,7 +28,7 @@ class Entry:
 
 
 def copies_folder(root: Path, size: int) -> Path:
-    """Where the copies lie whose shorter side has `size` pixels, under their originals' names."""
+    """Where the copies are whose shorter side has `size` pixels, under their originals' names."""
     return root / f"prepared-{size}"
 
 

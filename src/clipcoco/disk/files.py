@@ -51,7 +51,7 @@ def sync_volume(folder: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Of the volume that `folder` lies or will lie on."""
+    """Of the volume that `folder` is or will be on."""
     while not os.path.isdir(folder):
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -136,7 +136,7 @@ def true_float32(device: torch.device) -> None:
 
 
 def training_in_memory(batch_size: int, device: Device) -> AbstractContextManager[None]:
-    """Where memory lacks inside, say what a smaller batch would change."""
+    """Where there is not enough memory inside, say what a smaller batch would change."""
     half = batch_size // 2
     smaller = f"--set train.batch_size={half} ({half - 1} negatives an image, not {batch_size - 1})"
     advice = smaller if half > 1 else "a smaller data.image_size or another --device"
@@ -151,7 +151,7 @@ def encoding_in_memory(what: str, device: Device) -> AbstractContextManager[None
 
 @contextmanager
 def in_memory(what: str, device: Device, advice: str) -> Iterator[None]:
-    """Where memory lacks inside, raise EnvironmentProblem: what did not fit, and where, and what helps."""
+    """Where there is not enough memory inside, raise EnvironmentProblem: what did not fit, where, and what helps."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:

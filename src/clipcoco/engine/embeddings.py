@@ -113,7 +113,7 @@ def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     except Exception as error:  # zipfile and numpy raise a dozen kinds for malformed files
         said = " ".join(f"{error}".split())[:100] or type(error).__name__
         if not isinstance(error, OSError):
-            raise DataError(f"{path} is no .npz file, or a damaged one ({WHERE}): {said}") from None
+            raise DataError(f"{path} is not an .npz file, or a damaged one ({WHERE}): {said}") from None
         if error.errno in (None, errno.EINVAL):  # zipfile's own, and a seek to where its directory leads
             raise DataError(f"{path} is damaged ({WHERE}): {said}") from None
         raise EnvironmentProblem(f"cannot read {path} ({WHERE}): {error.strerror}") from None

@@ -124,7 +124,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _fetched(config: VisionConfig) -> Path:
-    """Where the published weights lie, fetched by torch when they are not there."""
+    """Where the published weights are, fetched by torch when they are not there."""
     variant = "IMAGENET1K_" + config.weights.removeprefix("imagenet-").upper()
     weights = torchvision.models.get_model_weights(config.backbone)[variant]
     target = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from httpx2 import AsyncClient, Response
 
 _MOST_REDIRECTS = 5
-_LONGEST_CONNECT = 15.0  # seconds; a host that takes no connection is not worth the patience for a slow one
+_LONGEST_CONNECT = 15.0  # seconds; a host that takes no connection gets less time than a slow one
 _LONGEST_PAUSE = 30.0
 _LONGEST_RETRY_AFTER = 120.0
 

@@ -73,7 +73,7 @@ def _inside(name: str, images: Path, nearly: Callable[[str], str], found: Found)
 
 def nearly_named(images: Path) -> Callable[[str], str]:
     """Finds the one file below `images` whose name differs in case, Unicode form, by its suffix or "\\" only, or
-    which lies one folder deeper or less deep, or, as `data/photos/a.jpg`, in the folder `photos` that was named."""
+    which is one folder deeper or less deep, or, as `data/photos/a.jpg`, in the folder `photos` that was named."""
     here: dict[str, set[str]] = {}
     deeper: dict[str, set[str]] = {}
 

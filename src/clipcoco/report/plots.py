@@ -133,7 +133,7 @@ def _similarities(record: Record) -> Drawing:
 
 
 def _median(edges: Sequence[float], counts: Sequence[int]) -> float:
-    """The lower edge of the bin that the median lies in."""
+    """The lower edge of the bin of the median."""
     half, seen = sum(counts) / 2, 0
     for (low, _), count in zip(pairwise(edges), counts, strict=True):
         seen += count

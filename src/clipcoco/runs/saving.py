@@ -21,7 +21,7 @@ from clipcoco.runs.metrics import MetricsFile
 from clipcoco.runs.plan import Plan
 from clipcoco.version import __version__
 
-MAX_REFUSED = 3  # saves in a row that the disk may refuse: the room that lacks can be made meanwhile
+MAX_REFUSED = 3  # saves in a row that the disk may refuse: somebody can make room meanwhile
 
 
 class Saver:
