@@ -13,6 +13,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+from clipcoco.disk.seal import unsealed, write_sealed
+
 
 class Running(Protocol):
     def poll(self) -> int | None: ...
@@ -111,6 +113,31 @@ def rows(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl of a run without what comes from a clock."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key != "clock"} for line in lines]
+
+
+_HISTOGRAM = {"edges": [-1.0, 1.0], "matched": [1], "unmatched": [0], "matched_mean": 0.5}
+_CLOCK = {"seconds": 1e308, "images_per_second": 5e-324, "data_wait": 1e308}
+# What a file may say: the steps in metrics.jsonl, and parts of evaluation.json.
+EXTREMES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "step": ([{"step": 10**399}], {}),
+    "lr": ([{"lr": 5e-324}], {}),
+    "losses": ([{"loss": 1e308}, {"loss": -1e308}], {}),
+    "clock": ([{"clock": _CLOCK}, {"clock": _CLOCK}], {}),
+    "no pairs": ([], {"similarities": {**_HISTOGRAM, "unmatched": [-1]}}),
+    "pairs": ([], {"similarities": {**_HISTOGRAM, "matched": [10**400]}}),
+    "rank": ([], {"ranks": {key: {"upper": [10**400], "counts": [1]} for key in ("i2t", "t2i")}}),
+    "ranks": ([], {"ranks": {key: {"upper": [1], "counts": [10**400]} for key in ("i2t", "t2i")}}),
+}
+
+
+def at_the_limits(run: Path, steps: list[dict[str, Any]], parts: dict[str, Any]) -> None:
+    """Give the records of `run` one of EXTREMES, with a seal, and no other steps."""
+    step = {"epoch": 1, "loss": 1.0, "lr": 1e-4, "temperature": 1.0, "grad_norm": 1.0, "event": "step"}
+    rows = [json.dumps({"step": number, **step, **change}) for number, change in enumerate(steps)]
+    rows += [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"evaluation"' in line]
+    (run / "metrics.jsonl").write_text("\n".join(rows))
+    record = unsealed(json.loads((run / "evaluation.json").read_text()))
+    write_sealed(run / "evaluation.json", {**record, **parts})
 
 
 class Page(HTMLParser):

@@ -23,7 +23,7 @@ from clipcoco.engine.embeddings import Embeddings
 from clipcoco.report.page import is_measured, write_report
 from clipcoco.runs.directory import RunDir
 from conftest import TOY
-from harness import Page, until
+from harness import EXTREMES, Page, at_the_limits, until
 
 EVIL = "</style><script>alert(1)</script> & \"quoted\" '{{ 7 * 7 }}'"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -339,6 +339,15 @@ def test_huge_numbers_are_drawn(run):
     rows = [{**step, "step": 10**number, "loss": 3e38, "grad_norm": 10.0 ** (3 * number)} for number in range(12)]
     run.metrics.write_text("\n".join(map(json.dumps, rows)))
     assert len(checked(write_report(run)).all("svg")) == 4 + 3
+
+
+@pytest.mark.parametrize("extreme", EXTREMES.values(), ids=EXTREMES)
+def test_numbers_at_their_limits_make_a_page(clipcoco, run, extreme):
+    at_the_limits(run.path, *extreme)
+    assert (
+        clipcoco("report", "first", "--json", cwd=run.path.parents[1]).ok().json["report"] == "runs/first/report.html"
+    )
+    assert "6 Reproduce" in checked(run.report).words
 
 
 def test_a_long_run_stays_small(run):

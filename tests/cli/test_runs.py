@@ -15,7 +15,7 @@ from clipcoco.config.schema import BACKBONES
 from clipcoco.disk.seal import unsealed
 from clipcoco.runs.directory import RunDir
 from conftest import LIGHT
-from harness import python
+from harness import EXTREMES, at_the_limits, python
 
 RECALLS = {"r1": 10.0, "r5": 20.0, "r10": 30.0, "median_rank": 40.0}
 
@@ -281,6 +281,17 @@ def test_runs_of_older_versions_have_intervals_that_overlap_or_do_not(clipcoco, 
     rows = clipcoco("runs", "one", "other", "--json", cwd=tmp_path).json["recalls"]
     assert [row["overlap"] for row in rows] == [True] * 6 + [False]
     assert {(row["beyond"], row["difference_interval"]) for row in rows} == {(None, None)}
+
+
+@pytest.mark.parametrize("extreme", EXTREMES.values(), ids=EXTREMES)
+def test_numbers_at_their_limits_are_listed_and_compared(clipcoco, trained, tmp_path, extreme):
+    run = make(tmp_path, "run", (1.0,), state="running")
+    measured(trained, run)
+    at_the_limits(run.path, *extreme)
+    with run.lock():
+        assert words_of(lines_of(clipcoco, tmp_path)[1])[0] == "run"
+        assert clipcoco("runs", "--json", cwd=tmp_path).ok().json["runs"][0]["state"] == "running"
+        assert any("mean R@1" in line for line in lines_of(clipcoco, tmp_path, "run", "run"))
 
 
 def test_pairs_are_matched_by_id(clipcoco, trained, tmp_path):

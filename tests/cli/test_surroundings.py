@@ -53,6 +53,14 @@ def test_a_run_goes_on_without_anybody_to_tell(clipcoco, scenes, tmp_path):
     assert clipcoco("runs", cwd=tmp_path).stdout.count("finished") == 1
 
 
+def test_a_file_system_without_locks_is_told_of_wherever_the_run_is_read(clipcoco, scenes, tmp_path):
+    words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "train.epochs=1", "--name", "run"]
+    unlocked = "import errno, fcntl, harness; fcntl.flock = harness.raising(OSError(errno.ENOLCK, 'no locks'))"
+    said = [clipcoco(*words, cwd=tmp_path, prelude=unlocked).ok().stderr]
+    said += [(tmp_path / "runs" / "run" / name).read_text() for name in ("metrics.jsonl", "log.txt")]
+    assert ["can't be locked (no locks)" in text for text in said] == [True, True, True]
+
+
 def test_a_working_directory_that_is_gone(tmp_path, without_torch):
     (tmp_path / "gone").mkdir()
     done = shell(f"rmdir ../gone; {COMMAND} train --preset demo", tmp_path / "gone", PYTHONPATH=without_torch)

@@ -1,6 +1,7 @@
 """A person at a terminal: the panel, Ctrl-C typed, and what is left on the screen."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def test_an_ascii_terminal_gets_a_panel_in_ascii(clipcoco, scenes, tmp_path):
     assert terminal.written.isascii()
     assert not COLOURS.search(terminal.written)
     assert "image -> text" in terminal.text()
+
+
+@pytest.mark.parametrize("changes", [{"columns": 50}, {"CI": "true"}, {"TERM": "dumb", "FORCE_COLOR": "1"}])
+def test_plain_lines_where_nothing_may_move(clipcoco, scenes, tmp_path, changes):
+    words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "--name", "run", "train.epochs=1"]
+    terminal = Terminal(clipcoco, *words, cwd=tmp_path, **changes)
+    assert terminal.wait() == 0
+    assert "saved checkpoints/last.pt" in terminal.text()
+    assert "╭" not in terminal.text()
+    assert set(re.findall(rb"\x1b\[[0-9;?]*([A-Za-z])", terminal.written)) <= (set() if "TERM" in changes else {b"m"})
 
 
 @pytest.mark.parametrize(

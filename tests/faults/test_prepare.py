@@ -81,6 +81,12 @@ def fetched(mini: Mini) -> list[str]:
     return [request.path for request in mini.server.requests]
 
 
+def flip_a_byte(path: Path | str) -> None:
+    content = bytearray(Path(path).read_bytes())
+    content[len(content) // 2] ^= 1
+    Path(path).write_bytes(content)
+
+
 def from_server(mini: Mini, *words: object) -> list[object]:
     return [*words, "--mirror", mini.server.url]
 
@@ -118,10 +124,8 @@ def test_from_nothing_to_training_and_back_to_a_flipped_byte(mini, clipcoco, tmp
     assert told["splits"]["train2017"]["images"] == 20
     assert told["splits"]["train2017"]["official"]
     image, copy = sorted((root / "train2017").iterdir())[0], sorted((root / "prepared-256/val2017").iterdir())[0]
-    for path in (image, copy):
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
+    flip_a_byte(image)
+    flip_a_byte(copy)
     gone = sorted((root / "val2017").iterdir())[0]
     gone.unlink()
     unreadable = sorted((root / "val2017").iterdir())[1]
@@ -139,7 +143,11 @@ def test_from_nothing_to_training_and_back_to_a_flipped_byte(mini, clipcoco, tmp
     assert "Traceback" not in table.stderr
 
 
-def test_all_of_it_comes_as_archives_which_do_not_stay(mini, tmp_path):
+@pytest.mark.parametrize("altered", [False, True])
+def test_all_of_it_comes_as_archives_which_do_not_stay(mini, tmp_path, altered):
+    if altered:  # one is there already, of the right size and with other content
+        (tmp_path / "data" / ".clipcoco").mkdir(parents=True)
+        flip_a_byte(shutil.copy(mini.folder / "zips" / "val2017.zip", tmp_path / "data" / ".clipcoco"))
     mini(*from_server(mini, "--all", "--root", "data", "--set", "data.prepared_size=0"), cwd=tmp_path).ok()
     assert fetched(mini) == ["/annotations/annotations_trainval2017.zip", "/zips/val2017.zip", "/zips/train2017.zip"]
     root = tmp_path / "data"
@@ -216,16 +224,14 @@ def test_what_was_carried_here_by_hand_is_taken_from_there(mini, tmp_path, carri
     assert kept == streamed
 
 
-def test_a_carried_archive_of_other_content_is_refused(mini, tmp_path):
+@pytest.mark.parametrize("more", [[], ["--only-prepared"]])
+def test_a_carried_archive_of_other_content_is_refused(mini, tmp_path, more):
     shutil.copytree(mini.folder / "zips", tmp_path / "stick")
     shutil.copy(mini.folder / "annotations" / "annotations_trainval2017.zip", tmp_path / "stick")
-    path = tmp_path / "stick" / "val2017.zip"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    done = mini("--all", "--root", "data", "--source", "stick", cwd=tmp_path)
+    flip_a_byte(tmp_path / "stick" / "val2017.zip")
+    done = mini("--all", "--root", "data", "--source", "stick", *more, cwd=tmp_path)
     assert_one_line(done, 3, "is not the published val2017.zip")
-    assert not (tmp_path / "data" / "val2017").exists()
+    assert not list((tmp_path / "data").rglob("val2017"))
 
 
 def assert_one_line(done: Finished, code: int, *parts: str) -> None:
