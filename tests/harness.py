@@ -133,8 +133,8 @@ EXTREMES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
 def at_the_limits(run: Path, steps: list[dict[str, Any]], parts: dict[str, Any]) -> None:
     """Give the records of `run` one of EXTREMES, with a seal, and no other steps."""
     step = {"epoch": 1, "loss": 1.0, "lr": 1e-4, "temperature": 1.0, "grad_norm": 1.0, "event": "step"}
-    rows = [json.dumps({"step": number, **step, **change}) for number, change in enumerate(steps)]
-    rows += [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"evaluation"' in line]
+    rows = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"evaluation"' in line]
+    rows += [json.dumps({"step": number, **step, **change}) for number, change in enumerate(steps)]
     (run / "metrics.jsonl").write_text("\n".join(rows))
     record = unsealed(json.loads((run / "evaluation.json").read_text()))
     write_sealed(run / "evaluation.json", {**record, **parts})

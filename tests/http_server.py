@@ -31,9 +31,7 @@ class Reply:
     """How one request is answered; the default is as it should be."""
 
     status: int = 0  # an error with an empty body, or with 302 a redirect
-    headers: Mapping[str, str] = field(
-        default_factory=dict
-    )  # added; one of the same name is replaced, or with "" left out
+    headers: Mapping[str, str] = field(default_factory=dict)  # added, in place of one of the same name; "" for none
     content: bytes | None = None  # instead of the file's
     cut: int | None = None  # close the connection after so many bytes of the body
     stall: int | None = None  # send nothing more after so many bytes, without closing

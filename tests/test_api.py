@@ -337,11 +337,9 @@ def test_a_batch_that_memory_does_not_hold_names_a_smaller_one(folder, monkeypat
 
 def test_a_gpu_that_was_used_before_is_told_in_our_words():
     before = process()
-    torchs = (
-        "Deterministic behavior was enabled ... you must set an environment variable: CUBLAS_WORKSPACE_CONFIG=:16:8"
-    )
+    said = "Deterministic behavior was enabled ... you must set an environment variable: CUBLAS_WORKSPACE_CONFIG=:16:8"
     with pytest.raises(EnvironmentProblem, match=r"Set it to :4096:8 before the first use"), globals_restored():
-        raise RuntimeError(torchs)
+        raise RuntimeError(said)
     with pytest.raises(RuntimeError, match="another"), globals_restored():
         raise RuntimeError("another")
     assert process() == before
@@ -414,9 +412,7 @@ def test_batches_of_any_size_and_of_none():
     assert not (texts[0] == texts[1]).all()
 
 
-@pytest.mark.parametrize(
-    "images", ["dog.jpg", Path("dog.jpg"), np.zeros((8, 8, 3), np.uint8), Image.new("RGB", (8, 8))]
-)
+@pytest.mark.parametrize("images", ["dog.jpg", Path("dog.jpg"), np.zeros((8, 8, 3), "u1"), Image.new("RGB", (8, 8))])
 def test_a_single_image_is_refused_with_what_to_write(images):
     with pytest.raises(TypeError, match=r"encode_images\(\[image\]\)"):
         load("first").encode_images(images)

@@ -12,12 +12,8 @@ from harness import file_size_limit, until
 
 
 def content(step=1, size=2000):
-    return {
-        "model": {"w": torch.arange(size, dtype=torch.float32) + step},
-        "config": {},
-        "tokenizer": {},
-        "state": {"step": step},
-    }
+    model = {"w": torch.arange(size, dtype=torch.float32) + step}
+    return {"model": model, "config": {}, "tokenizer": {}, "state": {"step": step}}
 
 
 def save(folder, step, best=False, epoch=None, keep=1):

@@ -31,9 +31,7 @@ def test_words_find_the_run_that_they_mean(tmp_path):
     old, new = make(tmp_path, "small-20260101-000000", 1.0), make(tmp_path, "small-20260102-000000", 2.0)
     other = make(tmp_path, "first-try", 0.5)
     create(tmp_path, "demo", "never-saved").write_status(started=9.0)
-    found = {
-        words: find_run(tmp_path, words).run for words in (None, "small", "first", "small-20260101", str(old.path))
-    }
+    found = {word: find_run(tmp_path, word).run for word in (None, "small", "first", "small-20260101", str(old.path))}
     assert found == {None: new, "small": new, "first": other, "small-20260101": old, str(old.path): old}
     assert find_run(tmp_path, "small/last").checkpoint == new.checkpoints / "last.pt"
     for words in ("", "/", "nobody", "small/best"):

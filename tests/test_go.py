@@ -199,9 +199,9 @@ def test_the_third_step_that_can_not_be_saved_ends_the_run(scenes, tmp_path, dis
     disk |= set(range(2, 99))
     with pytest.raises(
         EnvironmentProblem, match=r"Free space\. Step 1 is saved, go on there with clipcoco resume"
-    ) as told:
+    ) as end:
         start(scenes, tmp_path, "checkpoint.every_steps=1")
-    assert "inline_container" not in str(told.value)
+    assert "inline_container" not in str(end.value)
     run = RunDir(tmp_path / "run")
     assert run.status().state == "failed"
     assert checkpoint.newest(run.checkpoints)[1]["state"]["step"] == 1

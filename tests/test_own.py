@@ -324,10 +324,7 @@ def json_forms() -> dict[str, Any]:
         "sentences each": {name: [{"raw": text} for text in texts] for name, texts in EXPECTED.items()},
         "pandas by row": {str(i): {"image": n, "caption": texts} for i, (n, texts) in enumerate(EXPECTED.items())},
         "lists": {"images": list(EXPECTED), "captions": list(EXPECTED.values())},
-        "nested": {
-            "info": {"year": 2017},
-            "data": [{"image": name, "text": texts} for name, texts in EXPECTED.items()],
-        },
+        "nested": {"info": {"year": 2017}, "data": [{"image": n, "text": texts} for n, texts in EXPECTED.items()]},
     }
 
 
@@ -501,9 +498,7 @@ def test_the_header_is_found_below_what_stands_above_it(own: Own, above: str, se
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_text_of_a_spreadsheet_is_read_in_unicode(own: Own, encoding: str) -> None:
-    own.captions.write_bytes(
-        table([("image", "caption"), *((name, "été 北京") for name in NAMES)], "\t").encode(encoding)
-    )
+    own.captions.write_bytes(table([("image", "caption"), *((n, "été 北京") for n in NAMES)], "\t").encode(encoding))
     own.take()
     assert own.by_file() == {name: ["été 北京"] for name in NAMES}
 
@@ -608,15 +603,7 @@ def test_nothing_outside_of_the_folder_is_opened_or_linked(own: Own) -> None:
 
 
 def test_odd_names_are_counted_as_missing(own: Own) -> None:
-    odd = [
-        "nul\0.jpg",
-        "x" * 5000 + ".jpg",
-        "\ud800.jpg",
-        ".",
-        "back\\slash.jpg",
-        "\x1b[31mred.jpg",
-        NAMES[0] + "/x.jpg",
-    ]
+    odd = ["nul\0.jpg", "x" * 5000 + ".jpg", "\ud800.jpg", ".", "a\\b.jpg", "\x1b[31mred.jpg", NAMES[0] + "/x.jpg"]
     lines = "".join(json.dumps({"image": name, "caption": "text"}) + "\n" for name in [*NAMES, *odd])
     adopted = own.take(lines, allow_missing=True)
     (note,) = (note for note in adopted.notes if "left out" in note)
@@ -845,10 +832,7 @@ def test_the_same_bytes_under_several_names_stay_on_one_side(own: Own) -> None:
     assert len(val) in (10, 11)
     assert all((name in val) == (f"sub/{name}" in val) for name in NAMES[:15])
     assert any("15 pictures are byte for byte the same" in note and "one side" in note for note in adopted.notes)
-    rows = [
-        ("image", "caption", "split"),
-        *((n, f"text of {n}", "val" if "/" in n else "train") for n in NAMES + twins),
-    ]
+    rows = [("image", "caption", "split"), *((n, f"a {n}", "val" if "/" in n else "train") for n in NAMES + twins)]
     own.root = own.folder / "given"
     adopted = own.take(table(rows))
     assert any("15 pictures for validation are in training too, byte for byte" in note for note in adopted.notes)

@@ -163,8 +163,7 @@ def test_a_record_of_other_weights_is_measured_again_when_the_data_are_there(cli
     record["result"]["step"] = 1
     run.evaluation.write_text(json.dumps(record))
     assert not is_measured(run)
-    without = clipcoco("report", cwd=run.path.parents[1])
-    assert without.code == 0
+    without = clipcoco("report", cwd=run.path.parents[1]).ok()
     assert without.stderr.count("\n") == 1
     assert without.stderr.startswith("note: first is not measured: no captions")
     page = checked(run.report)
@@ -344,9 +343,7 @@ def test_huge_numbers_are_drawn(run):
 @pytest.mark.parametrize("extreme", EXTREMES.values(), ids=EXTREMES)
 def test_numbers_at_their_limits_make_a_page(clipcoco, run, extreme):
     at_the_limits(run.path, *extreme)
-    assert (
-        clipcoco("report", "first", "--json", cwd=run.path.parents[1]).ok().json["report"] == "runs/first/report.html"
-    )
+    clipcoco("report", "first", cwd=run.path.parents[1]).ok()
     assert "6 Reproduce" in checked(run.report).words
 
 

@@ -277,10 +277,7 @@ PROFILES = {
     "sRGB's own": (encoded(RGB, "PNG", icc_profile=SRGB), RGB),
     "grey JPEG": (encoded(GREY, "JPEG", icc_profile=LINEAR_GREY), in_srgb(GREY, LINEAR_GREY)),
     "grey PNG with alpha": (encoded(GREY.convert("LA"), "PNG", icc_profile=LINEAR_GREY), in_srgb(GREY, LINEAR_GREY)),
-    "grey PNG with a profile of RGB": (
-        encoded(GREY, "PNG", icc_profile=SWAPPED),
-        in_srgb(GREY.convert("RGB"), SWAPPED),
-    ),
+    "grey PNG with an RGB profile": (encoded(GREY, "PNG", icc_profile=SWAPPED), in_srgb(GREY.convert("RGB"), SWAPPED)),
     "palette": (encoded(GREY.convert("P"), "PNG", icc_profile=LINEAR), in_srgb(GREY.convert("RGB"), LINEAR)),
     "16 bits": (
         encoded(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257), "PNG", icc_profile=LINEAR_GREY),

@@ -50,11 +50,7 @@ USAGE = [
     (["train", "--preset", "demo", "train.epochs=0"], 2, ["train.epochs must be at least 1, not 0 (--set)"]),
     (["train", "--preset", "demo", "--set", "train.lr"], 2, ["train.lr"]),
     (["train", "--preset", "demo", "--device", "gpu"], 2, ["no device 'gpu'"]),
-    (
-        ["train", "--preset", "demo", "train.precision=float16", "--device", "cpu"],
-        5,
-        ["float16 is not possible on cpu"],
-    ),
+    (["train", "--preset", "demo", "train.precision=float16", "--device=cpu"], 5, ["float16 is not possible on cpu"]),
     (["train", "--preset", "demo", "--or-resume"], 2, ["--name NAME"]),
     (["inspect-config", "smal"], 2, ["Did you mean small?"]),
     (["inspect-config", "none.yaml"], 2, ["none.yaml"]),

@@ -17,6 +17,7 @@ from clipcoco.runs.directory import RunDir
 from conftest import LIGHT
 from harness import EXTREMES, at_the_limits, python
 
+H100 = "NVIDIA H100 80GB HBM3, 81559 MiB"
 RECALLS = {"r1": 10.0, "r5": 20.0, "r10": 30.0, "median_rank": 40.0}
 
 
@@ -80,13 +81,8 @@ def test_the_list_has_the_best_first_and_fits_80_columns(clipcoco, tmp_path):
     listed = clipcoco("runs", "--json", cwd=tmp_path).json
     assert listed["schema"] == 1
     assert [run["r1"] for run in listed["runs"]] == [3.41, 1.69, 0.31, None]
-    assert {
-        "run": "small-20261123-190211",
-        "best_epoch": 2,
-        "epochs_done": 3,
-        "seconds": 1860.0,
-        "images": 5000,
-    }.items() <= (listed["runs"][1].items())
+    second = {"run": "small-20261123-190211", "best_epoch": 2, "epochs_done": 3, "seconds": 1860.0, "images": 5000}
+    assert second.items() <= listed["runs"][1].items()
 
 
 def test_a_narrow_terminal_sees_fewer_columns_and_the_names_whole(clipcoco, tmp_path):
@@ -158,10 +154,8 @@ def test_what_is_damaged_half_made_or_hostile_is_shown_as_such(clipcoco, tmp_pat
     make(tmp_path, "odd-config", (1.0,), config="train: {lr: [}", epochs=None)
     make(tmp_path, "odd-state", (1.0,), state="\x1b[31mred")
     make(tmp_path, "long-device", (1.0,), device="\x1b]0;title\x07" * 20)
-    for number, status in enumerate(
-        ("{", "[]", "[" * 100_000, '{"step": -1}', '{"step": 1e999}', '{"seconds": "x"}', "")
-    ):
-        (make(tmp_path, f"damaged-{number}", (1.0,)).path / "status.json").write_text(status)
+    for n, status in enumerate(("{", "[]", "[" * 100_000, '{"step": -1}', '{"step": 1e999}', '{"seconds": "x"}', "")):
+        (make(tmp_path, f"damaged-{n}", (1.0,)).path / "status.json").write_text(status)
     torn = make(tmp_path, "torn", (1.0,), state="running")
     torn.metrics.write_bytes(torn.metrics.read_bytes() + b'{"step": 7, "event": "evaluation"\n\xff\xfe{{{"evaluation"')
     make(tmp_path, "evil\x1b[2J\nname", (1.0,))
@@ -222,22 +216,14 @@ def with_recalls(r1: float, spread: float, found: tuple[int, int] | None = None)
 
 
 def test_two_runs_differ_in_settings_and_beyond_the_noise(clipcoco, trained, tmp_path):
-    loaded = (
-        load_config("small", overrides=["train.lr=5e-4"]),
-        load_config("small", overrides=["train.lr=1e-3", "seed=4"]),
-    )
-    one, other = (
-        make(tmp_path, name, (1.0,), dump(config)) for name, config in zip(("one", "other"), loaded, strict=True)
-    )
+    one = make(tmp_path, "one", (1.0,), dump(load_config("small", overrides=["train.lr=5e-4"])))
+    other = make(tmp_path, "other", (1.0,), dump(load_config("small", overrides=["train.lr=1e-3", "seed=4"])))
     measured(trained, one, **with_recalls(20.0, 5.0, (0, 40)))
     measured(trained, other, **with_recalls(30.0, 5.0, (0, 60)))  # finds what the other one does, and more
     lines = lines_of(clipcoco, tmp_path, "one", "other")
     assert lines[:2] == ["  A  one · finished, 1/10 epochs", "  B  other · finished, 1/10 epochs"]
-    assert [words_of(line) for line in lines[3:6]] == [
-        ["setting", "A", "B"],
-        ["seed", "0", "4"],
-        ["train.lr", "0.0005", "0.001"],
-    ]
+    assert [words_of(line) for line in lines[3:5]] == [["setting", "A", "B"], ["seed", "0", "4"]]
+    assert words_of(lines[5]) == ["train.lr", "0.0005", "0.001"]
     assert "                           A       B   B - A  95 % interval" in lines
     (line,) = (line for line in lines if "mean R@1" in line)
     assert words_of(line)[:4] == ["mean R@1", "20.50", "30.50", "+10.00"]
@@ -327,9 +313,7 @@ def test_recalls_that_do_not_compare_are_not_judged(clipcoco, trained, tmp_path,
 
 
 def test_runs_that_were_not_measured_compare_by_what_training_saw(clipcoco, trained, tmp_path):
-    one, other, never = (
-        make(tmp_path, name, r1s) for name, r1s in (("one", (1.0, 4.0)), ("other", (2.0,)), ("never", ()))
-    )
+    one, other, never = (make(tmp_path, *run) for run in (("one", (1.0, 4.0)), ("other", (2.0,)), ("never", ())))
     measured(trained, one, **with_recalls(10.0, 1.0))  # of step 100: before the run went on to its best
     wide = {"COLUMNS": "140"}
     done = clipcoco("runs", "one", "other", cwd=tmp_path, env=wide)
@@ -435,12 +419,7 @@ def test_env_looks_for_weights_where_torch_does(clipcoco, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("script", "gpus", "driver", "says"),
     [
-        (
-            "echo 'NVIDIA H100 80GB HBM3, 81559 MiB, 570.86.15'",
-            ["NVIDIA H100 80GB HBM3, 81559 MiB"],
-            "570.86.15",
-            "H100",
-        ),
+        (f"echo '{H100}, 570.86.15'", [H100], "570.86.15", "H100"),
         ("echo 'it has failed: no driver' >&2; exit 9", [], None, "nvidia-smi: it has failed: no driver"),
     ],
 )

@@ -16,9 +16,8 @@ COMMAND = f"{sys.executable} -m clipcoco"
 
 
 def shell(line: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["bash", "-c", line], cwd=cwd, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80", **env}
-    )
+    env = {**os.environ, "COLUMNS": "80", **env}
+    return subprocess.run(["bash", "-c", line], cwd=cwd, capture_output=True, text=True, env=env)
 
 
 @pytest.fixture

@@ -105,8 +105,7 @@ def test_from_nothing_to_training_and_back_to_a_flipped_byte(mini, clipcoco, tmp
     assert "Next: clipcoco train --preset small data.train_fraction=0.5 data.val_fraction=0.25" in done.stdout
 
     mini.server.requests.clear()
-    again = mini(*words, cwd=tmp_path)
-    assert again.code == 0
+    again = mini(*words, cwd=tmp_path).ok()
     assert "Nothing to do: 20 train and 6 val images" in again.stdout
     assert not mini.server.requests
 
@@ -170,8 +169,7 @@ def test_a_larger_part_fetches_only_what_is_new(mini, tmp_path):
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(mini, tmp_path):
     words = ["--preset", "small", "--root", "data", "--dry-run"]
-    done = mini(*words, cwd=tmp_path)
-    assert done.code == 0
+    done = mini(*words, cwd=tmp_path).ok()
     assert "4 single images (10 %; all of them:" in done.stdout
     assert "5 single images (20 %" in done.stdout
     assert "annotations_trainval2017.zip" in done.stdout
@@ -212,9 +210,7 @@ def test_what_was_carried_here_by_hand_is_taken_from_there(mini, tmp_path, carri
     if carried == "folders":  # the same files, not copies of them
         assert all(path.samefile(source / "train2017" / path.name) for path in inside.iterdir())
     else:
-        assert sorted(path.name for path in source.iterdir()) == [
-            "annotations_trainval2017.zip", "train2017.zip", "val2017.zip",
-        ]  # fmt: skip
+        assert sorted(os.listdir(source)) == ["annotations_trainval2017.zip", "train2017.zip", "val2017.zip"]
     streamed = mini("--all", "--root", "small", "--source", source, "--only-prepared", cwd=tmp_path).ok()
     assert not (tmp_path / "small" / "train2017").exists()
     kept, streamed = (
@@ -257,8 +253,7 @@ def test_a_portal_page_or_wrong_bytes_never_get_a_final_name(mini, tmp_path):
     assert_one_line(mini(*words, cwd=tmp_path), 3, "val2017.zip")
     assert not (tmp_path / "data" / "val2017").exists()
     mini.server.always.clear()
-    done = mini(*words, cwd=tmp_path)
-    assert done.code == 0
+    done = mini(*words, cwd=tmp_path).ok()
     assert "prepared-256/val2017 24" in done.stderr  # every long part is told of
     assert "prepared-256/train2017 40" in done.stderr
 

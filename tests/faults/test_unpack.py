@@ -144,9 +144,7 @@ def test_a_wrong_crc_names_its_member_and_leaves_no_file(tmp_path: Path) -> None
     assert tree(tmp_path / "root") == members
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"<html>captive portal</html>", b"PK\5\6", bytes(100_000), b"PK\5\6" + bytes(18)]
-)
+@pytest.mark.parametrize("content", [b"", b"<html>a portal</html>", b"PK\5\6", bytes(100_000), b"PK\5\6" + bytes(18)])
 def test_what_is_not_an_archive(tmp_path: Path, content: bytes) -> None:
     archive = tmp_path / "val2017.zip"
     archive.write_bytes(content)

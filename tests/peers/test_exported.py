@@ -17,10 +17,7 @@ from clipcoco.export.write import export_model
 from conftest import TOY
 from harness import python
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # of the peers' own imports
-]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of the peers' own imports
 
 
 @pytest.fixture(scope="module")
