@@ -25,7 +25,7 @@ from clipcoco.engine.model import DualEncoder, build
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.step import start_epoch, train_step
 from clipcoco.engine.weights import pretrained_backbone
-from clipcoco.errors import DataError
+from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import Progress
 from clipcoco.prepare.resize import make_copies
 from clipcoco.runs.go import backbone_features, build_training
@@ -270,6 +270,23 @@ def test_stopped_meanwhile_keeps_what_is_there(data, weights, monkeypatch):
     seen.clear()
     assert cached(parts, model, report=counting(seen)) is not None
     assert seen == [8, *range(8, 49, 8)]  # what the validation images lacked, then those of training
+
+
+@pytest.mark.parametrize("seconds", [0.0, 99.0])
+def test_the_error_that_ended_it_is_told_and_no_later_one(data, weights, monkeypatch, seconds):
+    errors = iter([OSError(28, "the first"), OSError(28, "the second")])
+    monkeypatch.setattr("clipcoco.engine.features._SAVE_SECONDS", seconds)
+    monkeypatch.setattr("clipcoco.data.features.FeatureFile.save", lambda file: (_ for _ in ()).throw(next(errors)))
+    parts, model = parts_of(data, weights)
+    with pytest.raises(EnvironmentProblem, match=r"can't be kept at .*: the first \(data.root\). Free space"):
+        cached(parts, model)
+    errors = iter([OSError(28, "the third")])
+
+    def ended(event) -> None:
+        raise DataError("what ended it")
+
+    with pytest.raises(DataError, match="what ended it"):
+        cached(parts, model, report=ended)
 
 
 def test_an_unreadable_image_is_replaced_as_in_training_from_images(data, weights):

@@ -1,5 +1,9 @@
 """Rows on the disk: verified, appended, whole after a kill."""
 
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from clipcoco.data.features import FeatureFile, FeatureKey
-from clipcoco.disk.rows import RowFile
+from clipcoco.disk.rows import RowFile, locked
+from clipcoco.disk.seal import read_sealed, write_sealed
 
 
 class About(BaseModel):
@@ -92,6 +97,192 @@ def test_a_save_that_fails_costs_nothing_that_was_saved(path, monkeypatch):
     assert np.array_equal(open_rows(path).rows, rows(0, 1, 2))
 
 
+UNCLOSED = pytest.mark.filterwarnings("ignore:.*FileIO")
+
+
+def files(path: Path) -> set[str]:
+    return {file.name for file in path.parent.iterdir()}
+
+
+def before_each_line(work: Callable[[], object], do: Callable[[], object]) -> None:
+    """Of all that `work` runs here, in disk/ and in data/features.py."""
+
+    def trace(frame, event, arg):
+        if frame.f_code.co_filename.endswith(("/rows.py", "/seal.py", "/files.py", "/features.py", __file__)):
+            do()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+
+
+def interrupted(at: int, work: Callable[[], object]) -> bool:
+    """Whether it came to that line."""
+    lines = count()
+
+    def interrupt() -> None:
+        if next(lines) == at:
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        before_each_line(work, interrupt)
+    return next(lines) > at
+
+
+@pytest.mark.parametrize("kept", ["b", "ba", ""])
+@pytest.mark.parametrize("new", [None, "c"])
+def test_at_each_moment_of_a_save_others_read_whole_rows(path, kept, new):
+    for name in ("x.f16", "other"):  # the rows go from file to file
+        old, file = open_rows(path).places, open_rows(path)
+        file.keep([name for name in kept if name in old])
+        if new:
+            file.append([name], rows(7))
+
+        def read(old=old, file=file) -> None:
+            found = open_rows(path)
+            assert (found.note, found.places) in [("", old), ("", file.places)]
+            assert all(found.rows[place, 0] == {"a": 0, "b": 1}.get(name, 7) for name, place in found.places.items())
+
+        before_each_line(file.save, read)
+        assert open_rows(path).places == file.places
+        assert np.array_equal(open_rows(path).rows, file.rows)
+        assert len(files(path)) == 2
+    assert files(path) == {"x.f16", "x.json"}
+
+
+def test_what_a_kill_left_of_another_file_is_removed_by_the_next_save(path):
+    file = open_rows(path)
+    file.keep("b")
+    path.with_name("x.f16.0a1b2c3d").write_bytes(b"half")
+    path.with_name("x.f16.json").write_bytes(b"of somebody else")
+    file.save()
+    assert {"x.f16", "x.f16.0a1b2c3d"}.isdisjoint(files(path))
+    assert len(files(path)) == 3
+
+
+@pytest.mark.parametrize("name", ["../x.f16", "", ".", "..", "/", 7, None, ["x.f16"], "x.f16\0"])
+def test_a_file_of_rows_is_a_plain_name_beside_its_index(path, name):
+    write_sealed(path.with_suffix(".json"), read_sealed(path.with_suffix(".json")) | {"file": name})
+    assert open_rows(path).note == "x.f16 is damaged"
+
+
+def test_a_name_that_occurs_twice_is_damage(path):
+    write_sealed(path.with_suffix(".json"), read_sealed(path.with_suffix(".json")) | {"names": ["a", "a"]})
+    assert open_rows(path).note == "x.f16 is damaged"
+
+
+def test_without_locks_two_who_write_harm_neither_each_other_nor_a_reader(path):
+    first, second, reader = (open_rows(path) for _ in range(3))
+    for file, name in ((first, "c"), (second, "d"), (first, "e"), (second, "f")):
+        file.shared = True
+        inode = path.stat().st_ino if path.exists() else None
+        file.append([name], rows(ord(name)))
+        file.save()
+        assert (open_rows(path).places, open_rows(path).note) == (file.places, "")
+        assert np.array_equal(open_rows(path).rows, file.rows)
+        assert inode is None or not path.exists() or path.stat().st_size == 12
+    assert [list(file.places) for file in (first, second)] == [["a", "b", "c", "e"], ["a", "b", "d", "f"]]
+    assert np.array_equal(reader.rows, rows(0, 1))
+    assert len(files(path)) == 3  # of each its own
+
+
+def test_without_locks_the_first_rows_take_no_name_that_another_may_take(tmp_path):
+    both = [open_rows(tmp_path / "x.f16") for _ in range(2)]
+    for number, file in enumerate(both):
+        file.shared = True
+        file.append("a", rows(number))
+        file.save()
+    assert len(files(tmp_path / "x.f16")) == 3
+    assert np.array_equal(open_rows(tmp_path / "x.f16").rows, rows(1))
+
+
+def test_a_file_that_was_replaced_meanwhile_is_not_appended_to(path):
+    file, other = open_rows(path), rows(5, 6, 7, 8).tobytes()
+    path.unlink()
+    path.write_bytes(other)
+    file.append(["c"], rows(2))
+    file.save()
+    assert np.array_equal(open_rows(path).rows, rows(0, 1, 2))
+
+
+def test_a_file_with_another_name_stays_as_it_is(path, tmp_path):
+    (tmp_path / "elsewhere").hardlink_to(path)
+    before = path.read_bytes()
+    file = open_rows(path)
+    file.append(["c"], rows(2))
+    file.save()
+    assert (tmp_path / "elsewhere").read_bytes() == before
+    assert np.array_equal(open_rows(path).rows, rows(0, 1, 2))
+
+
+@UNCLOSED
+def test_an_interrupt_at_any_moment_leaves_names_and_rows_that_fit(path):
+    for at in count():
+        for new in (False, True):
+            file = open_rows(path.with_name(f"{at}-{new}.f16") if new else path)
+            had, name = len(file.places), f"{at}"
+
+            def work(file=file, name=name) -> None:
+                file.append([name, f"{name}'"], rows(3, 4))
+                file.save()
+
+            came = interrupted(at, work)
+            assert len(file.rows) == len(file.places) in (had, had + 2)
+            file.append([f"{name}+"], rows(5))
+            file.save()
+            again = open_rows(file.path)
+            assert (again.note, again.places) == ("", file.places)
+            assert np.array_equal(again.rows, file.rows)
+            assert again.rows[-1, 0] == 5
+        if not came:
+            break
+    assert at > 40
+
+
+@pytest.mark.parametrize("call", ["numpy.memmap", "os.fsync", "os.fstat", "os.replace"])
+@pytest.mark.parametrize("keep", ["ab", "b"])
+def test_a_save_that_fails_leaves_an_object_that_is_of_use(path, monkeypatch, call, keep):
+    file = open_rows(path)
+    if keep == "b":
+        file.keep(keep)
+    file.append(["c"], rows(2))
+    before = file.rows.copy()
+    with monkeypatch.context() as context:
+        context.setattr(call, lambda *args, **words: (_ for _ in ()).throw(OSError("no memory")))
+        with pytest.raises(OSError, match="no memory"):
+            file.save()
+    assert files(path) == {"x.f16", "x.json"}
+    assert np.array_equal(open_rows(path).rows, rows(0, 1))
+    assert np.array_equal(file.rows, before)
+    file.append(["d"], rows(3))
+    file.save()
+    assert np.array_equal(open_rows(path).rows, np.concatenate([before, rows(3)]))
+
+
+def test_an_index_that_could_not_be_read_again_is_not_written(path, monkeypatch):
+    monkeypatch.setattr("clipcoco.disk.seal._MOST", path.with_suffix(".json").stat().st_size + 9)
+    file = open_rows(path)
+    file.append(["a name of more than nine letters"], rows(2))
+    with pytest.raises(OSError, match="it would have more than"):
+        file.save()
+    assert np.array_equal(open_rows(path).rows, rows(0, 1))
+
+
+def test_where_there_are_no_locks_nothing_of_others_is_removed(path, monkeypatch):
+    half, told = path.with_name(".x.f16.0a1b2c3d.tmp"), []
+    half.touch()
+    with monkeypatch.context() as context:
+        context.setattr("fcntl.flock", lambda *args: (_ for _ in ()).throw(OSError(95, "not supported")))
+        with locked(path, "search is writing", told.append) as alone:
+            assert (alone, half.exists(), len(told)) == (False, True, 1)
+    with locked(path, "search is writing", told.append) as alone:
+        assert (alone, half.exists(), len(told)) == (True, False, 1)
+
+
 OF_0_1 = (
     '{"key": {"weights": "w", "backbone": "resnet18", "image_size": 64, "precision": "float32", "source": "originals", '
     '"mirror": false, "crops": 0, "crop_scale": [1.0, 1.0], "views_sha256": "v", "width": 3, "view": 2, '
@@ -112,3 +303,27 @@ def test_features_of_0_1_are_read_and_written_in_the_same_way(tmp_path):
     assert np.array_equal(file.rows[:, 0], rows(0, 1))
     file.save()
     assert path.with_suffix(".json").read_text() == OF_0_1
+
+
+@UNCLOSED
+def test_an_interrupt_leaves_as_many_stamps_as_features(tmp_path):
+    key = FeatureKey("w", "resnet18", 64, "float32", "originals", False, 0, [1.0, 1.0], "v", 3, view=2)
+
+    def add(file: FeatureFile, images: list[int], stamps: list[str]) -> None:
+        """As engine/features does."""
+        file.about.stamps += stamps
+        file.about.unreadable += images[1:]
+        file.append(images, rows(*images)[:, None])
+        file.save()
+
+    for at in count():
+        file = FeatureFile(tmp_path / f"{at}.f16", key)
+        add(file, [9, 4], ["s", "t"])
+        came = interrupted(at, lambda file=file: add(file, [6, 5], ["u", "v"]))
+        file.save()
+        again = FeatureFile(file.path, key)
+        assert (again.note, len(again.rows)) == ("", len(file.places))
+        assert (again.about.stamps, again.about.unreadable) in [(["s", "t"], [4]), (["s", "t", "u", "v"], [4, 5])]
+        if not came:
+            break
+    assert len(again.places) == 4

@@ -1,10 +1,12 @@
 """The parts of `search`: the exact product, the index while it grows, the page, the names of pages."""
 
 import json
+import mmap
 import os
 import re
 import sys
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipcoco.disk.rows import locked
+from clipcoco.disk.locks import lock
 from clipcoco.disk.seal import read_sealed, write_sealed
 from clipcoco.errors import CheckpointError, EnvironmentProblem
 from clipcoco.search import index as indexes
@@ -127,7 +129,8 @@ class TestIndex:
             index = update(file, names, Source())
             assert found(index) == found(open_index(file)) == {name: float(name[1:]) for name in names}
             assert index.gallery()[1].dtype == np.float16
-            assert file.stat().st_size <= 2 * 4 * len(names)  # rows of nobody are dropped when they are the most
+            [of_rows] = file.parent.glob("i.f16*")
+            assert of_rows.stat().st_size <= 2 * 4 * len(names)  # rows of nobody are dropped when they are the most
 
     def test_what_is_known_by_its_content_is_not_encoded_again(self, file):
         source = Source()
@@ -189,16 +192,63 @@ class TestIndex:
         for name in ("i.f16", "i.json"):
             assert (file.parent / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
 
-    def test_while_another_search_writes_it_one_goes_on_without_keeping(self, file):
+    @pytest.mark.parametrize("own", [b"damaged", None])
+    def test_another_search_that_writes_it_is_waited_for_and_what_it_wrote_is_used(self, file, tmp_path, own):
         source, told = Source(), []
-        update(file, ["i1"], source)
-        before = file.read_bytes(), file.with_suffix(".json").read_bytes()
-        with locked(file):
+        other = update(tmp_path / "other/i.f16", ["i1", "i2"], Source()).path
+        file.parent.mkdir()
+        if own:
+            file.with_suffix(".json").write_bytes(own)
+
+        def tell(line: str) -> None:
+            told.append(line)
+            for path in (other, other.with_suffix(".json")):
+                os.replace(path, file.parent / path.name)
+            writing.close()
+
+        with ExitStack() as writing:
+            writing.enter_context(lock(file.with_suffix(".lock")))
             index = open_index(file)
-            assert refresh(index, items_of(["i1", "i2"]), source.encoding(), lambda event: None, told.append) == 1
-        assert found(index) == {"i1": 1, "i2": 2}
-        assert told == [f"the index can't be kept: another search is writing it ({file})"]
-        assert (index.kept, before) == (False, (file.read_bytes(), file.with_suffix(".json").read_bytes()))
+            assert refresh(index, items_of(["i1", "i2", "i3"]), source.encoding(), lambda event: None, tell) == 1
+        assert re.fullmatch(
+            rf"another search is writing i.f16 \(process {os.getpid()} on .*\): waiting for it", told[0]
+        )
+        assert (len(told), index.kept) == (1, True)
+        assert found(open_index(file)) == {"i1": 1, "i2": 2, "i3": 3}
+
+    def test_one_who_waits_can_be_interrupted(self, file):
+        def tell(line: str) -> None:
+            raise KeyboardInterrupt
+
+        file.parent.mkdir()
+        with lock(file.with_suffix(".lock")), pytest.raises(KeyboardInterrupt):
+            refresh(open_index(file), items_of(["i1"]), Source().encoding(), lambda event: None, tell)
+
+    def test_each_name_stands_once_in_the_index_and_rows_in_order_are_not_copied(self, file):
+        names = [f"i{number}" for number in range(9)]
+        assert isinstance(update(file, names, Source()).gallery()[1].base, mmap.mmap)
+        assert file.with_suffix(".json").read_text().count('"i7"') == 1
+        found, rows = update(file, names[::-1], Source()).gallery()
+        assert (found, rows[:, 0].tolist()) == (names[::-1], [8, 7, 6, 5, 4, 3, 2, 1, 0])
+
+    def test_an_index_that_could_not_be_read_again_is_not_kept(self, file, monkeypatch):
+        monkeypatch.setattr("clipcoco.disk.seal._MOST", 99)
+        index, told = open_index(file), []
+        assert refresh(index, items_of(["i1"]), Source().encoding(), lambda event: None, told.append) == 1
+        assert told == [f"the index can't be kept: it would have more than 99 bytes ({file})"]
+        assert found(index) == {"i1": 1}
+        assert [path.name for path in file.parent.iterdir()] == ["i.lock"]
+
+    def test_a_file_system_without_locks_is_told_and_nothing_of_others_is_touched(self, file, monkeypatch):
+        update(file, ["i1"], Source())
+        before, told = file.stat(), []
+        other = open_index(file).file
+        monkeypatch.setattr("fcntl.flock", lambda *args: (_ for _ in ()).throw(OSError(95, "not supported")))
+        refresh(open_index(file), items_of(["i1", "i2"]), Source().encoding(), lambda event: None, told.append)
+        assert [line for line in told if "can't be locked" in line] == told != []
+        assert found(open_index(file)) == {"i1": 1, "i2": 2}
+        assert not file.exists() or file.stat().st_size == before.st_size
+        assert other.rows.tolist() == [[1, 1]]
 
     def test_searches_at_the_same_time_answer_rightly_and_leave_a_whole_index(self, file):
         def search(seed: int) -> None:
@@ -208,7 +258,7 @@ class TestIndex:
                 refresh(index, items_of(names), Source().encoding(), lambda event: None, told.append)
                 assert found(index) == {name: float(name[1:]) for name in names}
                 seed += 10
-            assert not [line for line in told if "another search is writing it" not in line]
+            assert not [line for line in told if "another search is writing i.f16" not in line]
 
         told: list[str] = []
         children = [in_a_child(lambda seed=seed: search(seed)) for seed in range(3)]
@@ -229,8 +279,10 @@ class TestIndex:
             {"names": [[]]},
             {"names": None},
             {"names": ["a"] * 10**4},
-            {"contents": {"i1": [1]}},
-            {"stamps": [["i1", "1 1"]]},
+            {"names": ["a", "a"]},
+            {"items": {"i1": ["1 1", [1]]}},
+            {"items": [["i1", ["1 1", "1"]]]},
+            {"file": "../i.f16"},
             {"sha256": 7},
         ],
         ids=str,

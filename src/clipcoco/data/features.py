@@ -80,6 +80,12 @@ class FeatureFile(RowFile[_About]):
             return list(range(len(before)))
         return [row for row, old in enumerate(before) if old is None]
 
+    def save(self) -> None:
+        """Of what was added before the rows, and without them by an interrupt, nothing."""
+        del self.about.stamps[len(self.places) :]
+        self.about.unreadable = [image for image in self.about.unreadable if image in self.places]
+        super().save()
+
     def features(self, table: CaptionTable) -> Features:
         ids = table.image_ids.tolist()
         places = np.array([self.places[image] for image in ids], dtype=np.int64)

@@ -1,14 +1,17 @@
 """Files that carry their own sum: a flipped digit or a lost end is seen when they are read again."""
 
+import errno
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from clipcoco.disk.files import read_own, write_json
+from clipcoco.disk.files import read_own, write_atomically
 
 _TOP = "# Whole down to its last line, the sum of what stands above it.\n"
 _END = "# SHA-256 of all above: "
+_LAST = ', "checksum": "%s"}\n'
+_MOST = 2**30  # bytes of JSON
 
 
 class CutShort(ValueError):
@@ -49,20 +52,27 @@ def unsealed(value: Any) -> Any:
 
 def read_sealed(path: Path) -> Any:
     """What `write_sealed` wrote, be it large. Raises OSError, ValueError."""
-    text = read_own(path, most=2**30).decode()
+    data = read_own(path, most=_MOST)
+    end = max(data.rfind(b', "checksum": '), 0)
+    digest = hashlib.sha256(memoryview(data)[:end])
+    digest.update(b"}")
     try:
-        value = json.loads(text)
+        value = json.loads(data.decode())
     except RecursionError as error:
         raise ValueError("nested without end") from error
-    above, _, end = text.rpartition(', "checksum": ')
-    if end == f'"{_sum(above + "}")}"}}\n':  # spelled as it was written: to write it once more takes longest
+    if data[end:].decode() == _LAST % digest.hexdigest():  # as it was written: to write it once more takes longest
         del value["checksum"]
         return value
     return unsealed(value)
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
-    write_json(path, seal(value))
+    """A `value` that is not empty. Raises OSError, for one that is too large to be read again, too."""
+    text = json.dumps(value)
+    text = text[:-1] + _LAST % _sum(text)
+    if len(text) > _MOST:
+        raise OSError(errno.EFBIG, f"it would have more than {_MOST:,} bytes", str(path))
+    write_atomically(path, text)
 
 
 def _sum(text: str) -> str:

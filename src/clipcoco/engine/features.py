@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -19,15 +19,14 @@ from clipcoco.data.images import evaluation_view, sample_rng, training_view
 from clipcoco.data.loader import MAX_REPLACEMENTS, Crops, evaluation_views
 from clipcoco.data.split import Source
 from clipcoco.disk.files import FULL, need_room
-from clipcoco.disk.locks import Held
 from clipcoco.disk.rows import locked
 from clipcoco.engine.device import Device
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import Progress, Report, Warned
 
 Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B,3,H,W) -> (B,F)
-_SAVE_SECONDS = 20.0
-_UNSAVED_BYTES = 2**28  # that wait in memory at most
+_SAVE_SECONDS = 5.0
+_UNSAVED_BYTES = 2**26  # that wait in memory at most, and are lost to a kill or a full disk
 
 
 def feature_key(config: Config, weights: str, device: Device, source: Source, training: bool) -> FeatureKey:
@@ -88,10 +87,11 @@ def cache_features(
         if not _may_write(path):
             report(Warned(0, 1, f"{path.parent} can't be written: the features are kept in {own.parent}"))
             path = own
-        with ExitStack() as stack:
-            if not _lock(stack, path, report, stop):
+        with locked(path, "run is computing features into", lambda line: report(Warned(0, 1, line)), stop) as alone:
+            if alone is None:
                 return None
             file = FeatureFile(path, key)
+            file.shared = not alone
             missing = file.missing(table, stamps)
             if file.note:
                 report(Warned(0, 1, f"{file.note}: recomputing"))
@@ -134,9 +134,9 @@ def _fill(
                     f"{len(unreadable)} of {len(rows)} images can't be read, first {table.files[unreadable[0]]} "
                     f"(data.root). Is the disk there, and the folder whole?"
                 )
-            file.append(table.image_ids[rows].tolist(), torch.stack(seen, dim=1).to(torch.float16).cpu().numpy())
             file.about.stamps += [stamps[row] for row in rows]
             file.about.unreadable += table.image_ids[unreadable].tolist()
+            file.append(table.image_ids[rows].tolist(), torch.stack(seen, dim=1).to(torch.float16).cpu().numpy())
             done += len(images)
             report(Progress("features", done, len(missing)))
             if stop():
@@ -144,27 +144,14 @@ def _fill(
             if time.monotonic() - saved > _SAVE_SECONDS or file.unsaved_bytes > _UNSAVED_BYTES:
                 file.save()
                 saved = time.monotonic()
-    finally:  # whatever ends it
-        if done:
-            file.save()
+    except BaseException:
+        if file.unsaved_bytes:
+            with suppress(OSError):  # which would hide what ended it
+                file.save()
+        raise
+    if file.unsaved_bytes:
+        file.save()
     return done == len(missing)
-
-
-def _lock(stack: ExitStack, path: Path, report: Report, stop: Callable[[], object]) -> bool:
-    """The file is ours while `stack` is open; another run that fills it is waited for. False when stopped meanwhile."""
-    waiting = False
-    while not stop():
-        try:
-            if note := stack.enter_context(locked(path)):
-                report(Warned(0, 1, note))
-            return True
-        except Held as holder:
-            if not waiting:
-                who = f" (process {holder})" if str(holder) else ""
-                report(Warned(0, 1, f"another run is computing features into {path.name}{who}: waiting for it"))
-            waiting = True
-            time.sleep(0.5)
-    return False
 
 
 def _may_write(path: Path) -> bool:

@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
 from clipcoco.data.viewer import UnreadableImage
-from clipcoco.disk.locks import Held
 from clipcoco.disk.rows import RowFile, Rows, locked
 from clipcoco.events import Progress, Report
 
@@ -41,8 +41,8 @@ class Item:
 class _About(BaseModel):
     """By the items' names, which need not be texts."""
 
-    stamps: dict[Any, str] = {}
-    contents: dict[Any, str] = {}  # the first half of the SHA-256, which names the row; or why there is no row
+    # Its stamp; and the first half of the content's SHA-256, which names the row, or why there is no row.
+    items: dict[Any, tuple[str, str]] = {}
 
 
 @dataclass(frozen=True)
@@ -66,34 +66,32 @@ class Index:
 
     def stale(self, items: Sequence[Item]) -> list[Item]:
         """Items that must be read: new ones, and those whose file may have changed."""
-        about, known = self.file.about, {*self.file.places, OTHER, DAMAGED}
-        return [
-            item
-            for item in items
-            if about.stamps.get(item.name) != item.stamp or about.contents.get(item.name) not in known
-        ]
+        return [item for item in items if not self._is_known(item)]
+
+    def _is_known(self, item: Item) -> bool:
+        stamp, content = self.file.about.items.get(item.name, ("", UNREAD))
+        return stamp == item.stamp and (content in self.file.places or content in (OTHER, DAMAGED))
 
     def gallery(self) -> tuple[list[str], Rows]:
         """The names of what could be encoded, and their rows (N,D), in the order of the items."""
-        places = self.file.places
-        found = {name: places[content] for name, content in self.file.about.contents.items() if content in places}
-        return list(found), self.file.rows[list(found.values())]
+        items, places, rows = self.file.about.items, self.file.places, self.file.rows
+        names = [name for name, (_, content) in items.items() if content in places]
+        order = np.array([places[items[name][1]] for name in names], np.int64)
+        return names, rows if np.array_equal(order, np.arange(len(rows))) else rows[order]
 
     def failures(self, why: str) -> list[str]:
-        return [name for name, content in self.file.about.contents.items() if content == why]
+        return [name for name, (_, content) in self.file.about.items.items() if content == why]
 
     @contextmanager
     def alone(self, tell: Tell) -> Iterator[None]:
-        """Read again what another search may have written meanwhile. When one is writing now, ours is not kept."""
+        """Read again what another search may have written meanwhile; one that is writing now is waited for."""
         with ExitStack() as stack:
             try:
-                if note := stack.enter_context(locked(self.path)):
-                    tell(note)
+                alone = stack.enter_context(locked(self.path, "search is writing", tell))
                 self.file = self._open()
+                self.file.shared = not alone
                 if self.file.note:
                     tell(f"the index {self.path} can't be used, so it is rebuilt")
-            except Held:
-                self._give_up("another search is writing it", tell)
             except OSError as error:
                 self._give_up(error.strerror or str(error), tell)
             yield
@@ -101,9 +99,8 @@ class Index:
     def forget_all_but(self, names: list[str]) -> None:
         """Names that are gone drop out; their rows, once they are the most."""
         about, places = self.file.about, self.file.places
-        about.stamps = {name: about.stamps[name] for name in names}
-        about.contents = {name: about.contents[name] for name in names}
-        used = places.keys() & about.contents.values()
+        about.items = {name: about.items[name] for name in names}
+        used = {content for _, content in about.items.values() if content in places}
         if 2 * len(used) < len(places):
             self.file.keep(sorted(used, key=places.__getitem__))
 
@@ -126,7 +123,7 @@ def refresh(index: Index, items: Sequence[Item], encoding: Encoding, report: Rep
     Whatever ends it, what was encoded until then is saved.
     """
     names = [item.name for item in items]
-    if not index.stale(items) and list(index.file.about.contents) == names:
+    if not index.stale(items) and list(index.file.about.items) == names:
         return 0
     with index.alone(tell):
         stale, before = index.stale(items), len(index.file.places)
@@ -193,4 +190,4 @@ def _encode(index: Index, batch: list[_Read], encoding: Encoding) -> None:
         rows = encoding.encode(torch.stack(list(new.values())))
         index.file.append(new, rows.to(torch.float16).numpy())
     for item, content, _ in batch:
-        index.file.about.stamps[item.name], index.file.about.contents[item.name] = item.stamp, content
+        index.file.about.items[item.name] = item.stamp, content
