@@ -1,5 +1,6 @@
 """Rows on the disk: verified, appended, whole after a kill."""
 
+import hashlib
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -170,8 +171,10 @@ def test_a_file_of_rows_is_a_plain_name_beside_its_index(path, name):
     assert open_rows(path).note == "x.f16 is damaged"
 
 
-def test_a_name_that_occurs_twice_is_damage(path):
-    write_sealed(path.with_suffix(".json"), read_sealed(path.with_suffix(".json")) | {"names": ["a", "a"]})
+@pytest.mark.parametrize("content", [rows(0), rows(0, 1)], ids=len)
+def test_a_name_that_occurs_twice_is_damage_even_when_the_sum_fits(path, content):
+    twice = {"names": ["a", "a"], "sha256": hashlib.sha256(content.data).hexdigest()}
+    write_sealed(path.with_suffix(".json"), read_sealed(path.with_suffix(".json")) | twice)
     assert open_rows(path).note == "x.f16 is damaged"
 
 
