@@ -44,7 +44,7 @@ class RowFile(Generic[About]):
     ) -> None:
         """`about` is what else the index keeps, all of it with defaults; `names` is what it calls the rows' names."""
         self.path, self.key, self.shape, self._about, self._names = path, key, shape, about, names
-        self._index = path.with_suffix(".json")
+        self._index, self.row_bytes = path.with_suffix(".json"), 2 * math.prod(shape)
         self.places: dict[Any, int]  # the row of each name, an int or a str
         self._new: dict[int, Rows]  # by the place of their first row
         self._file: Path | None = None  # which the index on the disk names
@@ -69,16 +69,12 @@ class RowFile(Generic[About]):
     @property
     def rows(self) -> Rows:
         """(R, ...), mapped from the disk when all are saved."""
-        new = self._unsaved()
-        return np.concatenate([self._whole, *new]) if new else self._whole
+        return np.concatenate([self._whole, *self.unsaved]) if self.unsaved else self._whole
 
     @property
-    def row_bytes(self) -> int:
-        return 2 * math.prod(self.shape)
-
-    @property
-    def unsaved_bytes(self) -> int:
-        return sum(block.nbytes for block in self._unsaved())
+    def unsaved(self) -> list[Rows]:
+        """Those that wait in memory."""
+        return [block for start, block in self._new.items() if len(self._whole) <= start < len(self.places)]
 
     def append(self, names: Iterable[Any], rows: Rows) -> None:
         """(B, ...) rows of names that have none."""
@@ -99,7 +95,7 @@ class RowFile(Generic[About]):
 
     def save(self) -> None:
         """Put rows, names and `about` on the disk. Raises OSError; what was saved before is then still of use."""
-        new, digest, file = self._unsaved(), self._digest.copy(), self._growing()
+        new, digest, file = self.unsaved, self._digest.copy(), self._growing()
         for block in new:
             digest.update(block.data)
         if file:
@@ -128,9 +124,6 @@ class RowFile(Generic[About]):
         for old in (self.path, *self.path.parent.glob(f"{glob.escape(self.path.name)}.{'[0-9a-f]' * 8}")):
             if old != file and (old == before or not self.shared):
                 old.unlink(missing_ok=True)
-
-    def _unsaved(self) -> list[Rows]:
-        return [block for start, block in self._new.items() if len(self._whole) <= start < len(self.places)]
 
     def _growing(self) -> Path | None:
         """The file, if it is still the one that is mapped, has no other name, and nobody else appends to it."""

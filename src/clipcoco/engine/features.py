@@ -134,6 +134,7 @@ def _fill(
                     f"{len(unreadable)} of {len(rows)} images can't be read, first {table.files[unreadable[0]]} "
                     f"(data.root). Is the disk there, and the folder whole?"
                 )
+            # Rows last: without them the rest is not saved.
             file.about.stamps += [stamps[row] for row in rows]
             file.about.unreadable += table.image_ids[unreadable].tolist()
             file.append(table.image_ids[rows].tolist(), torch.stack(seen, dim=1).to(torch.float16).cpu().numpy())
@@ -141,15 +142,15 @@ def _fill(
             report(Progress("features", done, len(missing)))
             if stop():
                 break
-            if time.monotonic() - saved > _SAVE_SECONDS or file.unsaved_bytes > _UNSAVED_BYTES:
+            if time.monotonic() - saved > _SAVE_SECONDS or sum(block.nbytes for block in file.unsaved) > _UNSAVED_BYTES:
                 file.save()
                 saved = time.monotonic()
     except BaseException:
-        if file.unsaved_bytes:
+        if file.unsaved:
             with suppress(OSError):  # which would hide what ended it
                 file.save()
         raise
-    if file.unsaved_bytes:
+    if file.unsaved:
         file.save()
     return done == len(missing)
 
