@@ -5,6 +5,7 @@ A member counts as unpacked once it has the size and the CRC that the archive de
 a full disk goes on where the last one ended.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -60,7 +61,7 @@ def unpack(
         job.move(staged)
     except OSError as error:
         where = f"cannot unpack {archive.name} into {root} ({error.strerror or error})"
-        make = "Make room" if error.errno in FULL else "Check the permissions"
+        make = "Make room" if error.errno in {*FULL, errno.EFBIG} else "Check the permissions"
         raise EnvironmentProblem(f"{where}. {make}, then run the same command: what is unpacked stays") from error
     report(TaskProgress(f"unpack {archive.name}", total, total, "bytes", f"{len(wanted):,} files"))
 
