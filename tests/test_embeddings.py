@@ -206,6 +206,8 @@ def test_damaged_files_are_one_line(path: Path, tmp_path: Path) -> None:
     for data in (b"", b"text", whole[:50], whole[:-30], flags, first, whole[:300] + b"xxxx" + whole[304:]):
         path.write_bytes(data)
         refusal(path)
+    path.write_bytes(b"text")
+    assert f"{path} is not an .npz file, or a damaged one" in refusal(path)
     np.save(path.with_suffix(".npy"), np.eye(3))
     assert "a single array" in refusal(path.with_suffix(".npy"))
     assert "no file at" in refusal(tmp_path / "none.npz")
