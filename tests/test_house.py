@@ -42,9 +42,9 @@ def test_the_evening_path_is_an_evening():
 
 # Lines of Python. A change raises one of them by what it adds less what it deletes, in a commit that says both.
 WINGS = {
-    "core": (("engine", "data", "config", "disk", "runs", ""), 8_600),
-    "prepare": (("prepare",), 3_250),
-    "faces": (("cli", "console"), 2_970),
+    "core": (("engine", "data", "config", "disk", "runs", ""), 8_620),
+    "prepare": (("prepare",), 3_260),
+    "faces": (("cli", "console"), 2_980),
     "uses": (("report", "search", "export", "api"), 2_860),
 }
 
