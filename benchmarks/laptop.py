@@ -72,7 +72,7 @@ def compare_copies(root: Path, parts: Parts, model: DualEncoder, encode: Encode,
     for size in (0, 256):
         data = parts.config.data.model_copy(update={"root": str(root), "prepared_size": size})
         source, (table,) = choose_source(data, [whole])
-        key = replace(feature_key(parts.config, weights, parts.device.precision, source, False), backbone=NAME)
+        key = replace(feature_key(parts.config, weights, parts.device, source, False), backbone=NAME)
         features = cache_features(encode, key, table, root, source, 0, parts.device, quiet, lambda: None)
         embeddings = embed(model, Inputs(data, table, tokens, 0, features), parts.device, quiet, lambda: None)
         assert embeddings is not None
@@ -112,7 +112,7 @@ def main() -> None:
 
     found = []
     for table, training in ((parts.train_table, True), (parts.val_table, False)):
-        key = replace(feature_key(config, weights, parts.device.precision, parts.source, training), backbone=NAME)
+        key = replace(feature_key(config, weights, parts.device, parts.source, training), backbone=NAME)
         features = cache_features(
             encode, key, table, Path(root), parts.source, parts.workers, parts.device, count, lambda: None
         )

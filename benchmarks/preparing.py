@@ -87,6 +87,7 @@ def our_loader(root: Path, files: list[str], workers: int) -> Callable[[], int]:
         caption_ids=np.arange(count),
         captions=["a caption"] * count,
         offsets=np.arange(count + 1),
+        order="ids",
         notes=(),
     )
     config = DataConfig.model_construct(image_size=VIEW, crop_scale=list(SCALE), flip=False)

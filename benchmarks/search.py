@@ -33,8 +33,8 @@ def write_index(file: Path, images: int) -> Tensor:
     index, contents = Index(file, "benchmark", DIM), [f"{row:032x}" for row in range(images)]
     index.file.append(contents, rows.half().numpy())
     names = [f"2024/{row // 1000:03}/IMG_{row:06}.jpg" for row in range(images)]
-    index.file.about.stamps = {name: f"{3_000_000 + row} {10**18 + row}" for row, name in enumerate(names)}
-    index.file.about.contents = dict(zip(names, contents, strict=True))
+    stamps = (f"{3_000_000 + row} {10**18 + row}" for row in range(images))
+    index.file.about.items = dict(zip(names, zip(stamps, contents, strict=True), strict=True))
     index.save(print)
     return torch.nn.functional.normalize(torch.randn(DIM, generator=generator), dim=0)
 

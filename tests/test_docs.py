@@ -92,6 +92,13 @@ def test_the_flat_loop_gives_the_bits_of_train_through_a_kill(clipcoco, scenes, 
     assert (measured["i2t"], measured["t2i"]) == (best["i2t"], best["t2i"])
 
 
+@pytest.mark.parametrize("words", ["search.py --images 500 --rounds 1", "downloads.py --images 8 --rounds 1"])
+def test_the_benchmarks_of_what_is_kept_and_fetched_run(words):
+    name, *options = words.split()
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / name, *options], capture_output=True, text=True)
+    assert (done.returncode, "ratio" in done.stdout or "x product" in done.stdout) == (0, True), done.stderr
+
+
 def test_ones_own_pictures(clipcoco, scenes, tmp_path):
     """The commands of the page, on drawn pictures in the place of photographs."""
     shutil.copytree(scenes / "train2017", tmp_path / "photos")
