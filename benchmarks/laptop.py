@@ -25,7 +25,7 @@ from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import make_deterministic
 from clipcoco.engine.evaluate import Inputs, embed
 from clipcoco.engine.features import Encode, cache_features, feature_key
-from clipcoco.engine.model import DualEncoder, build
+from clipcoco.engine.model import DualEncoder, build, seen_by
 from clipcoco.engine.recall import recall_table
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import train
@@ -35,6 +35,7 @@ from clipcoco.runs.go import Cached, build_training
 from clipcoco.runs.plan import Parts, read_parts
 
 NAME = "efficientnet_lite0"
+EARLIER = ("blocks.2", "blocks.4", "blocks.6")  # as wide as EfficientNet-B0's: 40, 112 and 320 channels
 
 SETTINGS = (
     "data.train_fraction=1",
@@ -93,12 +94,14 @@ def main() -> None:
     changes = [change for change in changes if change != "--copies"]
     config = load_config("small", overrides=[*SETTINGS, f"data.root={root}", *changes]).config
     parts = read_parts(config, "auto", config.train.precision, None)
+    config = parts.config
     make_deterministic(config.seed, parts.device.device)
     model = build(config.model, parts.tokenizer.vocab_size)
     lite = backbone().to(parts.device.device)
 
     def encode(images: torch.Tensor) -> torch.Tensor:
-        return lite(((images.float() - 127) / 128).contiguous(memory_format=torch.channels_last))
+        pixels = ((images.float() - 127) / 128).contiguous(memory_format=torch.channels_last)
+        return seen_by(lite, EARLIER if config.model.vision.stages > 1 else (), pixels)
 
     for label, text in parts.header:
         print(label, text)

@@ -187,7 +187,7 @@ def main() -> None:
     if not found:
         parser.error(f"no photographs of more than {SIZE} pixels in {arguments.folder}")
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "train2017").mkdir()
         files = [f"train2017/{number:012d}.jpg" for number in range(arguments.images)]

@@ -378,7 +378,8 @@ def test_every_value_has_its_source() -> None:
     assert loaded.source["train.lr"] == line_of("small", "lr:")
     assert loaded.source["data.root"] == line_of("base", "root:")
     assert loaded.source["train.epochs"] == loaded.source["seed"] == "--set"
-    assert loaded.replaced == {"train.epochs": f"{line_of('small', 'epochs:')} says 10", "seed": "my.yaml:2 says 4"}
+    epochs = {name: f"{line_of('small', 'epochs:')} says 10" for name in ("train.epochs", "train.cached.epochs")}
+    assert loaded.replaced == {**epochs, "seed": "my.yaml:2 says 4"}
     assert (loaded.name, loaded.chain) == ("my", ("base", "small"))
 
 

@@ -71,7 +71,8 @@ def cached(parts: Parts, model: DualEncoder, report=lambda event: None, stop=lam
 
 def losses(root: Path, weights: Path, from_cache: bool, steps: int = 20) -> list[float]:
     # No augmentation: the largest centred square, never mirrored, is what the cache holds too.
-    parts, model = parts_of(root, weights, "data.crop_scale=[1.0, 1.0]", "data.flip=false")
+    plain = ("data.crop_scale=[1.0, 1.0]", "data.flip=false", "model.vision.feature_dropout=0")
+    parts, model = parts_of(root, weights, *plain)
     features = cached(parts, model) if from_cache else None
     run = build_training(parts, model, TrainState(), features, lambda event: None, lambda: None)
     start_epoch(model, 0, frozen_epochs=9)

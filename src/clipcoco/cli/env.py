@@ -58,7 +58,7 @@ def environment() -> dict[str, Any]:
     # Where torch.hub keeps published weights: a name ends in digits of its SHA-256.
     home = os.environ.get("TORCH_HOME", os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/torch")
     weights = Path(os.path.expanduser(home)) / "hub" / "checkpoints"
-    published = [name for _, _, files in BACKBONES.values() for name in files.values()]
+    published = [name for facts in BACKBONES.values() for name in facts.published.values()]
     return {
         "clipcoco": {"version": __version__, "path": short(str(Path(__file__).parents[1]))},
         "python": {"version": platform.python_version(), "path": short(sys.executable)},

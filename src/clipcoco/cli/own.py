@@ -51,8 +51,10 @@ def prepare_own(
         return ExitCode.OK
     again = ["clipcoco", "train", "--preset", preset or "small", *changes, f"data.root={written(str(root))}"]
     again += ["data.train_fraction=1", "data.val_fraction=1"]
-    if adopted.train_images < config.train.batch_size:  # as printed, it must run
-        again.append(f"train.batch_size={adopted.train_images}")
+    # As printed, it must run; train.batch_size is said of both.
+    batches = {"train.batch_size": config.train.batch_size, "train.cached.batch_size": config.train.cached.batch_size}
+    too_large = [name for name, batch_size in batches.items() if adopted.train_images < batch_size]
+    again += [f"{name}={adopted.train_images}" for name in too_large[:1]]
     show(
         terminal.out,
         f"Ready: {adopted.train_images:,} train and {adopted.val_images:,} val images, "

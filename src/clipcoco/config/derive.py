@@ -24,6 +24,7 @@ class Derived:
     warmup_steps: int
     frozen_epochs: int
     frozen_reason: str
+    cached: bool  # all epochs are frozen, so that train.cached holds: `as_cached`
     backbone_lr_scale: float
     parameters: int  # with a full vocabulary; small training sets yield a smaller one
     checkpoint_bytes: int
@@ -37,15 +38,15 @@ def subset_size(n: int, fraction: float) -> int:
 
 def count_parameters(model: ModelConfig, vocab_size: int) -> int:
     """Trainable numbers of the DualEncoder, the temperature among them."""
-    features, backbone, _ = BACKBONES[model.vision.backbone]
-    width = model.text.width
+    backbone, width = BACKBONES[model.vision.backbone].parameters, model.text.width
     norm = 2 * width
     attention = (3 * width * width + 3 * width) + (width * width + width)
     mlp = (4 * width * width + 4 * width) + (4 * width * width + width)
     block = norm + attention + norm + mlp
-    embeddings = (vocab_size + model.text.context_length) * width
-    text = embeddings + model.text.layers * block + norm + width * model.projection_dim
-    return backbone + features * model.projection_dim + text + 1
+    embeddings = (vocab_size + model.text.context_length * (model.text.layers > 0)) * width
+    norms = norm * (1 + (model.text.pool == "mean"))
+    text = embeddings + model.text.layers * block + norms + width * model.projection_dim
+    return backbone + model.vision.width * model.projection_dim + text + 1
 
 
 def resolve_warmup(warmup_steps: int | float, total_steps: int) -> int:
@@ -58,6 +59,14 @@ def resolve_warmup(warmup_steps: int | float, total_steps: int) -> int:
             "Give a share, as in --set train.warmup_steps=0.05"
         )
     return warmup_steps
+
+
+def as_cached(config: Config) -> Config:
+    """As a run is trained whose epochs are all frozen, whatever the device that it goes on on."""
+    train = config.train
+    frozen = "all" if train.frozen_epochs == "auto" else train.frozen_epochs
+    train = train.model_copy(update={**train.cached.model_dump(), "frozen_epochs": frozen})
+    return config.model_copy(update={"train": train})
 
 
 def resolve_frozen_epochs(train: TrainConfig, weights: str, steps_per_epoch: int, device: str) -> tuple[int, str]:
@@ -91,15 +100,20 @@ def derive(
     Raises DataError when the images do not fill one batch, or leave no gallery; ConfigError when the warm-up
     is longer than the run.
     """
-    train, data = config.train, config.data
+    data, weights = config.data, config.model.vision.weights
     (train_images, train_captions), (val_images, val_captions) = whole_train, whole_val
     images = subset_size(train_images, data.train_fraction)
     gallery = subset_size(val_images, data.val_fraction)
+    steps_per_epoch = max(1, images // config.train.batch_size)
+    frozen_epochs, frozen_reason = resolve_frozen_epochs(config.train, weights, steps_per_epoch, device)
+    cached = frozen_epochs == config.train.epochs
+    train = as_cached(config).train if cached else config.train
     steps_per_epoch = images // train.batch_size
     if steps_per_epoch == 0:
+        setting = "train.cached.batch_size" if train.batch_size != config.train.batch_size else "train.batch_size"
         raise DataError(
             f"{images:,} training images do not fill one batch of {train.batch_size:,} ({counted_from}). "
-            "Raise data.train_fraction or lower train.batch_size"
+            f"Raise data.train_fraction or lower {setting}"
         )
     if gallery == 0:
         raise DataError(
@@ -108,8 +122,6 @@ def derive(
         )
     total_steps = steps_per_epoch * train.epochs
     parameters = count_parameters(config.model, config.model.text.vocab_size)
-    weights = config.model.vision.weights
-    frozen_epochs, frozen_reason = resolve_frozen_epochs(train, weights, steps_per_epoch, device)
     return Derived(
         train_images=images,
         train_captions=subset_size(train_captions, images / train_images),
@@ -118,8 +130,9 @@ def derive(
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         warmup_steps=resolve_warmup(train.warmup_steps, total_steps),
-        frozen_epochs=frozen_epochs,
+        frozen_epochs=train.epochs if cached else frozen_epochs,
         frozen_reason=frozen_reason,
+        cached=cached,
         backbone_lr_scale=resolve_backbone_lr_scale(train, weights),
         parameters=parameters,
         checkpoint_bytes=_BYTES_A_PARAMETER * parameters,

@@ -159,7 +159,7 @@ def _from_command_line(overrides: Sequence[str], mistakes: list[str]) -> Layer:
             mistakes.append(unknown(name, "setting", "--set"))
         elif parsed is not UNREADABLE:
             layer.values[name], layer.source[name] = parsed, "--set"
-    return layer
+    return plain.with_cached(layer)
 
 
 # ---- files

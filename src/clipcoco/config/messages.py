@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from clipcoco.config.schema import SECTIONS, SETTINGS, Config
+from clipcoco.config.schema import CACHED, SECTIONS, SETTINGS, Config
 from clipcoco.config.text import one_line, shown
 from clipcoco.errors import ConfigError
 
@@ -68,7 +68,9 @@ def suggestion(name: str) -> str | None:
     leaf = name.rpartition(".")[2]
     if leaf in ALIASES:
         return ALIASES[leaf]
-    leaves = {known.rpartition(".")[2]: known for known in (*SECTIONS, *SETTINGS)}
+    # Of two of one name the upper one is meant: train.lr, not train.cached.lr.
+    deepest_first = sorted((*SECTIONS, *SETTINGS), key=lambda known: -known.count("."))
+    leaves = {known.rpartition(".")[2]: known for known in deepest_first}
     if leaf in leaves:
         return leaves[leaf]
     path = closest(name, (*SETTINGS, *SECTIONS), 0.8)
@@ -167,6 +169,9 @@ def explain(error: ValidationError, values: Mapping[str, object], source: Mappin
             places = dict.fromkeys(source[known] for known in named if known in source)
             lines.append(f"{section}.{message} ({', '.join(places)}).")
     for name, kinds in types.items():
+        alike = {also: name for name, also in CACHED.items()}.get(name)
+        if alike and (source[alike], values.get(alike), types.get(alike)) == (source[name], values.get(name), kinds):
+            continue  # it was said of both, and is told of one
         what = f"{name} is missing" if kinds == {"missing"} else _wrong_value(name, values[name], kinds)
         lines.append(f"{what} ({source[name]}).{_meant(name, values.get(name))}")
     return lines

@@ -8,12 +8,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from clipcoco.config.messages import explain, unknown
-from clipcoco.config.schema import SECTIONS, SETTINGS, Config
+from clipcoco.config.schema import CACHED, SECTIONS, SETTINGS, Config
 from clipcoco.config.text import one_line, shown, written
 from clipcoco.errors import ConfigError
 
 # Settings born after format 1, with the value that an older checkpoint means by its silence.
-_LATER = {"data.prepared_size": 0, "data.cached_crops": 0}
+_LATER = {
+    "data.prepared_size": 0,
+    "data.cached_crops": 0,
+    "model.vision.stages": 1,
+    "model.vision.feature_dropout": 0.0,
+    "model.text.pool": "end",
+}
 UNREADABLE = object()  # stands for a value whose mistake has been noted already
 
 
@@ -68,6 +74,15 @@ def layer_of(
                 mistakes.append(f"{name} must be a section with settings, not {shown(value)} ({source}).")
 
     walk(tree, ())
+    return with_cached(layer)
+
+
+def with_cached(layer: Layer) -> Layer:
+    """What it says of `train` it says of `train.cached`, unless it says something else there: who asks for 3 epochs
+    gets 3, frozen or not. So a preset states both, and a configuration from before means one by the other."""
+    for name, also in CACHED.items():
+        if name in layer.values and also not in layer.values:
+            layer.values[also], layer.source[also] = layer.values[name], layer.source[name]
     return layer
 
 
@@ -123,7 +138,11 @@ def dump(loaded: LoadedConfig, derived: Sequence[str], others: Sequence[Config])
     values = flatten(loaded.config)
     if others:
         usual = [flatten(other) for other in others]
-        values = {name: value for name, value in values.items() if any(value != other[name] for other in usual)}
+        differing = {name for name, value in values.items() if any(value != other[name] for other in usual)}
+        for name, also in CACHED.items():  # read again, the one says the other
+            if name in differing:
+                differing = differing - {also} if values[also] == values[name] else differing | {also}
+        values = {name: value for name, value in values.items() if name in differing}
     rows: list[tuple[str, str]] = []
     above: list[str] = []
     for name, value in values.items():

@@ -7,7 +7,7 @@ Limits keep a crafted configuration from asking for absurd amounts of memory.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -18,19 +18,47 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}\x{FFFE}\x{FFFF}]+$")]
 Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v3_large", "efficientnet_b0"]
 
-# Of torchvision's backbones: the width of their features, the number of parameters without the classifier, and
-# the published ImageNet weights, whose file names end in the first digits of their SHA-256. Known without torch.
-BACKBONES: dict[str, tuple[int, int, dict[str, str]]] = {
-    "resnet18": (512, 11_176_512, {"imagenet-v1": "resnet18-f37072fd.pth"}),
-    "resnet34": (512, 21_284_672, {"imagenet-v1": "resnet34-b627a593.pth"}),
-    "resnet50": (2048, 23_508_032, {"imagenet-v1": "resnet50-0676ba61.pth", "imagenet-v2": "resnet50-11ad3fa6.pth"}),
-    "resnet101": (2048, 42_500_160, {"imagenet-v1": "resnet101-63fe2227.pth", "imagenet-v2": "resnet101-cd907fc2.pth"}),
-    "mobilenet_v3_large": (
+
+class Facts(NamedTuple):
+    """Of one of torchvision's backbones, known without torch."""
+
+    width: int  # of its features
+    parameters: int  # without the classifier
+    published: dict[str, str]  # ImageNet weights; the names of their files end in the first digits of their SHA-256
+    # The parts whose outputs are 1/8, 1/16 and 1/32 of the image, and their channels. Of a ResNet the last is the
+    # trunk's own output, of the others what their last convolution reads.
+    stages: dict[str, int]
+
+
+_RESNET = {"layer2": 128, "layer3": 256}
+_BOTTLENECK = {"layer2": 512, "layer3": 1024}
+BACKBONES = {
+    "resnet18": Facts(512, 11_176_512, {"imagenet-v1": "resnet18-f37072fd.pth"}, _RESNET),
+    "resnet34": Facts(512, 21_284_672, {"imagenet-v1": "resnet34-b627a593.pth"}, _RESNET),
+    "resnet50": Facts(
+        2048,
+        23_508_032,
+        {"imagenet-v1": "resnet50-0676ba61.pth", "imagenet-v2": "resnet50-11ad3fa6.pth"},
+        _BOTTLENECK,
+    ),
+    "resnet101": Facts(
+        2048,
+        42_500_160,
+        {"imagenet-v1": "resnet101-63fe2227.pth", "imagenet-v2": "resnet101-cd907fc2.pth"},
+        _BOTTLENECK,
+    ),
+    "mobilenet_v3_large": Facts(
         960,
         2_971_952,
         {"imagenet-v1": "mobilenet_v3_large-8738ca79.pth", "imagenet-v2": "mobilenet_v3_large-5c1a4163.pth"},
+        {"features.6": 40, "features.12": 112, "features.15": 160},
     ),
-    "efficientnet_b0": (1280, 4_007_548, {"imagenet-v1": "efficientnet_b0_rwightman-7f5810bc.pth"}),
+    "efficientnet_b0": Facts(
+        1280,
+        4_007_548,
+        {"imagenet-v1": "efficientnet_b0_rwightman-7f5810bc.pth"},
+        {"features.3": 40, "features.5": 112, "features.7": 320},
+    ),
 }
 
 
@@ -73,10 +101,12 @@ class DataConfig(Section):
 class VisionConfig(Section):
     backbone: Backbone
     weights: Text  # imagenet-v1 | imagenet-v2 | none | FILE
+    stages: Literal[1, 3]  # 3: the means of two or three earlier stages' outputs beside the last features
+    feature_dropout: float = Field(ge=0, lt=1)  # of the kept features, where all epochs are frozen
 
     @model_validator(mode="after")
     def _published(self) -> "VisionConfig":
-        published = BACKBONES[self.backbone][2]
+        published = BACKBONES[self.backbone].published
         a_name = self.weights.startswith("imagenet-") or not set(self.weights) & set("./\\")
         if a_name and self.weights not in (*published, "none"):
             choices = ", ".join(published)
@@ -85,9 +115,20 @@ class VisionConfig(Section):
             )
         return self
 
+    @property
+    def earlier(self) -> dict[str, int]:
+        """The parts of the backbone whose outputs stand beside its own, and their channels."""
+        return BACKBONES[self.backbone].stages if self.stages > 1 else {}
+
+    @property
+    def width(self) -> int:
+        """F, of what is projected into the shared space."""
+        return BACKBONES[self.backbone].width + sum(self.earlier.values())
+
 
 class TextConfig(Section):
-    layers: int = Field(ge=1, le=48)
+    layers: int = Field(ge=0, le=48)  # 0: a bag of words, blind to their order
+    pool: Literal["mean", "end"]  # what is read out: the end token beside the mean of all, or alone
     width: int = Field(ge=16, le=4096)
     heads: int = Field(ge=1, le=64)
     context_length: int = Field(ge=8, le=512)  # tokens, start and end included
@@ -98,6 +139,8 @@ class TextConfig(Section):
     def _divides(self) -> "TextConfig":
         if self.width % self.heads:
             raise ValueError(f"heads must divide width: {self.width} is not a multiple of {self.heads}")
+        if not self.layers and self.pool == "end":
+            raise ValueError("pool must be mean where layers is 0: the end token alone knows of no word")
         return self
 
 
@@ -107,6 +150,14 @@ class ModelConfig(Section):
     learn_temperature: bool  # in log space, from `temperature`, clamped at 1/100
     vision: VisionConfig
     text: TextConfig
+
+
+class CachedConfig(Section):
+    """Used in the place of train's own where all epochs are frozen: each then costs seconds."""
+
+    epochs: int = Field(ge=1, le=100_000)
+    batch_size: int = Field(ge=2, le=65_536)
+    lr: float = Field(gt=0, le=10)
 
 
 class TrainConfig(Section):
@@ -122,6 +173,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"]
     early_stop_epochs: int = Field(ge=0)  # stop after so many epochs without a better R@1; 0: never
     log_every_steps: int = Field(ge=1)
+    cached: CachedConfig
 
 
 class CheckpointConfig(Section):
@@ -150,3 +202,5 @@ def _names(section: type[Section], prefix: str = "") -> Iterator[tuple[str, bool
 # Dotted names, in the order of the schema: "train.lr" is a setting, "train" a section.
 SETTINGS = tuple(name for name, is_section in _names(Config) if not is_section)
 SECTIONS = tuple(name for name, is_section in _names(Config) if is_section)
+# The settings of `train` that have another value where all epochs are frozen, and which that is.
+CACHED = {f"train.{name}": f"train.cached.{name}" for name in CachedConfig.model_fields}

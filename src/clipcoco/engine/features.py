@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from clipcoco.config.schema import BACKBONES, Config
+from clipcoco.config.schema import Config
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.features import FeatureFile, FeatureKey, Features, stamps_of
 from clipcoco.data.images import evaluation_view, sample_rng, training_view
@@ -44,7 +44,7 @@ def feature_key(config: Config, weights: str, device: Device, source: Source, tr
         crops=crops,
         crop_scale=crop_scale,
         views_sha256=_views_sha256(data.image_size, crop_scale),
-        width=BACKBONES[backbone][0],
+        width=config.model.vision.width,  # which tells the stages, too
         device=device.kind,
     )
 

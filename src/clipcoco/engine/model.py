@@ -6,13 +6,14 @@ Parameter names are those of open_clip's CustomTextCLIP around a timm ResNet, so
 
 import math
 from collections import OrderedDict
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from clipcoco.config.schema import BACKBONES, ModelConfig, TextConfig, VisionConfig
+from clipcoco.config.schema import ModelConfig, TextConfig, VisionConfig
 from clipcoco.data.loader import Batch
 from clipcoco.data.tokenizer import END, PAD
 from clipcoco.engine.weights import classifier
@@ -37,8 +38,9 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.trunk = torchvision.models.get_model(config.backbone, weights=None)
         setattr(self.trunk, classifier(self.trunk), nn.Identity())
-        features = BACKBONES[config.backbone][0]
-        self.head = nn.Sequential(OrderedDict(proj=nn.Linear(features, projection_dim, bias=False)))
+        self.earlier = tuple(config.earlier)
+        self.dropout = nn.Dropout(config.feature_dropout)
+        self.head = nn.Sequential(OrderedDict(proj=nn.Linear(config.width, projection_dim, bias=False)))
         self.pretrained = config.weights != "none"
         # Not in the state dict: they are a constant of the trunk's weights, not something learnt.
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
@@ -56,8 +58,7 @@ class ImageEncoder(nn.Module):
         pixels = (images.float() - self.mean) / self.std
         if next(self.trunk.parameters()).is_contiguous(memory_format=torch.channels_last):
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        features: Tensor = self.trunk(pixels)
-        return features
+        return seen_by(self.trunk, self.earlier, pixels)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.project(self.features(images))
@@ -68,6 +69,25 @@ class ImageEncoder(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             embeddings: Tensor = self.head(features.float())
             return embeddings
+
+
+def seen_by(trunk: nn.Module, earlier: Collection[str], pixels: Tensor) -> Tensor:
+    """What a trunk sees, (B,F): the means over the image of what its parts `earlier` give, then its own output.
+
+    The parts run one after another, as in every trunk of torchvision's table and in timm's of the same kinds.
+    """
+    if not earlier:
+        features: Tensor = trunk(pixels)
+        return features
+    x, means = pixels, []
+    for name, part in trunk.named_children():
+        inner = part.named_children() if isinstance(part, nn.Sequential) and name in ("features", "blocks") else ()
+        for path, step in [(f"{name}.{number}", one) for number, one in inner] or [(name, part)]:
+            x = step(x)
+            if path in earlier:
+                means.append(x.mean(dim=(2, 3)))
+    assert len(means) == len(earlier)
+    return torch.cat([*means, x.flatten(1)], dim=1)
 
 
 class Attention(nn.Module):
@@ -110,17 +130,23 @@ class Block(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """A causal Transformer (Vaswani et al., 2017), read out at the end token: int (B,L) -> float32 (B,D).
+    """A causal Transformer (Vaswani et al., 2017), read out at its end token: int (B,L) -> float32 (B,D).
 
     Whatever stands behind the end token is never seen by it, so a batch may be cut to its longest caption.
+    With `pool: mean` the normalised outputs of all tokens up to it are averaged and added: what one more block
+    gives at the end token, were its attention uniform, its values plain and its MLP zero (so an export writes it).
+    Without layers that is a bag of words, which has no positions either.
     """
 
     def __init__(self, config: TextConfig, vocab_size: int, projection_dim: int) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, config.width)
-        self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
+        self.has_positions = config.layers > 0
+        if self.has_positions:
+            self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
         blocks = [Block(config.width, config.heads, config.dropout) for _ in range(config.layers)]
         self.transformer = nn.ModuleDict({"resblocks": nn.Sequential(*blocks)})
+        self.ln_mean = nn.LayerNorm(config.width) if config.pool == "mean" else None
         self.ln_final = nn.LayerNorm(config.width)
         self.text_projection = nn.Parameter(torch.empty(config.width, projection_dim))
         self.dropout = nn.Dropout(config.dropout)
@@ -130,7 +156,8 @@ class TextEncoder(nn.Module):
         """The scheme of Radford et al. (2021): residual branches shrink with depth."""
         width, layers = config.width, config.layers
         nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.positional_embedding, std=0.01)
+        if self.has_positions:
+            nn.init.normal_(self.positional_embedding, std=0.01)
         for block in blocks:
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
             nn.init.normal_(block.attn.out_proj.weight, std=(2 * width * layers) ** -0.5)
@@ -140,13 +167,19 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens.long()
-        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        x = self.token_embedding(tokens)
+        if self.has_positions:
+            x = x + self.positional_embedding[: tokens.shape[1]]
         x = self.dropout(x)
         x = self.transformer["resblocks"](x)
         ends = (tokens == END).int().argmax(dim=1)
-        x = x[torch.arange(x.shape[0], device=x.device), ends]
+        read = x[torch.arange(x.shape[0], device=x.device), ends]
         with torch.autocast(tokens.device.type, enabled=False):
-            embeddings: Tensor = self.ln_final(x.float()) @ self.text_projection
+            if self.ln_mean is not None:
+                till_end = torch.arange(x.shape[1], device=x.device) <= ends[:, None]
+                weights = till_end.float() / (ends[:, None] + 1)
+                read = read + (weights[:, None] @ self.ln_mean(x.float())).squeeze(1)
+            embeddings: Tensor = self.ln_final(read.float()) @ self.text_projection
             return embeddings
 
 
@@ -181,7 +214,7 @@ class DualEncoder(nn.Module):
             images = self.encode_images(batch.images)
         else:
             assert batch.features is not None
-            images = self.encode_features(batch.features)
+            images = self.encode_features(self.visual.dropout(batch.features.float()))
         return images, texts, (-self.logit_scale).exp()
 
     def _texts_by_length(self, tokens: Tensor) -> Tensor:

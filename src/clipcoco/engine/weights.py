@@ -92,7 +92,7 @@ def read_weights(config: VisionConfig) -> Weights | None:
             raise CheckpointError(f"no weights at {path} (model.vision.weights). Give {choices}")
     try:
         sha256, digits = file_sha256(path), path.stem.rpartition("-")[2]
-        published = path.name in BACKBONES[config.backbone][2].values()
+        published = path.name in BACKBONES[config.backbone].published.values()
         if published and not sha256.startswith(digits):
             raise CheckpointError(
                 f"{path} is not what was published under that name: its SHA-256 begins with {sha256[:8]}, not {digits} "

@@ -20,7 +20,7 @@ from clipcoco.config.load import config_from_plain, to_plain
 from clipcoco.config.schema import BACKBONES
 from clipcoco.data.tokenizer import END, PAD, START, Tokenizer, pipeline
 from clipcoco.data.viewer import opened, shown
-from clipcoco.engine.model import MEAN, STD, DualEncoder, build
+from clipcoco.engine.model import MEAN, STD, Block, DualEncoder, build
 from clipcoco.engine.model_file import ModelFile
 
 # torchvision's backbones that timm has under the same name, with the same weights in the same order, if under other
@@ -87,7 +87,7 @@ def _write_safetensors(model_file: ModelFile, folder: Path) -> None:
     plain = to_plain(model_file.config)
     plain["data"]["root"] = "data"  # what may be published names no folder of this machine
     vision = plain["model"]["vision"]
-    if vision["weights"] not in ("none", *BACKBONES[vision["backbone"]][2]):
+    if vision["weights"] not in ("none", *BACKBONES[vision["backbone"]].published):
         vision["weights"] = f"./{Path(vision['weights']).name}"
     _write_json(folder / "config.json", plain)
     _write_tokenizer(model_file, folder)
@@ -122,7 +122,7 @@ def _write_open_clip(model_file: ModelFile, folder: Path) -> None:
             "hf_tokenizer_name": "tokenizer.json",  # any name: beside its configuration a folder is its own tokenizer
             "width": text.width,
             "heads": text.heads,
-            "layers": text.layers,
+            "layers": text.layers + (text.pool == "mean"),
             "pool_type": "eos",
             "eos_id": END,
             "pad_id": PAD,
@@ -136,7 +136,7 @@ def _write_open_clip(model_file: ModelFile, folder: Path) -> None:
     }
     _write_json(folder / "open_clip_config.json", {"model_cfg": model, "preprocess_cfg": preprocess})
     _write_tokenizer(model_file, folder)
-    _write_weights(_with_timm_names(model_file), folder / "open_clip_model.safetensors")
+    _write_weights(_as_open_clip(model_file), folder / "open_clip_model.safetensors")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **_SPECIAL,
@@ -147,17 +147,31 @@ def _write_open_clip(model_file: ModelFile, folder: Path) -> None:
     _write_json(folder / "tokenizer_config.json", settings)
 
 
-def _with_timm_names(model_file: ModelFile) -> dict[str, Tensor]:
+def _as_open_clip(model_file: ModelFile) -> dict[str, Tensor]:
+    """The trunk by timm's names, and the mean over the tokens as one more block of the text tower."""
     import timm
 
     with torch.device("meta"):
         theirs = timm.create_model(model_file.config.model.vision.backbone, num_classes=0).state_dict()
     names = dict(zip(model_file.model.visual.trunk.state_dict(), theirs, strict=True))
     own, trunk = model_file.model.state_dict(), "visual.trunk."
-    return {
+    weights = {
         trunk + names[name.removeprefix(trunk)] if name.startswith(trunk) else name: value
         for name, value in own.items()
     }
+    text = model_file.config.model.text
+    if text.pool == "mean":
+        width, block = text.width, f"text.transformer.resblocks.{text.layers}."
+        for name, of_open_clip in Block(width, text.heads, 0.0).state_dict().items():
+            weights[block + name] = torch.zeros_like(of_open_clip)
+        # Queries and keys of 0 look at all tokens alike; the values pass as they are, through both products.
+        weights[block + "attn.in_proj_weight"][2 * width :] = torch.eye(width)
+        weights[block + "attn.out_proj.weight"].copy_(torch.eye(width))
+        for kind in ("weight", "bias"):
+            weights[f"{block}ln_1.{kind}"] = weights.pop(f"text.ln_mean.{kind}")
+    if not text.layers:
+        weights["text.positional_embedding"] = torch.zeros(text.context_length, text.width)
+    return weights
 
 
 def _read_open_clip(folder: Path) -> Exported:

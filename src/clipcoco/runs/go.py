@@ -150,6 +150,8 @@ def build_training(
     """Model on its device, optimiser, loader and evaluation; saving comes with the run directory."""
     config, derived, device = parts.config, parts.derived, parts.device
     device.place(model)
+    if not derived.cached:  # augmentation does what dropped features do
+        model.visual.dropout.p = 0.0
     train_tokens, val_tokens = parts.tokens
     val = Inputs(config.data, parts.val_table, val_tokens, parts.workers)
 

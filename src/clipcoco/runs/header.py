@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clipcoco.config.derive import Derived
-from clipcoco.config.schema import BACKBONES, Config
+from clipcoco.config.schema import Config
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.split import Source
 
@@ -21,17 +21,19 @@ def say_model(config: Config, parameters: int, origin: str) -> str:
     weights = config.model.vision.weights
     start_from = f"from {origin or weights}" if origin or weights != "none" else "from scratch"
     text = config.model.text
+    tower = f"Transformer {text.layers} x {text.width}" if text.layers else f"bag of words, {text.width} wide"
     return (
-        f"{config.model.vision.backbone} at {config.data.image_size} px {start_from} + Transformer "
-        f"{text.layers} x {text.width}: {parameters / 1e6:.1f} M -> {config.model.projection_dim} dimensions"
+        f"{config.model.vision.backbone} at {config.data.image_size} px {start_from} + {tower}: "
+        f"{parameters / 1e6:.1f} M -> {config.model.projection_dim} dimensions"
     )
 
 
 def say_training(config: Config, derived: Derived) -> str:
     frozen = ""
     if derived.frozen_epochs:
-        many = "all epochs" if derived.frozen_epochs == config.train.epochs else f"{derived.frozen_epochs} epochs"
+        many = "all epochs" if derived.cached else f"{derived.frozen_epochs} epochs"
         frozen = f", backbone frozen for {'1 epoch' if many == '1 epochs' else many} ({derived.frozen_reason})"
+        frozen += ", hence as train.cached says" * derived.cached
     return (
         f"{config.train.epochs} epochs x {derived.steps_per_epoch:,} steps x {config.train.batch_size} images, "
         f"lr {config.train.lr:g}, seed {config.seed}{frozen}"
@@ -39,8 +41,8 @@ def say_training(config: Config, derived: Derived) -> str:
 
 
 def say_features(config: Config, derived: Derived) -> str:
-    data, width = config.data, BACKBONES[config.model.vision.backbone][0]
-    size = 2 * width * (data.cached_views * derived.train_images + derived.val_images)
+    data = config.data
+    size = 2 * config.model.vision.width * (data.cached_views * derived.train_images + derived.val_images)
     crops = [f"{data.cached_crops} crop{'s' * (data.cached_crops > 1)}"] if data.cached_crops else []
     seen = ["each image", *["its mirror image"] * data.flip, *crops]
     passes = "pass" if len(seen) > 1 else "passes"

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from clipcoco.config.derive import Derived, count_parameters, derive
+from clipcoco.config.derive import Derived, as_cached, count_parameters, derive
 from clipcoco.config.load import LoadedConfig
 from clipcoco.config.schema import Config
 from clipcoco.data.annotations import prepare_command
@@ -109,9 +109,12 @@ def read_parts(
     train, val = open_splits(config.data, "train", "val", like=source_like, get_them=get_them)
     train_table, val_table, source = train.table, val.table, train.source
     whole_train, whole_val = ((len(split.whole.files), len(split.whole.captions)) for split in (train, val))
-    derived = derive(config, whole_train, whole_val, str(root), device.device.type)
-    if frozen_epochs not in (None, derived.frozen_epochs):
-        derived = replace(derived, frozen_epochs=frozen_epochs, frozen_reason="as the run began")
+    began = {} if frozen_epochs is None else {"frozen_epochs": frozen_epochs}
+    as_it_began = config.model_copy(update={"train": config.train.model_copy(update=began)})
+    derived = derive(as_it_began, whole_train, whole_val, str(root), device.device.type)
+    if frozen_epochs is not None:
+        derived = replace(derived, frozen_reason="as the run began")
+    config = as_cached(config) if derived.cached else config
     if tokenizer is None:
         tokenizer = Tokenizer.train(train_table.captions, config.model.text.vocab_size)
     views = 1 + (config.data.cached_crops if derived.frozen_epochs else 0)

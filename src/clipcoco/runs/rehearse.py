@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from clipcoco.config.schema import BACKBONES, Config
+from clipcoco.config.schema import Config
 from clipcoco.data.features import Features
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.readable import check_readable
@@ -68,7 +68,7 @@ def _encode_a_batch(parts: Parts, model: DualEncoder) -> None:
 
 def _blank_features(config: Config, images: int) -> Features:
     """A row of zeros for every image: what a step costs does not depend on what it sees."""
-    shape = (1, config.data.cached_views, BACKBONES[config.model.vision.backbone][0])
+    shape = (1, config.data.cached_views, config.model.vision.width)
     return Features(np.zeros(shape, np.float16), np.zeros(images, np.int64), np.ones(images, np.bool_))
 
 

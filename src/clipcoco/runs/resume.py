@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from clipcoco.config.derive import as_cached
 from clipcoco.config.load import LoadedConfig, config_from_plain, flatten, override
 from clipcoco.config.schema import Config, TrainConfig
 from clipcoco.config.text import expanded
@@ -84,6 +85,7 @@ def open_saved(found: Found, changes: Sequence[str]) -> Iterator[Saved]:
         assert path is not None, "of a run, or a file"
         before = config_from_plain(content["config"], str(path))
         config, state = override(before, changes) if changes else before, TrainState.from_plain(content["state"])
+        config = as_cached(config) if before.train.frozen_epochs == "all" else config
         changed = _changed_settings(before, config)
         yield Saved(run, path, content, state, before, config, tuple(changes), changed, tuple(notes))
 
@@ -167,7 +169,8 @@ def resumed_run(saved: Saved, plan: Plan, runs_dir: Path) -> Iterator[tuple[RunD
 def _changed_settings(before: Config, after: Config) -> tuple[str, ...]:
     """Raises ConfigError for a setting that would change the meaning of the run."""
     old, new = flatten(before), flatten(after)
-    changed = [key for key in new if old.get(key) != new[key]]
+    # What is trained stands in `train`; beside it train.cached tells of nothing.
+    changed = [key for key in new if old.get(key) != new[key] and not key.startswith("train.cached.")]
     refused = [
         f"{key} can't change at a resume: {old[key]} -> {new[key]} (--set). "
         f"Start a new run from the weights: clipcoco train --init RUN"
@@ -199,7 +202,10 @@ def _frozen_epochs(state: TrainState, before: TrainConfig, after: TrainConfig) -
 
 def check_same(saved: Saved, loaded: LoadedConfig) -> None:
     """For --or-resume: raise ConfigError unless the run is of the configuration that was asked for."""
-    old, new = flatten(saved.before), flatten(loaded.config)
+    before, asked = saved.before, loaded.config
+    if (before.train.frozen_epochs, asked.train.frozen_epochs) == ("all", "auto"):
+        asked = as_cached(asked)
+    old, new = flatten(before), flatten(asked)
     differing = sorted(key for key in new if key not in CHANGEABLE and old[key] != new[key])
     if differing:
         raise ConfigError(

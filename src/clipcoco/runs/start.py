@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipcoco.config.load import LoadedConfig, flatten, to_plain
-from clipcoco.config.schema import Config
+from clipcoco.config.schema import CACHED, Config
 from clipcoco.data.readable import check_readable
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import choose_device, make_deterministic
@@ -56,16 +56,18 @@ def plan_run(
     source = open_model(init) if init is not None else None
     if source:
         loaded = _with_model_of(loaded, source.config, source.path)
-    config, origin = loaded.config, str(source.path) if source else ""
+    origin = str(source.path) if source else ""
     # ---- device and data
     parts = read_parts(
-        config,
+        loaded.config,
         device_name,
-        config.train.precision,
+        loaded.config.train.precision,
         source.tokenizer if source else None,
         preset=loaded.chain[-1],
         origin=origin,
     )
+    config = parts.config
+    loaded = _as_trained(loaded, config)
     if not parts.derived.frozen_epochs:  # else the features tell, which are computed before the first step
         check_readable(parts.val_table, report)
     # ---- the weights that it begins with
@@ -96,6 +98,16 @@ def plan_run(
         init=origin,
         before=recorded(source.content) if source else None,
     )
+
+
+def _as_trained(loaded: LoadedConfig, config: Config) -> LoadedConfig:
+    """With train.cached in the place of train's own where that holds: a resume and a repetition need no device."""
+    if config == loaded.config:
+        return loaded
+    source = loaded.source | {name: loaded.source[cached] for name, cached in CACHED.items()}
+    replaced = {name: text for name, text in loaded.replaced.items() if name not in CACHED}
+    replaced |= {name: loaded.replaced[cached] for name, cached in CACHED.items() if cached in loaded.replaced}
+    return replace(loaded, config=config, source=source, replaced=replaced)
 
 
 @contextmanager
