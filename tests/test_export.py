@@ -106,11 +106,18 @@ def test_nothing_is_installed_at_run_time(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_backbone_that_open_clip_has_not_got_names_the_other_ways(toy, tmp_path):
-    vision = toy.config.model.vision.model_copy(update={"backbone": "mobilenet_v3_large"})
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"backbone": "mobilenet_v3_large"}, "no mobilenet_v3_large"),
+        ({"stages": 3}, r"no image tower that looks at earlier stages \(model.vision.stages\)"),
+    ],
+)
+def test_an_image_tower_that_open_clip_has_not_got_names_the_other_ways(toy, tmp_path, changes, said):
+    vision = toy.config.model.vision.model_copy(update=changes)
     model = toy.config.model.model_copy(update={"vision": vision})
     other = replace(toy, config=toy.config.model_copy(update={"model": model}))
-    with pytest.raises(ConfigError, match=r"no mobilenet_v3_large.*--format onnx or --format safetensors"):
+    with pytest.raises(ConfigError, match=rf"{said}.*--format onnx or --format safetensors"):
         export(other, tmp_path / "x", "open_clip")
     assert not list(tmp_path.iterdir())
 

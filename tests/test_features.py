@@ -21,7 +21,7 @@ from clipcoco.data.images import _resized
 from clipcoco.disk.locks import lock
 from clipcoco.engine.device import make_deterministic
 from clipcoco.engine.evaluate import Inputs, embed
-from clipcoco.engine.model import DualEncoder, build
+from clipcoco.engine.model import DualEncoder, ImageEncoder, build
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.step import start_epoch, train_step
 from clipcoco.engine.weights import pretrained_backbone
@@ -339,7 +339,9 @@ def test_an_unreadable_validation_image_is_an_error_before_training_images_are_r
 
 
 def test_a_run_goes_from_the_cache_into_fine_tuning_and_resumes_to_the_bit(clipcoco, data, light, tmp_path):
-    words = [*light, f"data.root={data}", "train.frozen_epochs=1", "train.epochs=2"]
+    # With all that a frozen backbone's features have: earlier stages, and a mean over the caption's tokens.
+    settings = ["model.vision.stages=3", "model.text.pool=mean", "model.vision.feature_dropout=0.3"]
+    words = [*light, f"data.root={data}", "train.frozen_epochs=1", "train.epochs=2", *settings]
     calm = clipcoco("train", *words, "--name", "calm", cwd=tmp_path).ok()
     assert "backbone frozen for 1 epoch (as set)" in calm.stderr
     assert "passes the backbone once" in calm.stderr
@@ -384,6 +386,70 @@ def test_on_a_cpu_pretrained_weights_are_frozen_for_all_epochs(clipcoco, data, w
     assert content["state"]["frozen_epochs"] == 4  # also where this longer run is stopped and resumed
     trunk = torch.load(weights, weights_only=True)["conv1.weight"]
     assert torch.equal(content["model"]["visual.trunk.conv1.weight"], trunk)
+
+
+def test_where_all_epochs_are_frozen_train_cached_holds_and_a_resume_keeps_it(clipcoco, data, light, tmp_path):
+    cached = ["train.cached.epochs=4", "train.cached.batch_size=12", "train.cached.lr=2e-3"]
+    words = [*light, f"data.root={data}", *cached, "--name", "laptop"]
+    done = clipcoco("train", *words, cwd=tmp_path).ok()
+    assert "4 epochs x 4 steps x 12 images, lr 0.002" in done.stderr
+    assert "hence as train.cached says" in done.stderr
+    folder = tmp_path / "runs/laptop"
+    config = load_config(file=folder / "config.yaml").config
+    assert (config.train.epochs, config.train.batch_size, config.train.lr) == (4, 12, 2e-3)
+    assert config.train.frozen_epochs == "all"  # so that no device decides at a resume, or when it is trained again
+    content = torch.load(folder / "checkpoints/last.pt", weights_only=True)
+    assert content["state"]["step"] == 16
+    # the same command again is the same run; more epochs by either name are more of the same
+    assert "finished" in clipcoco("train", *words, "--or-resume", cwd=tmp_path).ok().stderr
+    for setting, epochs in (("train.epochs=5", 5), ("train.cached.epochs=6", 6)):
+        clipcoco("resume", "laptop", setting, cwd=tmp_path).ok()
+        content = torch.load(folder / "checkpoints/last.pt", weights_only=True)
+        assert (content["state"]["step"], content["config"]["train"]["epochs"]) == (4 * epochs, epochs)
+    # fine-tuned, the same words mean the other recipe
+    plan = [*words[:-1], "other", "train.frozen_epochs=0", "--dry-run"]
+    assert "3 epochs x 6 steps x 8 images, lr 0.001" in clipcoco("train", *plan, cwd=tmp_path).ok().stdout
+
+
+def test_features_are_dropped_only_where_all_epochs_are_frozen(data, weights):
+    found = {}
+    for frozen in ("all", 1):
+        parts, model = parts_of(data, weights, f"train.frozen_epochs={frozen}", "model.vision.feature_dropout=0.9")
+        features = cached(parts, model)
+        run = build_training(parts, model, TrainState(), features, lambda event: None, lambda: None)
+        start_epoch(model, 0, parts.derived.frozen_epochs)
+        batch = next(run.loader.epoch(0, features=run.features))
+        torch.manual_seed(0)
+        found[frozen] = model(batch)[0]
+        model.eval()
+        whole = model(batch)[0]
+        assert torch.equal(found[frozen], whole) == (frozen == 1)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "parts"),
+    [
+        ("resnet18", {"layer2": 8, "layer3": 4}),
+        ("resnet50", {"layer2": 8, "layer3": 4}),
+        ("mobilenet_v3_large", {"features.6": 8, "features.12": 4, "features.15": 2}),
+        ("efficientnet_b0", {"features.3": 8, "features.5": 4, "features.7": 2}),
+    ],
+)
+def test_three_stages_are_the_means_of_what_hooks_see_there(backbone, parts):
+    config = load_config("tiny", overrides=[f"model.vision.backbone={backbone}", "model.vision.stages=3"]).config.model
+    torch.manual_seed(0)
+    encoder, seen = ImageEncoder(config.vision, 8).eval(), {}
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    for name in parts:
+        hook = lambda module, inputs, output, name=name: seen.update({name: output})  # noqa: E731
+        encoder.trunk.get_submodule(name).register_forward_hook(hook)
+    with torch.inference_mode():
+        last = encoder.trunk((images.float() - encoder.mean) / encoder.std)
+        features = encoder.features(images)
+    assert [tuple(output.shape[2:]) for output in seen.values()] == [(size, size) for size in parts.values()]
+    expected = torch.cat([*(output.mean(dim=(2, 3)) for output in seen.values()), last], dim=1)
+    torch.testing.assert_close(features, expected)
+    assert features.shape[1] == config.vision.width
 
 
 def test_frozen_epochs_that_are_set_hold_for_a_prolonged_run_too(clipcoco, data, light, tmp_path):

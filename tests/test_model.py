@@ -48,14 +48,44 @@ def test_bfloat16_autocast_still_gives_float32_embeddings():
     assert images.dtype == texts.dtype == torch.float32
 
 
-def test_what_stands_behind_the_end_token_changes_nothing():
-    model = build(toy(), 300).eval()
+@pytest.mark.parametrize("tower", [("pool=mean", "layers=1"), ("pool=mean", "layers=0"), ("pool=end", "layers=1")])
+def test_what_stands_behind_the_end_token_changes_nothing(tower):
+    model = build(toy(*(f"model.text.{change}" for change in tower)), 300).eval()
     short = captions([1, 7, 8, 2], length=8)
     padded = captions([1, 7, 8, 2], length=16)
     rubbish = captions([1, 7, 8, 2, 55, 66, 77], length=16)
     embeddings = [model.encode_texts(tokens) for tokens in (short, padded, rubbish)]
     torch.testing.assert_close(embeddings[0], embeddings[1], atol=1e-6, rtol=0)
     torch.testing.assert_close(embeddings[1], embeddings[2], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_the_mean_is_one_more_block_with_uniform_attention(layers):
+    shallow = build(toy(f"model.text.layers={layers}", "model.text.pool=mean"), 300).eval()
+    deep = build(toy(f"model.text.layers={layers + 1}", "model.text.pool=end"), 300).eval()
+    deep.text.load_state_dict(shallow.text.state_dict(), strict=False)
+    last, width = deep.text.transformer["resblocks"][-1], 32
+    with torch.no_grad():
+        if not layers:
+            deep.text.positional_embedding.zero_()
+        torch.nn.init.normal_(shallow.text.ln_mean.weight)
+        torch.nn.init.normal_(shallow.text.ln_mean.bias)
+        last.ln_1.load_state_dict(shallow.text.ln_mean.state_dict())
+        for parameter in (*last.attn.parameters(), *last.mlp.parameters()):
+            parameter.zero_()
+        last.attn.in_proj_weight[2 * width :] = torch.eye(width)
+        last.attn.out_proj.weight.copy_(torch.eye(width))
+    tokens = captions([1, 7, 8, 9, 10, 2], [1, 2], [1, 5, 5, 2])
+    torch.testing.assert_close(shallow.encode_texts(tokens), deep.encode_texts(tokens), rtol=0, atol=1e-6)
+
+
+def test_a_tower_without_layers_is_blind_to_order_and_one_with_layers_is_not():
+    for layers, blind in ((0, True), (2, False)):
+        model = build(toy(f"model.text.layers={layers}"), 300).eval()
+        for parameter in model.text.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        one, other = model.encode_texts(captions([1, 7, 8, 9, 2], [1, 9, 7, 8, 2]))
+        assert torch.allclose(one, other, atol=1e-6) == blind
 
 
 def test_training_encodes_captions_by_length_and_gives_what_encode_texts_gives():

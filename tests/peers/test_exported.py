@@ -89,20 +89,48 @@ def test_open_clip_cleans_some_texts_and_the_export_says_how_many(toy, scenes, t
     assert "open_clip itself cleans 1 (HTML" in (tmp_path / "x" / "README.md").read_text()
 
 
+def difference(toy: ModelFile, name: str, folder: Path, vision: dict, text: dict) -> float:
+    """Of the embeddings, between a toy of this architecture with random weights and its export."""
+    model = toy.config.model
+    model = model.model_copy(
+        update={"vision": model.vision.model_copy(update=vision), "text": model.text.model_copy(update=text)}
+    )
+    config = toy.config.model_copy(update={"model": model})
+    torch.manual_seed(0)
+    built = build(config.model, toy.tokenizer.vocab_size)
+    for weight, value in built.state_dict().items():  # no weight may be like another by accident
+        if value.is_floating_point():
+            value += 0.05 * torch.rand_like(value) if "var" in weight else 0.05 * torch.randn_like(value)
+    other = ModelFile(toy.path, config, toy.tokenizer, built, {**toy.content, "model": built.state_dict()})
+    data = config.data.model_copy(update={"root": "/nowhere"})  # of random weights recall says nothing
+    return export_model(other, None, name, folder, data, lambda event: None).parity.difference
+
+
+TOWERS = [{"layers": 0}, {"layers": 2}, {"layers": 1, "pool": "end"}, {"layers": 1, "heads": 1}]
+
+
+@pytest.mark.parametrize("text", TOWERS, ids=str)
+def test_every_text_tower_leaves_for_open_clip(toy, tmp_path, text):
+    pytest.importorskip("transformers", reason="installed by make test-all")
+    pytest.importorskip("open_clip", reason="installed by make test-all")
+    assert difference(toy, "open_clip", tmp_path / "x", {}, text) <= 1e-5
+    config = json.loads((tmp_path / "x" / "open_clip_config.json").read_text())["model_cfg"]
+    assert config["text_cfg"]["layers"] == text["layers"] + (text.get("pool") != "end")
+
+
 def test_an_efficientnet_gets_timms_names(toy, tmp_path):
     pytest.importorskip("transformers", reason="installed by make test-all")
     pytest.importorskip("open_clip", reason="installed by make test-all")
-    vision = toy.config.model.vision.model_copy(update={"backbone": "efficientnet_b0"})
-    config = toy.config.model_copy(update={"model": toy.config.model.model_copy(update={"vision": vision})})
-    torch.manual_seed(0)
-    model = build(config.model, toy.tokenizer.vocab_size)
-    for name, value in model.state_dict().items():  # no weight may be like another by accident
-        if value.is_floating_point():
-            value += 0.05 * torch.rand_like(value) if "var" in name else 0.05 * torch.randn_like(value)
-    other = ModelFile(toy.path, config, toy.tokenizer, model, {**toy.content, "model": model.state_dict()})
-    data = config.data.model_copy(update={"root": "/nowhere"})  # of random weights recall says nothing
-    made = export_model(other, None, "open_clip", tmp_path / "x", data, lambda event: None)
-    assert made.parity.difference <= 1e-5
+    assert difference(toy, "open_clip", tmp_path / "x", {"backbone": "efficientnet_b0"}, {}) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["safetensors", "onnx"])
+def test_earlier_stages_and_a_bag_of_words_leave_for_other_formats(toy, tmp_path, name):
+    pytest.importorskip("safetensors", reason="installed by make test-all")
+    pytest.importorskip("onnxruntime", reason="installed by make test-all")
+    for backbone in ("resnet18", "efficientnet_b0"):
+        vision = {"backbone": backbone, "stages": 3}
+        assert difference(toy, name, tmp_path / backbone, vision, {"layers": 0}) <= 1e-4
 
 
 def test_onnx_files_take_raw_pixels_and_any_batch(clipcoco, folder, toy, table):
