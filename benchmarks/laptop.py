@@ -44,11 +44,7 @@ SETTINGS = (
     "model.vision.weights=none",
     "train.frozen_epochs=all",
     "model.projection_dim=512",
-    "model.text.layers=2",
-    "train.batch_size=256",
-    "train.epochs=35",
-    "train.lr=5e-4",
-)
+)  # the rest is the preset's, by train.cached
 
 
 def backbone() -> torch.nn.Module:

@@ -366,7 +366,7 @@ def test_did_you_mean(name: str, meant: str | None) -> None:
 
 def line_of(preset: str, text: str) -> str:
     lines = (presets_folder() / f"{preset}.yaml").read_text().splitlines()
-    (number,) = (number for number, line in enumerate(lines, 1) if line.strip().startswith(text))
+    number = next(number for number, line in enumerate(lines, 1) if line.strip().startswith(text))
     return f"presets/{preset}.yaml:{number}"
 
 
@@ -393,8 +393,8 @@ def test_dump_shows_sources_and_order() -> None:
     lines = dump(load_config("small", overrides=["train.epochs=12"]), ["11,829 images"]).splitlines()
     assert lines[0] == "# base.yaml, then small.yaml, then --set"
     assert lines[-1] == "# 11,829 images"
-    (epochs,) = (line for line in lines if line.startswith("  epochs:"))
     source = line_of("small", "epochs:").removeprefix("presets/")
+    (epochs,) = (line for line in lines if line.startswith("  epochs:"))
     assert epochs.split("#")[1].strip() == f"--set ({source} says 10)"
     assert len({line.index("#") for line in lines[2:-1] if "#" in line}) == 1
 
@@ -468,6 +468,42 @@ def test_override_of_a_stored_config() -> None:
         override(stored, ["train.epochs=0"])
 
 
+# ---- train.cached
+
+
+def cached_of(*overrides: str, file: str = "") -> tuple[object, ...]:
+    if file:
+        Path("my.yaml").write_text(file)
+    loaded = (
+        load_config(file=Path("my.yaml"), overrides=overrides) if file else load_config("small", overrides=overrides)
+    )
+    return tuple(flatten(loaded.config)[f"train.cached.{name}"] for name in ("epochs", "batch_size", "lr"))
+
+
+def test_what_is_said_of_train_is_said_of_train_cached_unless_that_is_said_apart() -> None:
+    assert cached_of() == (30, 256, 1e-3)
+    assert cached_of("train.epochs=3") == (3, 256, 1e-3)
+    assert cached_of("train.epochs=3", "train.cached.epochs=7") == (7, 256, 1e-3)
+    assert cached_of(file="extends: small\ntrain:\n  batch_size: 20\n") == (30, 20, 1e-3)
+    own = "extends: small\ntrain:\n  batch_size: 20\n  cached:\n    batch_size: 40\n"
+    assert cached_of(file=own) == (30, 40, 1e-3)
+    assert cached_of("train.lr=2e-3", file=own) == (30, 40, 2e-3)
+
+
+def test_an_older_configuration_means_by_train_cached_what_it_says_of_train() -> None:
+    plain = to_plain(load_config("tiny").config)
+    del plain["train"]["cached"], plain["model"]["text"]["pool"], plain["model"]["vision"]["stages"]
+    plain["model"]["text"]["layers"] = 2
+    older = config_from_plain(plain, "run.pt")
+    assert older.train.cached.model_dump() == {"epochs": 5, "batch_size": 16, "lr": 5e-4}
+    assert (older.model.text.pool, older.model.vision.stages) == ("end", 1)
+
+
+def test_a_mistake_in_both_is_told_once() -> None:
+    assert len(set_mistakes("train.epochs=0")) == 1
+    assert len(mistakes("train:\n  epochs: 0\n  cached:\n    epochs: -1\n")) == 2
+
+
 # ---- presets and what follows from them
 
 
@@ -479,7 +515,7 @@ def test_the_presets_are_the_files() -> None:
 @pytest.mark.parametrize(
     ("name", "images", "gallery", "per_epoch", "total", "frozen"),
     [
-        ("tiny", 1_183, 250, 73, 365, 5),
+        ("tiny", 1_183, 250, 18, 540, 30),  # all frozen on every device
         ("small", 11_829, 1_000, 369, 3_690, 6),
         ("medium", 59_144, 5_000, 924, 18_480, 3),
         ("full", 118_287, 5_000, 924, 46_200, 3),
@@ -488,6 +524,10 @@ def test_the_presets_are_the_files() -> None:
 def test_steps_of_the_presets(name: str, images: int, gallery: int, per_epoch: int, total: int, frozen: int) -> None:
     config = load_config(name).config
     derived = derive(config, OFFICIAL["train"], OFFICIAL["val"], "the official table")
+    assert derived.cached == (name == "tiny")
+    on_a_cpu = derive(config, OFFICIAL["train"], OFFICIAL["val"], "the official table", "cpu")
+    assert on_a_cpu.cached
+    assert on_a_cpu.total_steps == 30 * (images // config.train.cached.batch_size)
     assert (derived.train_images, derived.val_images) == (images, gallery)
     assert (derived.steps_per_epoch, derived.total_steps) == (per_epoch, total)
     assert derived.frozen_epochs == frozen
@@ -529,8 +569,13 @@ def test_auto_settings_say_why() -> None:
 
 def test_too_few_images() -> None:
     config = load_config("tiny").config
-    with pytest.raises(DataError, match=r"2 training images do not fill one batch of 16 \(data/coco\)"):
+    with pytest.raises(DataError, match=r"2 training images do not fill one batch of 64 .*train.cached.batch_size"):
         derive(config, (200, 1_000), (100, 500), "data/coco")
+    fine_tuned = load_config("tiny", overrides=["train.frozen_epochs=0"]).config
+    with pytest.raises(
+        DataError, match=r"2 training images do not fill one batch of 16 \(data/coco\).*train.batch_size"
+    ):
+        derive(fine_tuned, (200, 1_000), (100, 500), "data/coco")
     with pytest.raises(DataError, match=r"data.val_fraction 0.05 of 5 validation images is none"):
         derive(config, (118_287, 591_753), (5, 25), "data/coco")
 

@@ -44,15 +44,16 @@ def inspect_config(
         raise ConfigError(f"no configuration file at {word}. For the preset: clipcoco inspect-config {meant}")
     overrides = [*(changes or []), *bare]
     loaded = load_config(file=Path(word), overrides=overrides) if is_file else load_config(word, overrides=overrides)
-    derived = _derive(loaded)
+    derived, on_a_cpu = _derive(loaded), _derive(loaded, "cpu")
     show(terminal.err, *(f"warning: {note}" for note in loaded.notes))
     if json_:
         config = to_plain(loaded.config)
-        print_json({"schema": 1, "config": config, "source": loaded.source, "derived": asdict(derived)})
+        counts = {"derived": asdict(derived), "derived_on_a_cpu": asdict(on_a_cpu)}
+        print_json({"schema": 1, "config": config, "source": loaded.source, **counts})
         return ExitCode.OK
     lines = [
-        f"{derived.train_images:,} images · {derived.steps_per_epoch:,} steps an epoch · "
-        f"{derived.total_steps:,} steps (counts: {derived.counted_from})",
+        f"{derived.train_images:,} images · {_steps(derived)} (counts: {derived.counted_from})",
+        *([f"on a CPU {_steps(on_a_cpu)}"] if on_a_cpu.cached != derived.cached else []),
         f"{derived.parameters / 1e6:.1f} M parameters and {say_bytes(derived.checkpoint_bytes)} a checkpoint at most, "
         f"{derived.checkpoints_kept} kept",
     ]
@@ -60,7 +61,12 @@ def inspect_config(
     return ExitCode.OK
 
 
-def _derive(loaded: LoadedConfig) -> Derived:
+def _steps(derived: Derived) -> str:
+    by = ", by train.cached, for all are frozen" if derived.cached else ""
+    return f"{derived.steps_per_epoch:,} steps an epoch · {derived.total_steps:,} steps{by}"
+
+
+def _derive(loaded: LoadedConfig, device: str = "") -> Derived:
     root = loaded.config.data.folder
     train, val = (count_entries(root, split) for split in SPLITS.values())
     where = str(root)
@@ -70,7 +76,7 @@ def _derive(loaded: LoadedConfig) -> Derived:
         drawn = to_be_drawn(loaded)
         where = "the scenes that will be drawn" if drawn else "the official table"
         train, val = ((6000, 30_000), (500, 2500)) if drawn else (OFFICIAL["train"], OFFICIAL["val"])
-    return derive(loaded.config, train, val, where)
+    return derive(loaded.config, train, val, where, device)
 
 
 def _list_presets(json_: bool) -> int:
