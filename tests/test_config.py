@@ -1,4 +1,5 @@
 import os
+import re
 import resource
 import threading
 from dataclasses import replace
@@ -27,6 +28,7 @@ from clipcoco.config.load import (
 from clipcoco.config.messages import suggestion
 from clipcoco.config.schema import SETTINGS, Config
 from clipcoco.config.text import written
+from clipcoco.disk.seal import seal_text
 from clipcoco.errors import ConfigError, DataError
 from harness import python
 
@@ -425,6 +427,20 @@ def test_dump_of_a_dump_keeps_the_preset_behind_it(diff: bool) -> None:
     Path("mine.yaml").write_text(dump(as_in_base, diff=diff))
     again = load_config(file=Path("mine.yaml"))
     assert (again.chain, again.config) == (("base", "demo"), as_in_base.config)
+
+
+def test_what_an_older_runs_file_leaves_out_means_what_it_meant_then() -> None:
+    text = dump(load_config("small", overrides=["train.cached.epochs=25"]))
+    later = re.compile(r"^ +(pool|stages|feature_dropout):.*\n| +cached:\n( {4}.*\n)+", re.MULTILINE)
+    Path("config.yaml").write_text(seal_text(later.sub("", text)))
+    loaded = load_config(file=Path("config.yaml"), overrides=["model.vision.stages=3"])
+    config, small = loaded.config, load_config("small").config
+    assert (config.model.text.pool, config.model.vision.stages) == ("end", 3)
+    assert config.model.vision.feature_dropout == 0
+    assert loaded.source["model.text.pool"] == "config.yaml"
+    assert config.train.cached.epochs == config.train.epochs == small.train.epochs
+    Path("mine.yaml").write_text(later.sub("", text))  # no run's: a file of one's own says what differs
+    assert load_config(file=Path("mine.yaml")).config.model == small.model
 
 
 def test_diff_shows_only_what_differs() -> None:

@@ -18,6 +18,7 @@ from clipcoco.config.messages import closest, unknown
 from clipcoco.config.plain import UNREADABLE, Layer, LoadedConfig, config_from_plain, flatten, to_plain
 from clipcoco.config.schema import SECTIONS, SETTINGS, Config
 from clipcoco.config.text import one_line, read_text, scalar, sealed_by_a_run, shown
+from clipcoco.disk.seal import is_sealed
 from clipcoco.errors import ConfigError
 
 __all__ = [
@@ -211,6 +212,9 @@ def _read_layer(path: Path, where: str, mistakes: list[str]) -> tuple[Layer, obj
     place = document.place(document.lines.get(("extends",), 1))
     extends = tree.pop("extends", _BASE)
     layer = plain.layer_of(tree, where, lambda key: document.place(document.lines[key]), mistakes)
+    if is_sealed(text):  # a run's file was complete: nothing else speaks for what it leaves out
+        silent = dict.fromkeys(plain.LATER, where)
+        layer = replace(layer, values={**plain.LATER, **layer.values}, source={**silent, **layer.source})
     return replace(layer, note=note, weights=weights), extends, place
 
 

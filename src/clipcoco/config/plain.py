@@ -12,8 +12,8 @@ from clipcoco.config.schema import CACHED, SECTIONS, SETTINGS, Config
 from clipcoco.config.text import one_line, shown, written
 from clipcoco.errors import ConfigError
 
-# Settings born after format 1, with the value that an older checkpoint means by its silence.
-_LATER = {
+# Settings born after format 1, with the value that an older checkpoint, or an older run's file, means by its silence.
+LATER = {
     "data.prepared_size": 0,
     "data.cached_crops": 0,
     "model.vision.stages": 1,
@@ -118,7 +118,7 @@ def config_from_plain(values: object, where: str) -> Config:
     if not isinstance(values, dict):
         raise ConfigError(f"the configuration is not a mapping ({where}).")
     mistakes: list[str] = []
-    return validated([Layer(where, dict(_LATER)), layer_of(values, where, lambda _: where, mistakes)], mistakes)
+    return validated([Layer(where, dict(LATER)), layer_of(values, where, lambda _: where, mistakes)], mistakes)
 
 
 def to_plain(config: Config) -> dict[str, Any]:

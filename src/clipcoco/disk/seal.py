@@ -24,11 +24,16 @@ def seal_text(text: str) -> str:
     return f"{text}{_END}{_sum(text)}\n"
 
 
+def is_sealed(text: str) -> bool:
+    """Whether `seal_text` has made it, be it edited since."""
+    return text.replace("\r\n", "\n").startswith(_TOP)  # as some editors write it
+
+
 def is_edited(text: str) -> bool:
     """Whether a sealed text is another one now; a text without a seal never is. Raises CutShort."""
-    text = text.replace("\r\n", "\n")  # as some editors write it
-    if not text.startswith(_TOP):
+    if not is_sealed(text):
         return False
+    text = text.replace("\r\n", "\n")
     above, end, rest = text.rpartition(_END)
     digest, _, behind = rest.partition("\n")
     if not end or len(digest) != 64:
