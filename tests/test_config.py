@@ -147,6 +147,12 @@ def test_a_pipe_is_read_once_it_is_written_to_and_not_waited_for_for_ever(tmp_pa
             "model.vision.weights can be imagenet-v1, imagenet-v2, none or a file for backbone resnet50, "
             "not None (my.yaml:3, presets/base.yaml:LINE).",
         ),
+        ("expected:\n  cached: [30, 20]\n", "expected.cached must be [lower, upper], not [30.0, 20.0] (my.yaml:2)."),
+        (
+            "expected:\n  trained: [1, 101]\n",
+            "expected.trained must be none or a list of 2 numbers, each at least 0 and at most 100, not [1, 101] "
+            "(my.yaml:2).",
+        ),
         ("train:\n  epochs: 3\n\tlr: 1\n", "tabs are not allowed"),
         ("train:\n\tlr: 1\n", "tabs are not allowed (my.yaml:2:1). Indent by spaces."),
         ("data: [1, 2\n", "not valid YAML: expected ',' or ']', but got '<stream end>'"),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clipcoco.cli.options import Debug, Json, Set, complete_config, print_json, split_words
-from clipcoco.config.derive import OFFICIAL, Derived, derive
+from clipcoco.config.derive import DRAWN, OFFICIAL, Derived, derive
 from clipcoco.config.load import LoadedConfig, dump, load_config, preset_in, preset_names, presets_folder, to_plain
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
 from clipcoco.data.annotations import SPLITS, count_entries
@@ -75,7 +75,7 @@ def _derive(loaded: LoadedConfig, device: str = "") -> Derived:
 
         drawn = to_be_drawn(loaded)
         where = "the scenes that will be drawn" if drawn else "the official table"
-        train, val = ((6000, 30_000), (500, 2500)) if drawn else (OFFICIAL["train"], OFFICIAL["val"])
+        train, val = (DRAWN if drawn else OFFICIAL).values()
     return derive(loaded.config, train, val, where, device)
 
 

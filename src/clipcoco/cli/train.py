@@ -199,6 +199,7 @@ def _finish(
 ) -> int:
     """Of a finished run the best checkpoint is measured, shown and made into a page; of a stopped one the page."""
     from clipcoco.cli.evaluate import measure_best
+    from clipcoco.report.expected import read_expected
 
     terminal = console.terminal
     if ended.state == "stopped":
@@ -208,14 +209,20 @@ def _finish(
         return ExitCode.STOPPED
     result = measure_best(run, data, device, terminal).result
     write_or_warn(run, console.show)
+    expected = read_expected(run)
     if json_:
-        print_json(result)
+        print_json({**result, "expected": expected.to_plain() if expected else None})
         return ExitCode.OK
     here = (run.checkpoints / "best.pt").exists()  # else it stayed in the run that a checkpoint was copied out of
     best = run.status().best
     note = f"epoch {best.epoch if best else '?'} is the best" if here else "of the last step"
     show(terminal.out, "", *recall_tables(result["split"], result["protocols"], note))
-    rows = [
+    rows = [("expected", f"{expected.band}: {expected.r1:.2f} lies {expected.verdict}")] if expected else []
+    if expected and expected.verdict == "below":
+        rows.append(
+            ("look at", "the report's notes (skipped steps, unreadable pictures), its curves; then another seed")
+        )
+    rows += [
         ("report", str(run.report)),
         ("search", 'clipcoco search "what is in the picture"'),
         ("again", f"clipcoco eval {run.words}"),

@@ -61,6 +61,9 @@ BACKBONES = {
     ),
 }
 
+# Of recall in percent, [low, high].
+Band = Literal["none"] | Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=2, max_length=2)]
+
 
 class Section(BaseModel):
     """A validator of several settings starts its message with one of their names: its line tells where."""
@@ -181,12 +184,28 @@ class CheckpointConfig(Section):
     keep: int = Field(ge=0)  # newest epoch_NNN.pt kept, beside last, previous and best
 
 
+class ExpectedConfig(Section):
+    """Between which mean R@1 of both directions a preset ends as it is, on its own data: it changes no run."""
+
+    protocol: Literal["own", "1k"]  # the split as one gallery, or folds of 1,000
+    cached: Band  # where all epochs are frozen
+    trained: Band  # where the backbone is trained too
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ExpectedConfig":
+        for name, band in (("cached", self.cached), ("trained", self.trained)):
+            if band != "none" and band[0] > band[1]:
+                raise ValueError(f"{name} must be [lower, upper], not {band}")
+        return self
+
+
 class Config(Section):
     seed: int = Field(ge=0, lt=2**32)
     data: DataConfig
     model: ModelConfig
     train: TrainConfig
     checkpoint: CheckpointConfig
+    expected: ExpectedConfig
 
 
 def _names(section: type[Section], prefix: str = "") -> Iterator[tuple[str, bool]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from clipcoco.disk.files import write_atomically
 from clipcoco.engine.results import ConfidenceIntervals, RecallTable
 from clipcoco.events import Chance, Evaluated, Recalls
+from clipcoco.report.expected import judge
 from clipcoco.report.plots import evaluation_plots, training_plots
 from clipcoco.report.settings import command, commands, read_settings
 from clipcoco.report.template import template
@@ -37,6 +38,7 @@ def write_report(run: RunDir) -> Path:
     history, settings, status = read_history(run), read_settings(run), run.status()
     record, why_not = read_record(run)
     chance = record.result.protocols["own"].chance if record else status.chance
+    stale = record is not None and not _of_best(record, history)
     plots = training_plots(history, settings.config, chance, status.chance_loss)
     measured = evaluation_plots(record) if record else []
     page = template("clipcoco.report", thousands="{:,}".format, size=say_bytes, duration=say_seconds).render(
@@ -46,7 +48,8 @@ def write_report(run: RunDir) -> Path:
         history=history,
         settings=settings,
         record=record,
-        stale=record is not None and not _of_best(record, history),
+        stale=stale,
+        expected=judge(settings, None if stale else record, status.state == "finished"),
         why_not=why_not,
         tables=_tables(record, history, status),
         plots=plots,

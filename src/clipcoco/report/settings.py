@@ -3,6 +3,7 @@
 import shlex
 from dataclasses import dataclass
 
+from clipcoco.config.derive import as_cached
 from clipcoco.config.load import flatten, load_config
 from clipcoco.config.schema import Config
 from clipcoco.config.text import written
@@ -40,16 +41,19 @@ def read_settings(run: RunDir) -> Settings:
     try:
         loaded = load_config(file=run.config)
         preset = loaded.chain[-1]
-        theirs = flatten(load_config(preset).config)
+        whole = load_config(preset).config
     except ConfigError as error:
         return Settings(
             text, None, f"This version of clipcoco can't use config.yaml: {error.mistakes[0]}", "", (), init
         )
+    theirs = flatten(whole)
+    if (whole.train.frozen_epochs, loaded.config.train.frozen_epochs) == ("auto", "all"):  # what auto came to, mostly
+        theirs = flatten(as_cached(whole)) | {"train.frozen_epochs": "auto"}
     lines = text.splitlines()
     differing = tuple(
         Setting(name, written(value), written(theirs[name]), _comment(lines, loaded.source[name]))
         for name, value in flatten(loaded.config).items()
-        if value != theirs[name]
+        if value != theirs[name] and not name.startswith("expected.")
     )
     return Settings(text, loaded.config, ". ".join(loaded.notes), preset, differing, init)
 

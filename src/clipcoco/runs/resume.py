@@ -37,6 +37,9 @@ CHANGEABLE = {
     "train.log_every_steps",
     "checkpoint.every_steps",
     "checkpoint.keep",
+    "expected.protocol",
+    "expected.cached",
+    "expected.trained",
 }
 
 

@@ -1,0 +1,77 @@
+"""Whether a finished run lies in the band of recall that its preset states for itself, on its own data."""
+
+from dataclasses import dataclass
+
+from clipcoco.config.derive import DRAWN, OFFICIAL, subset_size
+from clipcoco.report.settings import Settings, read_settings
+from clipcoco.runs.directory import RunDir
+from clipcoco.runs.record import Record, read_record
+
+# What a band allows for: where the pictures are, how fast it goes, what is kept, and luck.
+FREE = {
+    *("seed", "data.root", "data.subset_seed", "data.prepared_size", "data.workers"),
+    *("train.precision", "train.log_every_steps", "checkpoint.every_steps", "checkpoint.keep"),
+}
+
+
+@dataclass(frozen=True)
+class Expected:
+    low: float  # mean R@1 of both directions in percent, as are the other two
+    high: float
+    r1: float
+    protocol: str
+    images: int  # of the gallery, or of one fold
+    cached: bool  # from a frozen backbone's features
+    why_not: str  # what makes it another run than the band is about; "" for nothing
+
+    @property
+    def verdict(self) -> str:
+        return "below" if self.r1 < self.low else "above" if self.r1 > self.high else "within"
+
+    @property
+    def band(self) -> str:
+        among = f"folds of {self.images:,}" if self.protocol == "1k" else f"own gallery of {self.images:,}"
+        return f"{self.low:g} to {self.high:g} %, {among}"
+
+    def to_plain(self) -> dict[str, object]:
+        """Of `train --json`."""
+        return {"low": self.low, "high": self.high, "protocol": self.protocol, "verdict": self.verdict}
+
+
+def read_expected(run: RunDir) -> Expected | None:
+    """Of a run that has just ended and was measured; None where its preset states nothing, or nothing of this run."""
+    found = judge(read_settings(run), read_record(run)[0], run.status().state == "finished")
+    return None if found and found.why_not else found
+
+
+def judge(settings: Settings, record: Record | None, finished: bool) -> Expected | None:
+    """None for a run without an end, a recall or a band."""
+    config = settings.config
+    if config is None or settings.problem or settings.preset == "base" or record is None or not finished:
+        return None
+    cached, protocol = config.train.frozen_epochs == "all", config.expected.protocol
+    band = config.expected.cached if cached else config.expected.trained
+    table = record.result.protocols.get(protocol)
+    if band == "none" or table is None:
+        return None
+    images = record.result.images if protocol == "own" else 1_000
+    return Expected(band[0], band[1], table.r1, protocol, images, cached, _why_not(settings, record))
+
+
+def _why_not(settings: Settings, record: Record) -> str:
+    assert settings.config is not None
+    if settings.init:
+        return f"it began with the weights of {settings.init}"
+    changed = [at.name for at in settings.differing if at.name not in FREE and not at.name.startswith("train.cached.")]
+    if settings.config.train.frozen_epochs == "all":  # as auto comes to where a band of cached features is stated
+        changed = [name for name in changed if name != "train.frozen_epochs"]
+    if changed:
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        return f"changed settings: {', '.join(changed[:4])}{more}"
+    data, whole = settings.config.data, DRAWN if settings.preset == "demo" else OFFICIAL
+    fractions = {"train": data.train_fraction, "val": data.val_fraction}
+    wanted = {split: subset_size(whole[split][0], fraction) for split, fraction in fractions.items()}
+    found = {"train": record.provenance.data.get("train_images"), "val": record.result.images}
+    if found != wanted:
+        return f"other data than its {wanted['train']:,} + {wanted['val']:,} images"
+    return ""
