@@ -110,7 +110,7 @@ def test_of_other_settings_nothing_is_claimed(folder):
     words = Page(folder / "runs/changed/report.html").words
     low, high = load_config("demo").config.expected.trained
     assert (
-        f"Expected of the preset demo: {low:g} to {high:g} %, own gallery of 24. That is not asked of this run: "
+        f"Expected of the preset demo: {low:g} to {high:g} %, own gallery. That is not asked of this run: "
         "changed settings: data.image_size, data.crop_scale, model.projection_dim, model.text.layers and"
     ) in words
 

@@ -20,7 +20,7 @@ class Expected:
     high: float
     r1: float
     protocol: str
-    images: int  # of the gallery, or of one fold
+    images: int  # measured on
     cached: bool  # from a frozen backbone's features
     why_not: str  # what makes it another run than the band is about; "" for nothing
 
@@ -30,7 +30,9 @@ class Expected:
 
     @property
     def band(self) -> str:
-        among = f"folds of {self.images:,}" if self.protocol == "1k" else f"own gallery of {self.images:,}"
+        among = "folds of 1,000" if self.protocol == "1k" else "own gallery"
+        if self.protocol == "own" and not self.why_not:
+            among += f" of {self.images:,}"
         return f"{self.low:g} to {self.high:g} %, {among}"
 
     def to_plain(self) -> dict[str, object]:
@@ -54,8 +56,8 @@ def judge(settings: Settings, record: Record | None, finished: bool) -> Expected
     table = record.result.protocols.get(protocol)
     if band == "none" or table is None:
         return None
-    images = record.result.images if protocol == "own" else 1_000
-    return Expected(band[0], band[1], table.r1, protocol, images, cached, _why_not(settings, record))
+    why_not = _why_not(settings, record)
+    return Expected(band[0], band[1], table.r1, protocol, record.result.images, cached, why_not)
 
 
 def _why_not(settings: Settings, record: Record) -> str:
