@@ -146,6 +146,10 @@ class TextConfig(Section):
             raise ValueError("pool must be mean where layers is 0: the end token alone knows of no word")
         return self
 
+    @property
+    def tower(self) -> str:
+        return f"Transformer of {self.layers} x {self.width}" if self.layers else f"bag of words, {self.width} wide"
+
 
 class ModelConfig(Section):
     projection_dim: int = Field(ge=2, le=4096)  # of the shared space

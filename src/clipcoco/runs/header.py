@@ -20,10 +20,8 @@ def say_data(config: Config, train: CaptionTable, val: CaptionTable, source: Sou
 def say_model(config: Config, parameters: int, origin: str) -> str:
     weights = config.model.vision.weights
     start_from = f"from {origin or weights}" if origin or weights != "none" else "from scratch"
-    text = config.model.text
-    tower = f"Transformer {text.layers} x {text.width}" if text.layers else f"bag of words, {text.width} wide"
     return (
-        f"{config.model.vision.backbone} at {config.data.image_size} px {start_from} + {tower}: "
+        f"{config.model.vision.backbone} at {config.data.image_size} px {start_from} + {config.model.text.tower}: "
         f"{parameters / 1e6:.1f} M -> {config.model.projection_dim} dimensions"
     )
 
