@@ -5,9 +5,10 @@ import pytest
 import torch
 import torchvision
 
+from clipcoco.config.backbones import BACKBONES
 from clipcoco.config.derive import count_parameters
 from clipcoco.config.load import load_config
-from clipcoco.config.schema import BACKBONES, ModelConfig
+from clipcoco.config.schema import ModelConfig
 from clipcoco.data.loader import Batch
 from clipcoco.engine.model import build
 from clipcoco.engine.weights import file_sha256, pretrained_backbone, read_weights

@@ -10,8 +10,8 @@ import pytest
 import torch
 from rich.cells import cell_len
 
+from clipcoco.config.backbones import BACKBONES
 from clipcoco.config.load import dump, load_config
-from clipcoco.config.schema import BACKBONES
 from clipcoco.disk.seal import unsealed
 from clipcoco.runs.directory import RunDir
 from conftest import LIGHT

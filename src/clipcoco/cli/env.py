@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipcoco.cli.options import Debug, Json, print_json
-from clipcoco.config.schema import BACKBONES
+from clipcoco.config.backbones import BACKBONES
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
 from clipcoco.cores import cpu_quota, usable_cores
 from clipcoco.errors import ExitCode

@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from clipcoco.config.schema import BACKBONES, Config, ModelConfig, TrainConfig
+from clipcoco.config.backbones import BACKBONES
+from clipcoco.config.schema import Config, ModelConfig, TrainConfig
 from clipcoco.errors import ConfigError, DataError
 
 # Images and captions of COCO 2017, as published.

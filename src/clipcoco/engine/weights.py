@@ -12,7 +12,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from clipcoco.config.schema import BACKBONES, VisionConfig
+from clipcoco.config.backbones import BACKBONES
+from clipcoco.config.schema import VisionConfig
 from clipcoco.config.text import expanded, shown
 from clipcoco.errors import CheckpointError, EnvironmentProblem
 

@@ -27,9 +27,10 @@ tags:
 # $title
 
 Images and captions become unit vectors of $dimensions dimensions in one space: the higher the cosine, the better they
-belong together. It is a $backbone at $size pixels ($weights) and a $tower, trained with the contrastive loss of CLIP (Radford et al., 2021) on $images,
-for $step steps of $batch images, in $precision, by clipcoco $version; here its weights are float32. What is not in
-those captions and images it can't know. Its temperature, which divides the cosines before a softmax, is $temperature.
+belong together. It is a $backbone at $size pixels ($weights) and a $tower, trained with
+the contrastive loss of CLIP (Radford et al., 2021) on $images, for $step steps of $batch images,
+in $precision, by clipcoco $version; here its weights are float32. What is not in those captions and images it can't
+know. Its temperature, which divides the cosines before a softmax, is $temperature.
 
 ## Use
 $use

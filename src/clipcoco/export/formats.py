@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from tokenizers import decoders, models, processors
 from torch import Tensor, nn
 
+from clipcoco.config.backbones import BACKBONES
 from clipcoco.config.load import config_from_plain, to_plain
-from clipcoco.config.schema import BACKBONES
 from clipcoco.data.tokenizer import END, PAD, START, Tokenizer, pipeline
 from clipcoco.data.viewer import opened, shown
 from clipcoco.engine.model import MEAN, STD, Block, DualEncoder, build

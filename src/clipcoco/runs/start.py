@@ -53,10 +53,9 @@ def plan_run(
     if name is not None:
         check_name(runs_dir, name)
     # ---- settings: with --init the architecture comes with the weights
-    source = open_model(init) if init is not None else None
+    source, origin = (open_model(init), str(init)) if init is not None else (None, "")
     if source:
         loaded = _with_model_of(loaded, source.config, source.path)
-    origin = str(source.path) if source else ""
     # ---- device and data
     parts = read_parts(
         loaded.config,
@@ -66,8 +65,7 @@ def plan_run(
         preset=loaded.chain[-1],
         origin=origin,
     )
-    config = parts.config
-    loaded = _as_trained(loaded, config)
+    loaded, config = _as_trained(loaded, parts.config), parts.config
     if not parts.derived.frozen_epochs:  # else the features tell, which are computed before the first step
         check_readable(parts.val_table, report)
     # ---- the weights that it begins with

@@ -1,0 +1,44 @@
+"""Torchvision's backbones, as far as a configuration needs to know them: without torch."""
+
+from typing import NamedTuple
+
+
+class Facts(NamedTuple):
+    width: int  # of its features
+    parameters: int  # without the classifier
+    published: dict[str, str]  # ImageNet weights; the names of their files end in the first digits of their SHA-256
+    # The parts whose outputs are 1/8, 1/16 and 1/32 of the image, and their channels. Of a ResNet the last is the
+    # trunk's own output, of the others what their last convolution reads.
+    stages: dict[str, int]
+
+
+_RESNET = {"layer2": 128, "layer3": 256}
+_BOTTLENECK = {"layer2": 512, "layer3": 1024}
+BACKBONES = {
+    "resnet18": Facts(512, 11_176_512, {"imagenet-v1": "resnet18-f37072fd.pth"}, _RESNET),
+    "resnet34": Facts(512, 21_284_672, {"imagenet-v1": "resnet34-b627a593.pth"}, _RESNET),
+    "resnet50": Facts(
+        2048,
+        23_508_032,
+        {"imagenet-v1": "resnet50-0676ba61.pth", "imagenet-v2": "resnet50-11ad3fa6.pth"},
+        _BOTTLENECK,
+    ),
+    "resnet101": Facts(
+        2048,
+        42_500_160,
+        {"imagenet-v1": "resnet101-63fe2227.pth", "imagenet-v2": "resnet101-cd907fc2.pth"},
+        _BOTTLENECK,
+    ),
+    "mobilenet_v3_large": Facts(
+        960,
+        2_971_952,
+        {"imagenet-v1": "mobilenet_v3_large-8738ca79.pth", "imagenet-v2": "mobilenet_v3_large-5c1a4163.pth"},
+        {"features.6": 40, "features.12": 112, "features.15": 160},
+    ),
+    "efficientnet_b0": Facts(
+        1280,
+        4_007_548,
+        {"imagenet-v1": "efficientnet_b0_rwightman-7f5810bc.pth"},
+        {"features.3": 40, "features.5": 112, "features.7": 320},
+    ),
+}
