@@ -29,9 +29,9 @@ from clipcoco.engine.model import DualEncoder, build, seen_by
 from clipcoco.engine.recall import recall_table
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import train
-from clipcoco.events import Evaluated, Progress
+from clipcoco.events import ClosedForm, Evaluated, Progress
 from clipcoco.prepare.resize import make_copies
-from clipcoco.runs.go import Cached, build_training
+from clipcoco.runs.go import Cached, build_training, report_closed_form
 from clipcoco.runs.plan import Parts, read_parts
 
 NAME = "efficientnet_lite0"
@@ -121,10 +121,14 @@ def main() -> None:
     print(f"features: {seconds:.0f} s, {seen / seconds:.0f} images/s", flush=True)
 
     def show(event: object) -> None:
-        if isinstance(event, Evaluated):
+        if isinstance(event, ClosedForm | Evaluated):
             recalls = [[f"{row[key]:.1f}" for key in ("r1", "r5", "r10")] for row in (event.i2t, event.t2i)]
-            print(event.epoch, *map("/".join, recalls), f"{time.monotonic() - began:.0f} s", flush=True)
+            label = event.epoch if isinstance(event, Evaluated) else event.event
+            print(label, *map("/".join, recalls), f"{time.monotonic() - began:.0f} s", flush=True)
 
+    cpu = time.process_time()
+    report_closed_form(parts, Cached(*found), show, lambda: None)
+    print(f"closed form: {time.process_time() - cpu:.1f} CPU s", flush=True)
     state = TrainState(precision=parts.device.precision, frozen_epochs=parts.derived.frozen_epochs)
     run = build_training(parts, model, state, Cached(*found), show, lambda: None)
     began = time.monotonic()

@@ -79,6 +79,14 @@ with RunConsole(open_terminal(plain=story == "plain"), log) as show:
             time.sleep(0.2)
         pause()
         raise SystemExit
+    if story == "closed form":
+        show(Progress("closed form", 2048, 11829))
+        pause()
+        given = evaluation(0, 3.6, False)
+        show(ClosedForm(0, 1, given.i2t, given.t2i, given.r1))
+        show(evaluation(1, 4.4, True))
+        pause()
+        raise SystemExit
     if story == "resumed":
         pause()
         raise SystemExit
@@ -245,6 +253,20 @@ def test_the_features_of_a_frozen_backbone(tmp_path: Path, columns: int) -> None
         assert re.search(r"features of 64 of 11,829 images, about .* left, then the training", inside)
         assert "step 0 of 310    0 %" in rows[1]
         terminal.go_on()
+
+
+def test_the_closed_form_stands_beside_the_epochs(tmp_path: Path) -> None:
+    with OnTerminal("closed form", tmp_path) as terminal:
+        terminal.wait_for("closed form of 2,048 of 11,829 images, then the training")
+        os.write(terminal.gate, b"x")
+        rows = terminal.wait_for("4.40").splitlines()
+        [place] = [number for number, row in enumerate(rows) if row.startswith("│     CCA")]
+        assert rows[place].split()[1:6] == ["CCA", "-", "2.70", "3.60", "10.80"]
+        assert "chance" in rows[place - 1]
+        assert rows[place + 1].split()[1] == "1"
+        terminal.go_on()
+    told = (tmp_path / "log.txt").read_text()
+    assert "closed form (CCA, no training) R@1 2.70 i2t 3.60/10.80/14.40 t2i 1.80/3.60/7.20" in told
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,22 @@ def test_a_finished_run_ends_in_its_page(clipcoco, folder):
         assert not re.search("#0[1-4]0[1-4]0[1-4]|var\\(", path.read_text())
 
 
+@pytest.mark.parametrize(("more", "verdict"), [(1.25, "1.25 points more."), (-0.5, "0.50 points less: it was not.")])
+def test_whether_training_was_worth_it(run, more, verdict):
+    r1 = float(recalls(Page(run.report))["mean"][0])
+    ways = {way: {"r1": r1 - more, "r5": 44.0, "r10": 55.5, "median_rank": 7.0} for way in ("i2t", "t2i")}
+    row = {"step": 0, "epoch": 1, **ways, "r1": r1 - more, "rsum": 0.0, "clock": {}, "event": "closed form"}
+    run.metrics.write_text(json.dumps(row) + "\n" + run.metrics.read_text())
+    page = checked(write_report(run))
+    assert f"reaches {r1 - more:.2f} % R@1; training reaches {r1:.2f} %, {verdict}" in page.words
+    assert "The difference lies within ± " in page.words  # of 24 images
+    assert [cells[:4] for cells in page.cells if cells[:1] == ["closed form"]] == [
+        ["closed form", f"{r1 - more:.2f}", "44.00", "55.50"]
+    ] * 2
+    run.metrics.write_text(run.metrics.read_text().replace('"r5": 44.0', '"r5": 144.0'))
+    assert "Was training worth it?" not in checked(write_report(run)).words
+
+
 def test_what_is_marked_right_is_right(folder):
     record = json.loads((folder / "runs/first/evaluation.json").read_text())
     annotations = json.loads((folder / "data/demo/annotations/captions_val2017.json").read_text())

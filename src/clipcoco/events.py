@@ -74,8 +74,8 @@ class Progress:
     """Cheap and frequent: how far the phase has come. No device is asked for anything."""
 
     # "train" (steps), "evaluate" (images and captions), "rank" (parts of the scores of all pairs), "features"
-    # (images past a frozen backbone); before the run: "check" (validation images that are read once), "hash" (images
-    # of which it is not known yet what they hold)
+    # (images past a frozen backbone), "closed form" (training images); before the run: "check" (validation images
+    # that are read once), "hash" (images of which it is not known yet what they hold)
     phase: str
     done: int
     total: int
@@ -113,6 +113,20 @@ class ImageReplaced:
     epoch: Count
     file: str
     event: Literal["replaced"] = "replaced"
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """What is reached without training: recall of the validation images by CCA from the features of a frozen run."""
+
+    step: Count
+    epoch: Count
+    i2t: Recalls
+    t2i: Recalls
+    r1: Percent
+    rsum: Number = math.nan
+    clock: Clock = field(default_factory=dict)
+    event: Literal["closed form"] = "closed form"
 
 
 @dataclass(frozen=True)
@@ -156,7 +170,7 @@ class RunEnded:
     seconds: float
 
 
-Recorded = StepDone | StepSkipped | ImageReplaced | Evaluated | Warned
+Recorded = StepDone | StepSkipped | ImageReplaced | ClosedForm | Evaluated | Warned
 Event = RunStarted | Progress | Recorded | CheckpointSaved | RunEnded
 Report = Callable[[Event], None]
 

@@ -200,6 +200,7 @@ def _finish(
     """Of a finished run the best checkpoint is measured, shown and made into a page; of a stopped one the page."""
     from clipcoco.cli.evaluate import measure_best
     from clipcoco.report.expected import read_expected
+    from clipcoco.runs.metrics import read_history
 
     terminal = console.terminal
     if ended.state == "stopped":
@@ -216,7 +217,9 @@ def _finish(
     here = (run.checkpoints / "best.pt").exists()  # else it stayed in the run that a checkpoint was copied out of
     best = run.status().best
     note = f"epoch {best.epoch if best else '?'} is the best" if here else "of the last step"
-    show(terminal.out, "", *recall_tables(result["split"], result["protocols"], note))
+    closed = read_history(run).closed_form
+    beside = vars(closed) if closed else None
+    show(terminal.out, "", *recall_tables(result["split"], result["protocols"], note, beside))
     rows = [("expected", f"{expected.band}: {expected.r1:.2f} lies {expected.verdict}")] if expected else []
     if expected and expected.verdict == "below":
         rows.append(

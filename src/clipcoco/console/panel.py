@@ -25,6 +25,7 @@ class View:
     losses: Sequence[float]  # of the log intervals, the newest last
     chance_loss: float
     chance: Row  # {"i2t": {"r1", "r5", "r10"}, "t2i": ...}
+    closed_form: Row | None  # its row, in runs that have one
     last: Row  # the newest step row; empty before the first
     evaluations: Sequence[Row]  # evaluation rows, one an epoch
 
@@ -39,7 +40,7 @@ def draw(view: View, width: int, height: int) -> Panel:
         Text(),
         *_figures(view, wide=width == WIDTH),
         Text(),
-        *_epochs(view, wide=width == WIDTH, room=max(1, height - FRAME_LINES)),
+        *_epochs(view, wide=width == WIDTH, room=max(1, height - FRAME_LINES - (view.closed_form is not None))),
     ]
     return Panel(
         Text("\n").join(lines),
@@ -87,6 +88,8 @@ def _epochs(view: View, wide: bool, room: int) -> list[Text]:
         shown[0] = best
     by_chance = {**view.chance, "r1": (view.chance["i2t"]["r1"] + view.chance["t2i"]["r1"]) / 2}
     lines = [Text(_line(HEADS, wide), "dim"), Text(_line(_cells("chance", view.chance_loss, by_chance), wide), "dim")]
+    if view.closed_form:
+        lines.append(Text(_line(_cells("CCA", None, view.closed_form), wide), "dim"))
     for row in shown:
         mark = "*" if row is best else ""
         cells = _cells(f"{row['epoch']}", row["val_loss"], row)
@@ -94,9 +97,9 @@ def _epochs(view: View, wide: bool, room: int) -> list[Text]:
     return lines
 
 
-def _cells(label: str, loss: float, row: Row) -> list[str]:
+def _cells(label: str, loss: float | None, row: Row) -> list[str]:
     recalls = [row[way][key] for way in ("i2t", "t2i") for key in ("r1", "r5", "r10")]
-    return [label, f"{loss:.3f}", *(f"{recall:.2f}" for recall in (row["r1"], *recalls))]
+    return [label, "-" if loss is None else f"{loss:.3f}", *(f"{recall:.2f}" for recall in (row["r1"], *recalls))]
 
 
 def _line(cells: Sequence[str], wide: bool) -> str:

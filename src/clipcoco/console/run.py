@@ -19,11 +19,17 @@ from clipcoco.console.terminal import Terminal, printable, show, summary_rows
 from clipcoco.say import say_bytes, say_seconds, short_seconds
 
 LINE_SECONDS = 30.0  # between two plain lines of progress
-WORDS = {"evaluate": "encoding", "rank": "ranking", "features": "features", "check": "reading", "hash": "hashing"}
+WORDS = {"evaluate": "encoding", "rank": "ranking", "check": "reading", "hash": "hashing"}
+WORDS |= {name: name for name in ("features", "closed form")}
 
 
 def _warning(message: str) -> Text:
     return Text.assemble(("warning: ", "yellow"), printable(message))
+
+
+def _recalls(event: events.ClosedForm | events.Evaluated) -> str:
+    i2t, t2i = ("/".join(f"{way[key]:.2f}" for key in ("r1", "r5", "r10")) for way in (event.i2t, event.t2i))
+    return f"{event.r1:.2f} i2t {i2t} t2i {t2i}"
 
 
 class RunConsole:
@@ -41,6 +47,7 @@ class RunConsole:
         self.done = 0  # steps of the run
         self.last: dict[str, Any] = {}  # the newest step row
         self.losses: list[float] = []
+        self.closed_form: dict[str, Any] | None = None
         self.evaluations: list[dict[str, Any]] = []
         self.saved: events.CheckpointSaved | None = None
         self.step_seconds: list[float] = []
@@ -81,6 +88,8 @@ class RunConsole:
                 self._progress(event)
             case events.StepDone():
                 self._step(event)
+            case events.ClosedForm():
+                self._closed_form(event)
             case events.Evaluated():
                 self._evaluated(event)
             case events.CheckpointSaved():
@@ -103,6 +112,7 @@ class RunConsole:
             self._live = None
         self.run, self.done = event, event.step
         self.evaluations = [row for row in event.rows if row["event"] == "evaluation"]
+        self.closed_form = next((row for row in event.rows if row["event"] == events.ClosedForm.event), None)
         self.losses = [row["loss"] for row in event.rows if row["event"] == "step"]
         self._began = time.monotonic()
         self.phase = events.Progress("train", event.step, event.total_steps)
@@ -133,13 +143,17 @@ class RunConsole:
         if first or now >= self._next_line:
             self._progress_line()
 
+    def _closed_form(self, event: events.ClosedForm) -> None:
+        assert self.run
+        self.closed_form, self.phase = vars(event), events.Progress("train", self.done, self.run.total_steps)
+        self._line(f"closed form (CCA, no training) R@1 {_recalls(event)}")
+
     def _evaluated(self, event: events.Evaluated) -> None:
         assert self.run
         self._mark, self.phase = None, events.Progress("train", self.done, self.run.total_steps)
         self.evaluations.append(vars(event))
-        i2t, t2i = ("/".join(f"{way[key]:.2f}" for key in ("r1", "r5", "r10")) for way in (event.i2t, event.t2i))
         best = " best" if event.best else ""
-        self._line(f"eval epoch {event.epoch} R@1 {event.r1:.2f} i2t {i2t} t2i {t2i}{best}")
+        self._line(f"eval epoch {event.epoch} R@1 {_recalls(event)}{best}")
 
     def stopping(self, signal: str) -> None:
         """Say that `signal` was heard. Called by its handler, which may interrupt a write: so no stream is used."""
@@ -222,6 +236,8 @@ class RunConsole:
             return f"features of {phase.done:,} of {phase.total:,} images" + (
                 f", about {say_seconds(round(rest))} left, then the training" if rest else ""
             )
+        if phase.phase == "closed form":
+            return f"closed form of {phase.done:,} of {phase.total:,} images, then the training"
         where = f"evaluating, {phase.done / phase.total:.0%} · ".replace("%", " %") if phase.phase == "evaluate" else ""
         if left is None:
             return where + "measuring the time left"
@@ -265,6 +281,7 @@ class RunConsole:
             losses=list(self.losses),
             chance_loss=run.chance_loss,
             chance=run.chance,
+            closed_form=self.closed_form,
             last=self.last,
             evaluations=list(self.evaluations),
         )

@@ -140,20 +140,26 @@ def summary_rows(rows: Iterable[tuple[str, str]]) -> list[Text]:
     return lines
 
 
-def recall_tables(title: str, protocols: dict[str, Any], note: str = "") -> list[Text]:
+def recall_tables(
+    title: str, protocols: dict[str, Any], note: str = "", closed_form: Mapping[str, Any] | None = None
+) -> list[Text]:
     """The recall tables of the `protocols` of `eval --json`, as lines of at most 80 columns for usual titles.
 
-    `note` goes into the line below each table. The end of a training run and `eval` both print this, hence the
-    same digits. A gallery of just 1,000 images is not shown once more as its only fold.
+    `note` goes into the line below each table, the row `closed_form` into that of protocol `own`. The end of a
+    training run and `eval` both print this, hence the same digits. A gallery of just 1,000 images is not shown
+    once more as its only fold.
     """
     lines: list[Text] = []
     for protocol, recalls in protocols.items():
         if not (lines and (recalls["folds"], recalls["dropped"]) == (1, 0)):
-            lines += [*_recall_table(title, protocol, recalls, note), Text()]
+            beside = closed_form if protocol == "own" else None
+            lines += [*_recall_table(title, protocol, recalls, note, beside), Text()]
     return lines
 
 
-def _recall_table(title: str, protocol: str, recalls: dict[str, Any], note: str) -> list[Text]:
+def _recall_table(
+    title: str, protocol: str, recalls: dict[str, Any], note: str, closed_form: Mapping[str, Any] | None
+) -> list[Text]:
     interval = recalls.get("interval") or {}
     width = max(13, len(title))
 
@@ -165,8 +171,7 @@ def _recall_table(title: str, protocol: str, recalls: dict[str, Any], note: str)
         return f"  {label:<{width}}{cells}{median:>15}".rstrip()
 
     i2t, t2i, chance = recalls["i2t"], recalls["t2i"], recalls["chance"]
-    mean = {key: (i2t[key] + t2i[key]) / 2 for key in ("r1", "r5", "r10")}
-    by_chance = {key: (chance["i2t"][key] + chance["t2i"][key]) / 2 for key in ("r1", "r5", "r10")}
+    mean, by_chance = _mean(recalls), _mean(chance)
     medians = [f"{r['median_rank']:,g}" for r in (chance["i2t"], chance["t2i"]) if "median_rank" in r]
     lines = [
         Text(f"  {title:<{width}}{'R@1':>13}{'R@5':>14}{'R@10':>14}{'median rank':>15}", "dim"),
@@ -177,7 +182,15 @@ def _recall_table(title: str, protocol: str, recalls: dict[str, Any], note: str)
         Text(),
     ]
     lines[3].stylize("bold", width + 2, width + 9)
+    if closed_form:
+        lines.insert(4, Text(row("closed form", _mean(closed_form), None, "")))
+        i2t, t2i = ("/".join(f"{closed_form[way][key]:.2f}" for key in ("r1", "r5", "r10")) for way in ("i2t", "t2i"))
+        lines.append(Text(f"  closed form: CCA, no training; i2t {i2t}, t2i {t2i}", "dim"))
     return lines + [Text(line, "dim") for line in _about_recalls(protocol, recalls, note)]
+
+
+def _mean(ways: Mapping[str, Any]) -> dict[str, float]:
+    return {key: (ways["i2t"][key] + ways["t2i"][key]) / 2 for key in ("r1", "r5", "r10")}
 
 
 def _about_recalls(protocol: str, recalls: dict[str, Any], note: str) -> list[str]:

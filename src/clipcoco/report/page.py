@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clipcoco.disk.files import write_atomically
 from clipcoco.engine.results import ConfidenceIntervals, RecallTable
-from clipcoco.events import Chance, Evaluated, Recalls
+from clipcoco.events import Chance, ClosedForm, Evaluated, Recalls
 from clipcoco.report.expected import judge
 from clipcoco.report.plots import evaluation_plots, training_plots
 from clipcoco.report.settings import command, commands, read_settings
@@ -41,6 +41,7 @@ def write_report(run: RunDir) -> Path:
     stale = record is not None and not _of_best(record, history)
     plots = training_plots(history, settings.config, chance, status.chance_loss)
     measured = evaluation_plots(record) if record else []
+    tables = _tables(record, history, status)
     page = template("clipcoco.report", thousands="{:,}".format, size=say_bytes, duration=say_seconds).render(
         name=run.name,
         status=status,
@@ -51,7 +52,8 @@ def write_report(run: RunDir) -> Path:
         stale=stale,
         expected=judge(settings, None if stale else record, status.state == "finished"),
         why_not=why_not,
-        tables=_tables(record, history, status),
+        tables=tables,
+        worth=_worth(tables[0], history.closed_form) if tables and history.closed_form else "",
         plots=plots,
         measured=measured,
         report_command=command(run, "report"),
@@ -106,7 +108,7 @@ class Row:
     label: str
     recalls: Recalls
     spread: dict[str, str]  # half of the 95 % interval, by "r1", "r5", "r10"
-    kind: str = ""  # "mean" or "chance"
+    kind: str = ""  # "mean", or "chance" of what is there to compare with
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _tables(record: Record | None, history: History, status: Status) -> list[Tab
     if not record or not _of_best(record, history):
         epoch = history.best.epoch if history.best else 0
         about = f"the validation images form one gallery; percent; as measured in training after epoch {epoch}"
-        return [_table("own", about, history.best, status.chance)] if history.best else []
+        return [_table("own", about, history.best, status.chance, None, history.closed_form)] if history.best else []
     own, folds = record.result.protocols["own"], record.result.protocols.get("1k")
     found = [("own", f"all {own.images:,} images and {own.captions:,} captions form one gallery", own)]
     if folds is not None and (folds.folds, folds.dropped) != (1, 0):
@@ -135,7 +137,8 @@ def _tables(record: Record | None, history: History, status: Status) -> list[Tab
     for protocol, about, table in found:
         ties = f" ({table.ties:,} queries tied)" if table.ties else ""
         about = f"{about}; percent; ties count against the model{ties}"
-        tables.append(_table(protocol, about, table, table.chance, table.interval))
+        closed_form = history.closed_form if protocol == "own" else None
+        tables.append(_table(protocol, about, table, table.chance, table.interval, closed_form))
     return tables
 
 
@@ -144,7 +147,8 @@ def _table(
     about: str,
     entry: RecallTable | Evaluated,
     chance: Chance | None,
-    interval: ConfidenceIntervals | None = None,
+    interval: ConfidenceIntervals | None,
+    closed_form: ClosedForm | None,
 ) -> Table:
     rows = []
     for label, direction in (("image → text", "i2t"), ("text → image", "t2i")):
@@ -152,10 +156,24 @@ def _table(
         rows.append(Row(label, getattr(entry, direction), {key: say_half(known) for key, known in spread.items()}))
         if chance:
             rows.append(Row("by chance", chance[direction], {}, "chance"))
+        if closed_form:
+            rows.append(Row("closed form", getattr(closed_form, direction), {}, "chance"))
     rows.append(Row("mean", {key: (entry.i2t[key] + entry.t2i[key]) / 2 for key in ("r1", "r5", "r10")}, {}, "mean"))
     half = say_half(interval.r1) if interval else None
     by_chance = (chance["i2t"]["r1"] + chance["t2i"]["r1"]) / 2 if chance else None
     return Table(f"Protocol {protocol}", about, tuple(rows), entry.r1, half, by_chance)
+
+
+def _worth(own: Table, closed_form: ClosedForm) -> str:
+    """Was training worth it? Said of a mean R@1 with two decimals, which the reader can subtract."""
+    more = round(own.r1, 2) - round(closed_form.r1, 2)
+    verdict = f"{more:.2f} points more" if more > 0 else f"{-more:.2f} points less: it was not" if more else "no more"
+    within = f" The difference lies within ± {own.spread}." if own.spread and abs(more) <= float(own.spread) else ""
+    return (
+        f"Was training worth it? The closed form, a canonical correlation analysis of the same features with the words "
+        f"of the captions, needs none and reaches {closed_form.r1:.2f} % R@1; training reaches {own.r1:.2f} %, "
+        f"{verdict}.{within}"
+    )
 
 
 def _clock(history: History) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """A planned run trains in its directory: records, status, checkpoints."""
 
 import contextlib
+import time
 import traceback
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from clipcoco.data.loader import TrainingLoader
 from clipcoco.data.readable import refuse_unreadable
 from clipcoco.disk.files import open_to_append
 from clipcoco.engine.checkpoint import weights_sha256
+from clipcoco.engine.closed_form import closed_form
 from clipcoco.engine.device import encoding_in_memory, training_in_memory
 from clipcoco.engine.evaluate import Inputs, embed, in_order, validation_loss
 from clipcoco.engine.features import cache_features, feature_key
@@ -23,8 +25,16 @@ from clipcoco.engine.results import RecallTable
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.step import Schedule, Stop, Training, temperature
 from clipcoco.engine.train import train
-from clipcoco.errors import CheckpointError, ClipcocoError, DataError, EnvironmentProblem, ExitCode, NumericError
-from clipcoco.events import CheckpointSaved, Event, Report, RunEnded, RunStarted, Warned
+from clipcoco.errors import (
+    CheckpointError,
+    ClipcocoError,
+    DataError,
+    EnvironmentProblem,
+    ExitCode,
+    NumericError,
+    is_out_of_memory,
+)
+from clipcoco.events import CheckpointSaved, ClosedForm, Event, Report, RunEnded, RunStarted, Warned
 from clipcoco.runs.directory import RunDir, Status
 from clipcoco.runs.metrics import MetricsFile, fan_out
 from clipcoco.runs.plan import Parts, Plan
@@ -53,6 +63,9 @@ def go(plan: Plan, run: RunDir, note: str, show: Report, stop: Stop) -> RunEnded
                 # ---- what the frozen backbone sees, once for all epochs in which it is frozen
                 frozen = state.evaluated_epochs < parts.derived.frozen_epochs
                 cached = backbone_features(parts, model, report, stop) if frozen else None
+                known = any(row["event"] == ClosedForm.event for row in metrics.rows)  # before a stop at step 0
+                if cached and parts.derived.cached and not state.step and not known:
+                    report_closed_form(parts, cached, report, stop)
                 # ---- model, optimiser and random state, as they were where the run goes on
                 training = build_training(parts, model, state, cached, report, stop)
                 if content:
@@ -142,6 +155,23 @@ def backbone_features(parts: Parts, model: DualEncoder, report: Report, stop: St
             refuse_unreadable(table, (~features.readable).nonzero()[0].tolist())
         cached.append(features)
     return Cached(val=cached[0], train=cached[1])
+
+
+def report_closed_form(parts: Parts, cached: Cached, report: Report, stop: Stop) -> None:
+    """What the features give without training, told before its first step; not when stopped meanwhile."""
+    began, data = time.monotonic(), parts.config.data
+    train = Inputs(data, parts.train_table, parts.tokens[0], parts.workers, cached.train)
+    val = Inputs(data, parts.val_table, parts.tokens[1], parts.workers, cached.val)
+    try:
+        table = closed_form(train, val, report, stop)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        report(Warned(0, 1, "the closed form is left out: it does not fit into the memory"))
+        return
+    if table is not None:
+        clock = {"seconds": time.monotonic() - began}
+        report(ClosedForm(0, 1, table.i2t, table.t2i, table.r1, table.rsum, clock))
 
 
 def build_training(

@@ -97,6 +97,7 @@ class LogFile:
 class History:
     steps: tuple[events.StepDone, ...]
     evaluations: tuple[events.Evaluated, ...]
+    closed_form: events.ClosedForm | None  # of runs whose epochs are all trained from features
     notes: tuple[str, ...]  # warnings, skipped steps, replaced images: what a reader should know, each once
     unreadable: int  # rows
     last_step: int
@@ -114,6 +115,7 @@ def read_history(run: RunDir, briefly: bool = False) -> History:
     """
     steps, evaluations, notes = list[events.StepDone](), list[events.Evaluated](), list[str]()
     unreadable = last_step = 0
+    closed_form = None
     try:
         lines = files.read_own(run.metrics, most=2**30).splitlines()
     except OSError:
@@ -130,6 +132,8 @@ def read_history(run: RunDir, briefly: bool = False) -> History:
         match row:
             case events.StepDone():
                 steps.append(row)
+            case events.ClosedForm():
+                closed_form = row
             case events.Evaluated():
                 evaluations.append(row)
             case events.StepSkipped():
@@ -138,4 +142,5 @@ def read_history(run: RunDir, briefly: bool = False) -> History:
                 notes.append(f"{row.file} could not be read, another image took its place (step {row.step:,})")
             case events.Warned():
                 notes.append(row.message)
-    return History(tuple(steps), tuple(evaluations), tuple(dict.fromkeys(notes)), unreadable, last_step)
+    noted = tuple(dict.fromkeys(notes))
+    return History(tuple(steps), tuple(evaluations), closed_form, noted, unreadable, last_step)
