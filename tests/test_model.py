@@ -64,13 +64,16 @@ def test_what_stands_behind_the_end_token_changes_nothing(tower):
 def test_the_mean_is_one_more_block_with_uniform_attention(layers):
     shallow = build(toy(f"model.text.layers={layers}", "model.text.pool=mean"), 300).eval()
     deep = build(toy(f"model.text.layers={layers + 1}", "model.text.pool=end"), 300).eval()
+    for parameter in shallow.text.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
     deep.text.load_state_dict(shallow.text.state_dict(), strict=False)
     last, width = deep.text.transformer["resblocks"][-1], 32
     with torch.no_grad():
         if not layers:
             deep.text.positional_embedding.zero_()
-        torch.nn.init.normal_(shallow.text.ln_mean.weight)
-        torch.nn.init.normal_(shallow.text.ln_mean.bias)
+        deep.text.token_embedding.weight *= (
+            math.sqrt(width) if layers else 1
+        )  # as the blocks of the shallow one read it
         last.ln_1.load_state_dict(shallow.text.ln_mean.state_dict())
         for parameter in (*last.attn.parameters(), *last.mlp.parameters()):
             parameter.zero_()
@@ -78,6 +81,28 @@ def test_the_mean_is_one_more_block_with_uniform_attention(layers):
         last.attn.out_proj.weight.copy_(torch.eye(width))
     tokens = captions([1, 7, 8, 9, 10, 2], [1, 2], [1, 5, 5, 2])
     torch.testing.assert_close(shallow.encode_texts(tokens), deep.encode_texts(tokens), rtol=0, atol=1e-6)
+
+
+def test_read_out_by_the_mean_a_deep_tower_starts_as_its_own_bag_of_words():
+    torch.manual_seed(0)
+    deep = build(toy("model.text.layers=3", "model.text.pool=mean"), 300).eval()
+    bag = build(toy("model.text.layers=0", "model.text.pool=mean"), 300).eval()
+    with torch.no_grad():
+        deep.text.positional_embedding.zero_()
+    bag.text.load_state_dict(deep.text.state_dict(), strict=False)
+    bag.text.embedding_scale = deep.text.embedding_scale
+    tokens = captions([1, 7, 8, 9, 10, 2], [1, 5, 5, 2])
+    torch.testing.assert_close(deep.encode_texts(tokens), bag.encode_texts(tokens), rtol=0, atol=1e-6)
+    # and it leaves that start at once: after the branches' outputs, keys and values get their gradient
+    for steps in range(2):
+        deep.zero_grad()
+        deep.encode_texts(tokens)[0, 0].backward()
+        block = deep.text.transformer["resblocks"][0]
+        moved = [block.attn.out_proj.weight, block.mlp.c_proj.weight, *([block.attn.in_proj_weight] if steps else [])]
+        assert all(parameter.grad.abs().sum() > 0 for parameter in moved)
+        with torch.no_grad():
+            for parameter in deep.text.parameters():
+                parameter -= 0.1 * parameter.grad
 
 
 def test_a_tower_without_layers_is_blind_to_order_and_one_with_layers_is_not():

@@ -142,6 +142,10 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, config.width)
         self.has_positions = config.layers > 0
+        # What the blocks read is as large as what they add (Vaswani et al., 2017), while the weights stay as small as
+        # Adam's steps want them.
+        as_bag = config.layers > 0 and config.pool == "mean"
+        self.embedding_scale = math.sqrt(config.width) if as_bag else 1.0
         if self.has_positions:
             self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
         blocks = [Block(config.width, config.heads, config.dropout) for _ in range(config.layers)]
@@ -152,8 +156,13 @@ class TextEncoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self._initialise(config, blocks)
 
+    @torch.no_grad()
     def _initialise(self, config: TextConfig, blocks: list[Block]) -> None:
-        """The scheme of Radford et al. (2021): residual branches shrink with depth."""
+        """The scheme of Radford et al. (2021): residual branches shrink with depth.
+
+        Read out by the mean, a tower of any depth starts as its own bag of words: residual branches are 0, and so
+        are the keys, by which attention begins as a plain mean.
+        """
         width, layers = config.width, config.layers
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         if self.has_positions:
@@ -163,11 +172,16 @@ class TextEncoder(nn.Module):
             nn.init.normal_(block.attn.out_proj.weight, std=(2 * width * layers) ** -0.5)
             nn.init.normal_(block.mlp.get_parameter("c_fc.weight"), std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.get_parameter("c_proj.weight"), std=(2 * width * layers) ** -0.5)
+        for block in blocks if config.pool == "mean" else ():
+            nn.init.zeros_(block.attn.in_proj_weight[width : 2 * width])
+            for part in (block.attn.out_proj, block.mlp.get_submodule("c_proj")):
+                for parameter in part.parameters():
+                    nn.init.zeros_(parameter)
         nn.init.normal_(self.text_projection, std=width**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens.long()
-        x = self.token_embedding(tokens)
+        x = self.token_embedding(tokens) * self.embedding_scale
         if self.has_positions:
             x = x + self.positional_embedding[: tokens.shape[1]]
         x = self.dropout(x)

@@ -169,6 +169,7 @@ def _as_open_clip(model_file: ModelFile) -> dict[str, Tensor]:
         weights[block + "attn.out_proj.weight"].copy_(torch.eye(width))
         for kind in ("weight", "bias"):
             weights[f"{block}ln_1.{kind}"] = weights.pop(f"text.ln_mean.{kind}")
+    weights["text.token_embedding.weight"] = own["text.token_embedding.weight"] * model_file.model.text.embedding_scale
     if not text.layers:
         weights["text.positional_embedding"] = torch.zeros(text.context_length, text.width)
     return weights
