@@ -27,11 +27,12 @@ from clipcoco.engine.evaluate import Inputs, embed
 from clipcoco.engine.features import Encode, cache_features, feature_key
 from clipcoco.engine.model import DualEncoder, build, seen_by
 from clipcoco.engine.recall import recall_table
+from clipcoco.engine.sentence import SentenceEncoder, read_bert
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.train import train
 from clipcoco.events import ClosedForm, Evaluated, Progress
 from clipcoco.prepare.resize import make_copies
-from clipcoco.runs.go import Cached, build_training, report_closed_form
+from clipcoco.runs.go import Cached, build_training, report_closed_form, sentence_vectors
 from clipcoco.runs.plan import Parts, read_parts
 
 NAME = "efficientnet_lite0"
@@ -93,6 +94,8 @@ def main() -> None:
     config = parts.config
     make_deterministic(config.seed, parts.device.device)
     model = build(config.model, parts.tokenizer.vocab_size)
+    if isinstance(model.text, SentenceEncoder):
+        model.text.encoder.load_state_dict(read_bert(config.model.text))
     lite = backbone().to(parts.device.device)
 
     def encode(images: torch.Tensor) -> torch.Tensor:
@@ -129,8 +132,11 @@ def main() -> None:
     cpu = time.process_time()
     report_closed_form(parts, Cached(*found), show, lambda: None)
     print(f"closed form: {time.process_time() - cpu:.1f} CPU s", flush=True)
+    sentences = sentence_vectors(parts, model, quiet, lambda: None)
+    if sentences:
+        print(f"sentences: {time.monotonic() - began - seconds:.0f} s", flush=True)
     state = TrainState(precision=parts.device.precision, frozen_epochs=parts.derived.frozen_epochs)
-    run = build_training(parts, model, state, Cached(*found), show, lambda: None)
+    run = build_training(parts, model, state, Cached(*found), show, lambda: None, sentences)
     began = time.monotonic()
     ended = train(run, show, lambda: None)
     steps = ended.step * config.train.batch_size / ended.seconds

@@ -108,6 +108,7 @@ def between(a: Standing, b: Standing) -> Comparison:
     differing = {name: (of_a[name], of_b[name]) for name in of_a if of_a[name] != of_b.get(name, of_a[name])}
     of_both = [_recalls_of(one) for one in (a, b)]
     notes = edited + [f"{letter} {one.note}" for letter, one in zip("AB", of_both, strict=True) if one.note]
+    notes += [f"{letter}: {one.caution}" for letter, one in (("A", a), ("B", b)) if one.caution]
     obstacles = [
         f"{what} {'differ' if what.endswith('s') else 'differs'}: A has {has_a}, B {has_b}"
         for what, has_a in of_both[0].measured_on.items()

@@ -180,5 +180,6 @@ def _show(evaluation: "Evaluation", protocols: tuple[str, ...], json_: bool) -> 
     if result["trained_on"] not in (None, result["source"]):
         show(terminal.err, f"warning: trained on {result['trained_on']}, measured on {result['source']}", "")
     _say_learnt_from(result, terminal)
-    show(terminal.out, *recall_tables(result["split"], result["protocols"], say_seconds(result["seconds"])))
+    notes = say_seconds(result["seconds"]), result["caution"]
+    show(terminal.out, *recall_tables(result["split"], result["protocols"], *notes))
     return ExitCode.OK

@@ -20,7 +20,7 @@ NAME_WIDTH = 22  # "medium-20261124-021502": columns go before a name is cut sho
 IMPORTANCE = ("run", "state", "R@1", "images", "epochs", "when", "took", "device")
 LISTED = (  # of a Standing, in --json
     *("state", "reason", "step", "total_steps", "epochs_done", "epochs", "r1", "best_epoch"),
-    *("images", "device", "seconds", "started", "changed"),
+    *("images", "caution", "device", "seconds", "started", "changed"),
 )
 
 
@@ -72,7 +72,7 @@ def table_of(standings: Sequence["Standing"], width: int, now: float) -> list[Te
         "run": [printable(one.run.name) for one in standings],
         "state": [_say_state(one) for one in standings],
         "epochs": [f"{one.epochs_done}/{'?' if one.epochs is None else one.epochs}" for one in standings],
-        "R@1": ["-" if one.r1 is None else f"{one.r1:.2f}" for one in standings],
+        "R@1": ["-" if one.r1 is None else f"{one.r1:.2f}{'*' * bool(one.caution)}" for one in standings],
         "images": ["-" if one.r1 is None else "?" if one.images is None else f"{one.images:,}" for one in standings],
         "device": ["-" if one.device is None else printable(one.device.removesuffix(":0"))[:8] for one in standings],
         "took": ["-" if one.seconds is None else short_seconds(one.seconds) for one in standings],
@@ -87,13 +87,15 @@ def table_of(standings: Sequence["Standing"], width: int, now: float) -> list[Te
             break
     if not of_recalls:
         return lines
+    cautions = dict.fromkeys(one.caution for one in standings if one.caution and one.r1 is not None)
     about = "R@1: mean of both directions in percent"
     if len(galleries) > 1:
         about += "; it falls as the gallery grows: compare rows of equal images"
     elif galleries:
         about += f", {galleries.pop():,} images to search" + (" where known" if None in of_recalls else "")
-        lines[1].highlight_regex(rf"(?<=\s){standings[0].r1:.2f}(?=\s|$)", "green")
-    return [*lines, Text(), *(Text(line, "dim") for line in indented(about, width))]
+        lines[1].highlight_regex(rf"(?<=\s){standings[0].r1:.2f}(?=[\s*]|$)", "green")
+    notes = [about, *(f"*: {printable(caution)}" for caution in cautions)]
+    return [*lines, Text(), *(Text(line, "dim") for note in notes for line in indented(note, width))]
 
 
 def _say_state(one: "Standing") -> str:

@@ -219,7 +219,8 @@ def _finish(
     note = f"epoch {best.epoch if best else '?'} is the best" if here else "of the last step"
     closed = read_history(run).closed_form
     beside = vars(closed) if closed else None
-    show(terminal.out, "", *recall_tables(result["split"], result["protocols"], note, beside))
+    notes = note, result["caution"]
+    show(terminal.out, "", *recall_tables(result["split"], result["protocols"], *notes, closed_form=beside))
     rows = [("expected", f"{expected.band}: {expected.r1:.2f} lies {expected.verdict}")] if expected else []
     if expected and expected.verdict == "below":
         rows.append(

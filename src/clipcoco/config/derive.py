@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from clipcoco.config.backbones import BACKBONES
+from clipcoco.config.backbones import BACKBONES, MINILM
 from clipcoco.config.schema import Config, ModelConfig, TrainConfig
 from clipcoco.errors import ConfigError, DataError
 
@@ -12,6 +12,7 @@ OFFICIAL = {"train": (118_287, 591_753), "val": (5_000, 25_014)}
 DRAWN = {"train": (6_000, 30_000), "val": (500, 2_500)}  # of the embedded data set
 _HEAD_STEPS = 2_000  # before the backbone's pretrained features are exposed to the heads' gradients
 _BYTES_A_PARAMETER = 12  # a float32 weight and AdamW's two moments
+_BYTES_A_FROZEN_ONE = 4
 _CHECKPOINTS = 3  # last, previous and best
 
 
@@ -39,16 +40,26 @@ def subset_size(n: int, fraction: float) -> int:
 
 
 def count_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Trainable numbers of the DualEncoder, the temperature among them."""
-    backbone, width = BACKBONES[model.vision.backbone].parameters, model.text.width
+    """Numbers of the DualEncoder, the temperature among them, and those of a frozen text encoder."""
+    backbone, dim = BACKBONES[model.vision.backbone].parameters, model.projection_dim
+    return backbone + model.vision.width * dim + sum(_count_text(model, vocab_size)) + 1
+
+
+def _count_text(model: ModelConfig, vocab_size: int) -> tuple[int, int]:
+    """The numbers of the text tower that are trained, and those that are frozen."""
+    text, dim = model.text, model.projection_dim
+    frozen = text.weights != "none"
+    width = MINILM.width if frozen else text.width
     norm = 2 * width
     attention = (3 * width * width + 3 * width) + (width * width + width)
     mlp = (4 * width * width + 4 * width) + (4 * width * width + width)
     block = norm + attention + norm + mlp
-    embeddings = (vocab_size + model.text.context_length * (model.text.layers > 0)) * width
-    norms = norm * (1 + (model.text.pool == "mean"))
-    text = embeddings + model.text.layers * block + norms + width * model.projection_dim
-    return backbone + model.vision.width * model.projection_dim + text + 1
+    if frozen:
+        head = width * dim + (width + 1) * MINILM.hidden + (MINILM.hidden + 1) * dim
+        return head, (vocab_size + MINILM.positions) * width + norm + MINILM.layers * block
+    embeddings = (vocab_size + text.context_length * (text.layers > 0)) * width
+    norms = norm * (1 + (text.pool == "mean"))
+    return embeddings + text.layers * block + norms + width * dim, 0
 
 
 def resolve_warmup(warmup_steps: int | float, total_steps: int) -> int:
@@ -123,7 +134,8 @@ def derive(
             f"({counted_from}). Raise data.val_fraction"
         )
     total_steps = steps_per_epoch * train.epochs
-    parameters = count_parameters(config.model, config.model.text.vocab_size)
+    vocabulary = config.model.text.vocab_size if config.model.text.weights == "none" else MINILM.vocabulary
+    parameters, (_, frozen) = count_parameters(config.model, vocabulary), _count_text(config.model, vocabulary)
     return Derived(
         train_images=images,
         train_captions=subset_size(train_captions, images / train_images),
@@ -137,7 +149,7 @@ def derive(
         cached=cached,
         backbone_lr_scale=resolve_backbone_lr_scale(train, weights),
         parameters=parameters,
-        checkpoint_bytes=_BYTES_A_PARAMETER * parameters,
+        checkpoint_bytes=_BYTES_A_PARAMETER * (parameters - frozen) + _BYTES_A_FROZEN_ONE * frozen,
         checkpoints_kept=_CHECKPOINTS + config.checkpoint.keep,
         counted_from=counted_from,
     )

@@ -18,6 +18,7 @@ LATER = {
     "data.cached_crops": 0,
     "model.vision.stages": 1,
     "model.vision.feature_dropout": 0.0,
+    "model.text.weights": "none",
     "model.text.pool": "end",
     "expected.protocol": "own",
     "expected.cached": "none",

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from clipcoco.config.backbones import BACKBONES
+from clipcoco.config.backbones import BACKBONES, CAUTION
 from clipcoco.config.text import expanded
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -88,6 +88,9 @@ class VisionConfig(Section):
 
 
 class TextConfig(Section):
+    # none | FILE: all-MiniLM-L6-v2's model.safetensors, frozen, with its tokenizer.json beside it. Of the settings
+    # below context_length and dropout alone then have an effect.
+    weights: Text
     layers: int = Field(ge=0, le=48)  # 0: a bag of words, blind to their order
     pool: Literal["mean", "end"]  # what is read out: the end token beside the mean of all, or alone
     width: int = Field(ge=16, le=4096)
@@ -102,11 +105,20 @@ class TextConfig(Section):
             raise ValueError(f"heads must divide width: {self.width} is not a multiple of {self.heads}")
         if not self.layers and self.pool == "end":
             raise ValueError("pool must be mean where layers is 0: the end token alone knows of no word")
+        if self.weights != "none" and not set(self.weights) & set("./\\"):
+            raise ValueError(f"weights can be none or a file, all-MiniLM-L6-v2's, not {self.weights:.60}")
         return self
 
     @property
     def tower(self) -> str:
+        if self.weights != "none":
+            return "frozen all-MiniLM-L6-v2 with a head"
         return f"Transformer of {self.layers} x {self.width}" if self.layers else f"bag of words, {self.width} wide"
+
+    @property
+    def caution(self) -> str:
+        """What stands beside every recall of such a model; "" where the text tower is trained here."""
+        return "" if self.weights == "none" else CAUTION
 
 
 class ModelConfig(Section):

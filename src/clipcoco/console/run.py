@@ -19,8 +19,10 @@ from clipcoco.console.terminal import Terminal, printable, show, summary_rows
 from clipcoco.say import say_bytes, say_seconds, short_seconds
 
 LINE_SECONDS = 30.0  # between two plain lines of progress
+# Phases before the training, and what passes an encoder in them.
+ONCE = {"features": "images", "sentences": "captions"}
 WORDS = {"evaluate": "encoding", "rank": "ranking", "check": "reading", "hash": "hashing"}
-WORDS |= {name: name for name in ("features", "closed form")}
+WORDS |= {name: name for name in (*ONCE, "closed form")}
 
 
 def _warning(message: str) -> Text:
@@ -122,7 +124,7 @@ class RunConsole:
     def _progress(self, event: events.Progress) -> None:
         before, self.phase = self.phase, event
         goes_on = (before.phase, before.total) == (event.phase, event.total) and before.done < event.done
-        if event.phase == "features" and not goes_on:  # each split by itself
+        if event.phase in ONCE and not goes_on:  # each split by itself
             self._features_began = (time.monotonic(), event.done)
         if event.phase == "train":
             self.done = event.done
@@ -222,8 +224,8 @@ class RunConsole:
         return left
 
     def _features_left(self) -> float | None:
-        """Of the images that a frozen backbone has still to see."""
-        if self.phase.phase != "features" or self._features_began is None:
+        """Of what has still to pass a frozen encoder."""
+        if self.phase.phase not in ONCE or self._features_began is None:
             return None
         began, first = self._features_began
         done = self.phase.done - first
@@ -231,9 +233,10 @@ class RunConsole:
 
     def _time(self) -> str:
         left, phase = self._seconds_left(), self.phase
-        if phase.phase == "features":
+        if phase.phase in ONCE:
             rest = self._features_left()
-            return f"features of {phase.done:,} of {phase.total:,} images" + (
+            what = "features" if phase.phase == "features" else "sentence vectors"
+            return f"{what} of {phase.done:,} of {phase.total:,} {ONCE[phase.phase]}" + (
                 f", about {say_seconds(round(rest))} left, then the training" if rest else ""
             )
         if phase.phase == "closed form":

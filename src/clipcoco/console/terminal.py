@@ -141,11 +141,11 @@ def summary_rows(rows: Iterable[tuple[str, str]]) -> list[Text]:
 
 
 def recall_tables(
-    title: str, protocols: dict[str, Any], note: str = "", closed_form: Mapping[str, Any] | None = None
+    title: str, protocols: dict[str, Any], *notes: str | None, closed_form: Mapping[str, Any] | None = None
 ) -> list[Text]:
     """The recall tables of the `protocols` of `eval --json`, as lines of at most 80 columns for usual titles.
 
-    `note` goes into the line below each table, the row `closed_form` into that of protocol `own`. The end of a
+    `notes` go into the lines below each table, the row `closed_form` into that of protocol `own`. The end of a
     training run and `eval` both print this, hence the same digits. A gallery of just 1,000 images is not shown
     once more as its only fold.
     """
@@ -153,12 +153,16 @@ def recall_tables(
     for protocol, recalls in protocols.items():
         if not (lines and (recalls["folds"], recalls["dropped"]) == (1, 0)):
             beside = closed_form if protocol == "own" else None
-            lines += [*_recall_table(title, protocol, recalls, note, beside), Text()]
+            lines += [*_recall_table(title, protocol, recalls, notes, beside), Text()]
     return lines
 
 
 def _recall_table(
-    title: str, protocol: str, recalls: dict[str, Any], note: str, closed_form: Mapping[str, Any] | None
+    title: str,
+    protocol: str,
+    recalls: dict[str, Any],
+    notes: Sequence[str | None],
+    closed_form: Mapping[str, Any] | None,
 ) -> list[Text]:
     interval = recalls.get("interval") or {}
     width = max(13, len(title))
@@ -186,22 +190,21 @@ def _recall_table(
         lines.insert(4, Text(row("closed form", _mean(closed_form), None, "")))
         i2t, t2i = ("/".join(f"{closed_form[way][key]:.2f}" for key in ("r1", "r5", "r10")) for way in ("i2t", "t2i"))
         lines.append(Text(f"  closed form: CCA, no training; i2t {i2t}, t2i {t2i}", "dim"))
-    return lines + [Text(line, "dim") for line in _about_recalls(protocol, recalls, note)]
+    return lines + [Text(line, "dim") for line in _about_recalls(protocol, recalls, notes)]
 
 
 def _mean(ways: Mapping[str, Any]) -> dict[str, float]:
     return {key: (ways["i2t"][key] + ways["t2i"][key]) / 2 for key in ("r1", "r5", "r10")}
 
 
-def _about_recalls(protocol: str, recalls: dict[str, Any], note: str) -> list[str]:
+def _about_recalls(protocol: str, recalls: dict[str, Any], notes: Sequence[str | None]) -> list[str]:
     ties = f" ({recalls['ties']:,})" if recalls.get("ties") else ""
     parts = [f"{recalls['images']:,} images, {recalls['captions']:,} captions, ties are misses{ties}"]
     if protocol == "1k":
         many = "one fold" if recalls["folds"] == 1 else f"mean of {recalls['folds']} folds"
         folds = f"1k: {many} of 1,000 images {say_order(recalls['order'])}"
         parts = [folds, f"{recalls['dropped']:,} left out", *parts]
-    if note:
-        parts.append(note)
+    parts += filter(None, notes)
     if recalls.get("interval"):
         parts.append("± 95 % interval over images")
     lines = [f"  {parts[0]}"]

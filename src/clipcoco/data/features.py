@@ -1,4 +1,5 @@
-"""Features of a frozen backbone on disk: a file of rows for each split and kind of view."""
+"""What frozen encoders give, on disk: features of a backbone, a file of rows for each split and kind of view, and the
+sentence vectors of a text encoder."""
 
 import hashlib
 import json
@@ -90,6 +91,19 @@ class FeatureFile(RowFile[_About]):
         ids = table.image_ids.tolist()
         places = np.array([self.places[image] for image in ids], dtype=np.int64)
         return Features(self.rows, places, ~np.isin(table.image_ids, self.about.unreadable))
+
+
+@dataclass(frozen=True, eq=False)
+class Sentences:
+    """Vectors of the M captions of a table."""
+
+    rows: np.ndarray  # float16 (R,S), mapped from the disk
+    places: np.ndarray  # int64 (M,): the row of each caption
+
+    def take(self, captions: Sequence[int]) -> np.ndarray:
+        """float16 (B,S) of these captions of the table."""
+        taken: np.ndarray = self.rows[self.places[np.asarray(captions, dtype=np.int64)]]
+        return taken
 
 
 def stamps_of(table: CaptionTable, source: Source) -> list[str]:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable
-from clipcoco.data.features import Features
+from clipcoco.data.features import Features, Sentences
 from clipcoco.data.images import evaluation_view, read, sample_rng, training_view
 from clipcoco.data.readable import refuse_unreadable
 from clipcoco.data.tokenizer import PAD
@@ -33,16 +33,18 @@ def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images with a caption each; of a frozen backbone, what it saw in them in their place."""
+    """Images with a caption each; of a frozen backbone, what it saw in them in their place. Of a frozen text encoder,
+    what it made of the captions beside them."""
 
     images: Tensor | None  # uint8 (B,3,H,W)
     features: Tensor | None  # float16 (B,F)
     tokens: Tensor  # int32 (B,L), L the longest caption rounded up to 8, at least 16
     image_ids: Tensor  # int64 (B,)
     replaced: tuple[int, ...]  # rows of the table whose image could not be read
+    sentences: Tensor | None = None  # float16 (B,S)
 
     def to(self, device: torch.device) -> "Batch":
-        given = {"images": self.images, "features": self.features, "tokens": self.tokens}
+        given = {name: getattr(self, name) for name in ("images", "features", "tokens", "sentences")}
         moved: dict[str, Any] = {k: v.to(device, non_blocking=True) for k, v in given.items() if v is not None}
         return replace(self, **moved)
 
@@ -150,9 +152,11 @@ class TrainingLoader:
         workers: int,
         pin_memory: bool,
         stop: Callable[[], object] = lambda: None,
+        sentences: Sentences | None = None,
     ) -> None:
-        """`tokens`: int32 (M,context), one row a caption of `table`. `stop` is asked while a worker is waited for."""
-        self.table, self.stop = table, stop
+        """`tokens`: int32 (M,context), one row a caption of `table`, as are the rows of `sentences`. `stop` is asked
+        while a worker is waited for."""
+        self.table, self.stop, self.sentences = table, stop, sentences
         self.tokens = torch.from_numpy(tokens)
         self.lengths = (self.tokens != PAD).sum(dim=1)
         self.steps_per_epoch = len(table.files) // batch_size
@@ -182,6 +186,7 @@ class TrainingLoader:
                 self.tokens[captions, :length],
                 torch.from_numpy(self.table.image_ids)[rows],
                 tuple(asked[asked != rows].tolist()),
+                torch.from_numpy(self.sentences.take(captions)) if self.sentences else None,
             )
 
 

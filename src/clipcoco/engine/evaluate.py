@@ -12,9 +12,9 @@ from torch import Tensor
 
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable, hashed_order
-from clipcoco.data.features import Features
+from clipcoco.data.features import Features, Sentences
 from clipcoco.data.loader import EVALUATION_BATCH, evaluation_images
-from clipcoco.data.tokenizer import PAD
+from clipcoco.data.tokenizer import PAD, distinct_by_length
 from clipcoco.engine.device import Device
 from clipcoco.engine.embeddings import Embeddings
 from clipcoco.engine.loss import Loss
@@ -32,6 +32,7 @@ class Inputs:
     tokens: np.ndarray  # int32 (M,context)
     workers: int
     features: Features | None = None  # of a frozen backbone: then no image is read
+    sentences: Sentences | None = None  # of a frozen text encoder, which then makes nothing of the tokens
 
     def images(self, pin_memory: bool, stop: Callable[[], object] = lambda: None) -> Iterator[Tensor]:
         """Batches of at most EVALUATION_BATCH, until a stop: uint8 (B,3,H,W)."""
@@ -56,7 +57,7 @@ def embed(
     model.eval()
     try:
         images, texts = [], []
-        distinct, inverse = _distinct_by_length(inputs.tokens)
+        distinct, inverse = distinct_by_length(inputs.tokens)
         total, done = len(inputs.table.files) + len(distinct), 0
         encode: Callable[[Tensor], Tensor] = model.encode_images
         batches = inputs.images(device.device.type == "cuda", stop)
@@ -70,11 +71,17 @@ def embed(
             report(Progress("evaluate", done := done + len(batch), total))
             if stop():
                 return None
-        for tokens in torch.from_numpy(distinct).split(EVALUATION_BATCH):
-            longest = int((tokens[-1] != PAD).sum())
+        captions = np.unique(inverse, return_index=True)[1]  # the first that is equal to each of `distinct`
+        for rows in torch.arange(len(distinct)).split(EVALUATION_BATCH):
             with device.autocast():
-                texts.append(model.encode_texts(tokens[:, :longest].to(device.device)).cpu())
-            report(Progress("evaluate", done := done + len(tokens), total))
+                if inputs.sentences:
+                    kept = torch.from_numpy(inputs.sentences.take(captions[rows]))
+                    texts.append(model.encode_sentences(kept.to(device.device)).cpu())
+                else:
+                    longest = int((distinct[rows[-1]] != PAD).sum())
+                    tokens = torch.from_numpy(distinct[rows, :longest])
+                    texts.append(model.encode_texts(tokens.to(device.device)).cpu())
+            report(Progress("evaluate", done := done + len(rows), total))
             if stop():
                 return None
     finally:
@@ -86,13 +93,6 @@ def embed(
         inputs.table.caption_ids,
         torch.from_numpy(inputs.table.owners),
     )
-
-
-def _distinct_by_length(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each row of `tokens` once, the shorter captions first, and where each row went to: batches then pad little."""
-    distinct, inverse = np.unique(tokens, axis=0, return_inverse=True)
-    order = (distinct != PAD).sum(axis=1).argsort(kind="stable")
-    return distinct[order], order.argsort()[inverse.reshape(-1)]
 
 
 def in_order(embeddings: Embeddings, order: str) -> Embeddings:

@@ -1,30 +1,39 @@
-"""What a frozen backbone sees in every image, computed once: from then on training needs no image.
+"""What a frozen backbone sees in every image, and a frozen text encoder makes of every caption, computed once: from
+then on training needs neither.
 
-Letters: B images, V views of each, F features of a view.
+Letters: B images or captions, V views of each image, F features of a view, S width of a sentence vector.
 """
 
 import hashlib
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from pydantic import BaseModel
 
+from clipcoco.config.backbones import MINILM
 from clipcoco.config.schema import Config
 from clipcoco.data.captions import CaptionTable
-from clipcoco.data.features import FeatureFile, FeatureKey, Features, stamps_of
+from clipcoco.data.features import FeatureFile, FeatureKey, Features, Sentences, stamps_of
 from clipcoco.data.images import evaluation_view, sample_rng, training_view
-from clipcoco.data.loader import MAX_REPLACEMENTS, Crops, evaluation_views
+from clipcoco.data.loader import EVALUATION_BATCH, MAX_REPLACEMENTS, Crops, evaluation_views
 from clipcoco.data.split import Source
+from clipcoco.data.tokenizer import PAD, distinct_by_length
 from clipcoco.disk.files import FULL, need_room
-from clipcoco.disk.rows import locked
+from clipcoco.disk.rows import RowFile, locked
 from clipcoco.engine.device import Device
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import Progress, Report, Warned
 
-Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B,3,H,W) -> (B,F)
+Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B,3,H,W) -> (B,F), or int (B,L) -> (B,S)
+Blocks = Iterator[tuple[list[Any], torch.Tensor]]  # names of rows, and the rows
+File = TypeVar("File", bound=RowFile[Any])
 _SAVE_SECONDS = 5.0
 _UNSAVED_BYTES = 2**26  # that wait in memory at most, and are lost to a kill or a full disk
 
@@ -74,72 +83,127 @@ def cache_features(
     None when stopped meanwhile: what is there by then is kept. Raises EnvironmentProblem without room or access,
     DataError when so many images can't be read that the folder must be broken.
     """
-    split, digest = table.files[0].partition("/")[0], hashlib.sha256(os.fsencode(root.resolve())).hexdigest()
-    folders = (root / ".clipcoco", Path(torch.hub.get_dir(), "clipcoco", digest[:12]))
-    instead = "train from images: --set train.frozen_epochs=0"
-    path, own = (key.path(folder, split) for folder in folders)
+    split, stamps = table.files[0].partition("/")[0], list[str]()
+
+    def missing(file: FeatureFile) -> list[int]:
+        stamps[:] = stamps or stamps_of(table, source)
+        return file.missing(table, stamps)
+
+    def seen(file: FeatureFile, rows: list[int]) -> Blocks:
+        return _seen(file, key, encode, table, stamps, rows, workers, device, stop)
+
+    file = _completed(
+        "features",
+        "train from images: --set train.frozen_epochs=0",
+        root,
+        key.path(Path(), split).name,
+        lambda path: FeatureFile(path, key),
+        missing,
+        seen,
+        report,
+        stop,
+    )
+    return file.features(table) if file else None
+
+
+@torch.inference_mode()
+def cache_sentences(
+    encode: Encode,
+    weights: str,
+    tokens: Sequence[np.ndarray],
+    root: Path,
+    device: Device,
+    report: Report,
+    stop: Callable[[], object],
+) -> list[Sentences] | None:
+    """What a frozen text encoder, of the SHA-256 `weights`, makes of the captions of each split, int32 (M,context);
+    kept as `cache_features` keeps its rows, in one file. Equal captions pass it once.
+    """
+    key = {"weights": weights, "precision": device.precision, "device": device.kind}
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    distinct, places = distinct_by_length(np.concatenate(tokens))
+    names = [hashlib.sha256(row[row != PAD].tobytes()).hexdigest()[:32] for row in distinct]
+
+    def made(file: RowFile[_NoMore], rows: list[int]) -> Blocks:
+        """Always the same captions side by side, the shorter ones first: a kill leaves no trace."""
+        for some in np.split(np.array(rows), range(EVALUATION_BATCH, len(rows), EVALUATION_BATCH)):
+            longest = int((distinct[some[-1]] != PAD).sum())
+            with device.autocast():
+                vectors = encode(torch.from_numpy(distinct[some, :longest]).to(device.device))
+            yield [names[row] for row in some], vectors
+
+    file = _completed(
+        "sentences",
+        "train a text tower: --set model.text.weights=none",
+        root,
+        f"sentences-{digest[:12]}.f16",
+        lambda path: RowFile(path, key, (MINILM.width,), _NoMore, names="captions"),
+        lambda file: [row for row, name in enumerate(names) if name not in file.places],
+        made,
+        report,
+        stop,
+    )
+    if file is None:
+        return None
+    rows, of_each = file.rows, np.array([file.places[name] for name in names], dtype=np.int64)[places]
+    return [Sentences(rows, some) for some in np.split(of_each, np.cumsum([len(one) for one in tokens])[:-1])]
+
+
+class _NoMore(BaseModel):
+    """Of captions their names and rows are all that is kept."""
+
+
+def _completed(
+    phase: str,
+    instead: str,
+    root: Path,
+    name: str,
+    open_file: Callable[[Path], File],
+    missing: Callable[[File], list[int]],
+    compute: Callable[[File, list[int]], Blocks],
+    report: Report,
+    stop: Callable[[], object],
+) -> File | None:
+    """The file with all rows, from where it is whole or with what `compute` gives of those that are missing.
+
+    `phase` is what they are, and `instead` what helps where they can't be kept.
+    """
+    digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()
+    path, own = (folder / name for folder in (root / ".clipcoco", Path(torch.hub.get_dir(), "clipcoco", digest[:12])))
     try:
-        stamps = stamps_of(table, source)
         for kept in (path, own):  # before any lock: to read what is whole asks for no permission
-            file = FeatureFile(kept, key)
-            if not file.missing(table, stamps):
-                return file.features(table)
+            file = open_file(kept)
+            if not missing(file):
+                return file
         if not _may_write(path):
-            report(Warned(0, 1, f"{path.parent} can't be written: the features are kept in {own.parent}"))
+            report(Warned(0, 1, f"{path.parent} can't be written: the {phase} are kept in {own.parent}"))
             path = own
-        with locked(path, "run is computing features into", lambda line: report(Warned(0, 1, line)), stop) as alone:
+        with locked(path, f"run is computing {phase} into", lambda line: report(Warned(0, 1, line)), stop) as alone:
             if alone is None:
                 return None
-            file = FeatureFile(path, key)
+            file = open_file(path)
             file.shared = not alone
-            missing = file.missing(table, stamps)
+            rows = missing(file)
             if file.note:
                 report(Warned(0, 1, f"{file.note}: recomputing"))
-            need_room(path.parent, len(missing) * file.row_bytes, "the features need", "data.root", instead)
-            if missing and not _fill(file, key, encode, table, stamps, missing, workers, device, report, stop):
-                return None
-            return file.features(table)
+            need_room(path.parent, len(rows) * file.row_bytes, f"the {phase} need", "data.root", instead)
+            return file if not rows or _fill(file, compute(file, rows), len(rows), phase, report, stop) else None
     except OSError as error:
         mend = "Free space" if error.errno in FULL else "Make it writable"
         raise EnvironmentProblem(
-            f"the features can't be kept at {path}: {error.strerror} (data.root). {mend}, or {instead}"
+            f"the {phase} can't be kept at {path}: {error.strerror} (data.root). {mend}, or {instead}"
         ) from error
 
 
 def _fill(
-    file: FeatureFile,
-    key: FeatureKey,
-    encode: Encode,
-    table: CaptionTable,
-    stamps: list[str],
-    missing: list[int],
-    workers: int,
-    device: Device,
-    report: Report,
-    stop: Callable[[], object],
+    file: RowFile[Any], blocks: Blocks, total: int, phase: str, report: Report, stop: Callable[[], object]
 ) -> bool:
-    """Always the same images side by side, for a batch decides the last bits: a kill then leaves no trace."""
     done, saved = 0, time.monotonic()
-    crops = Crops(key.crops, (key.crop_scale[0], key.crop_scale[1]), key.mirror)
-    batches = evaluation_views(table, missing, key.image_size, workers, device.device.type == "cuda", crops, stop)
     try:
-        for images, unreadable in batches:
-            with device.autocast():
-                first, *others = images.to(device.device, non_blocking=True).unbind(dim=1)
-                views = [first, first.flip(-1), *others] if key.mirror else [first, *others]
-                seen = [encode(view) for view in views]
-            rows = missing[done : done + len(images)]
-            if len(unreadable) >= MAX_REPLACEMENTS:  # to note them as unreadable for good would be rash
-                raise DataError(
-                    f"{len(unreadable)} of {len(rows)} images can't be read, first {table.files[unreadable[0]]} "
-                    f"(data.root). Is the disk there, and the folder whole?"
-                )
-            # Rows last: without them the rest is not saved.
-            file.about.stamps += [stamps[row] for row in rows]
-            file.about.unreadable += table.image_ids[unreadable].tolist()
-            file.append(table.image_ids[rows].tolist(), torch.stack(seen, dim=1).to(torch.float16).cpu().numpy())
-            done += len(images)
-            report(Progress("features", done, len(missing)))
+        for names, rows in blocks:
+            file.append(names, rows.to(torch.float16).cpu().numpy())
+            done += len(names)
+            report(Progress(phase, done, total))
             if stop():
                 break
             if time.monotonic() - saved > _SAVE_SECONDS or sum(block.nbytes for block in file.unsaved) > _UNSAVED_BYTES:
@@ -152,7 +216,40 @@ def _fill(
         raise
     if file.unsaved:
         file.save()
-    return done == len(missing)
+    return done == total
+
+
+def _seen(
+    file: FeatureFile,
+    key: FeatureKey,
+    encode: Encode,
+    table: CaptionTable,
+    stamps: list[str],
+    missing: list[int],
+    workers: int,
+    device: Device,
+    stop: Callable[[], object],
+) -> Blocks:
+    """Always the same images side by side, for a batch decides the last bits: a kill then leaves no trace."""
+    done = 0
+    crops = Crops(key.crops, (key.crop_scale[0], key.crop_scale[1]), key.mirror)
+    batches = evaluation_views(table, missing, key.image_size, workers, device.device.type == "cuda", crops, stop)
+    for images, unreadable in batches:
+        with device.autocast():
+            first, *others = images.to(device.device, non_blocking=True).unbind(dim=1)
+            views = [first, first.flip(-1), *others] if key.mirror else [first, *others]
+            seen = [encode(view) for view in views]
+        rows = missing[done : done + len(images)]
+        if len(unreadable) >= MAX_REPLACEMENTS:  # to note them as unreadable for good would be rash
+            raise DataError(
+                f"{len(unreadable)} of {len(rows)} images can't be read, first {table.files[unreadable[0]]} "
+                f"(data.root). Is the disk there, and the folder whole?"
+            )
+        # Rows last: without them the rest is not saved.
+        file.about.stamps += [stamps[row] for row in rows]
+        file.about.unreadable += table.image_ids[unreadable].tolist()
+        yield table.image_ids[rows].tolist(), torch.stack(seen, dim=1)
+        done += len(images)
 
 
 def _may_write(path: Path) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from clipcoco.config.schema import ModelConfig, TextConfig, VisionConfig
 from clipcoco.data.loader import Batch
 from clipcoco.data.tokenizer import END, PAD
+from clipcoco.engine.sentence import SentenceEncoder
 from clipcoco.engine.weights import classifier
 
 # Statistics of ImageNet's pixels (0..255), which torchvision's weights expect; kept from scratch too.
@@ -203,7 +204,8 @@ class DualEncoder(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.visual = ImageEncoder(config.vision, config.projection_dim)
-        self.text = TextEncoder(config.text, vocab_size, config.projection_dim)
+        tower: type[TextEncoder | SentenceEncoder] = TextEncoder if config.text.weights == "none" else SentenceEncoder
+        self.text = tower(config.text, vocab_size, config.projection_dim)
         # log(1 / temperature), so that steps of the optimiser are relative ones
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
         self.logit_scale.requires_grad = config.learn_temperature
@@ -220,10 +222,19 @@ class DualEncoder(nn.Module):
         """int (B,L), each row with an end token -> float32 unit vectors (B,D)."""
         return F.normalize(self.text(tokens), dim=1)
 
+    def encode_sentences(self, sentences: Tensor) -> Tensor:
+        """What a frozen text encoder made of captions, (B,S) -> float32 unit vectors (B,D)."""
+        assert isinstance(self.text, SentenceEncoder)
+        return F.normalize(self.text.project(sentences), dim=1)
+
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Unit vectors (B,D) of a batch's images and captions, and the temperature, a scalar."""
-        by_length = batch.tokens.device.type == "cpu"
-        texts = self._texts_by_length(batch.tokens) if by_length else self.encode_texts(batch.tokens)
+        if batch.sentences is not None:
+            texts = self.encode_sentences(batch.sentences)
+        elif batch.tokens.device.type == "cpu":
+            texts = self._texts_by_length(batch.tokens)
+        else:
+            texts = self.encode_texts(batch.tokens)
         if batch.images is not None:
             images = self.encode_images(batch.images)
         else:

@@ -106,7 +106,7 @@ def write_card(folder: Path, name: str, model_file: ModelFile, run: RunDir | Non
         if vision.weights == "none"
         else f"begun from {_plain(Path(vision.weights).name)} weights",
         "temperature": f"{math.exp(-model_file.model.logit_scale.item()):.4f}",
-        "tower": text.tower,
+        "tower": text.tower.replace("MiniLM-L6-v2", "MiniLM-L6-v2 (Apache-2.0)"),
         "images": f"{images:,} images with captions" if images else "images with captions",
         "step": f"{content['state'].get('step', 0):,}",
         "precision": content["state"].get("precision", "float32"),
@@ -126,7 +126,8 @@ def _plain(text: str) -> str:
 
 def _recalls(model_file: ModelFile, run: RunDir | None, parity: Parity) -> list[str]:
     """Paragraphs: the whole validation split by evaluation.json, if it is of these weights, or the part compared."""
-    content, paragraphs = model_file.content, list[str]()
+    content, caution = model_file.content, model_file.config.model.text.caution
+    paragraphs = [f"**{caution}**"] if caution else []
     images = content.get("data", {}).get("val_images", 0)
     record, _ = read_record(run) if run else (None, "")
     if record and record.provenance.weights_sha256 == weights_sha256(content["model"]):

@@ -13,12 +13,12 @@ from typing import Any
 import tokenizers
 import torch
 import torch.nn.functional as F
-from tokenizers import decoders, models, processors
+from tokenizers import processors
 from torch import Tensor, nn
 
 from clipcoco.config.backbones import BACKBONES
 from clipcoco.config.load import config_from_plain, to_plain
-from clipcoco.data.tokenizer import END, PAD, START, Tokenizer, pipeline
+from clipcoco.data.tokenizer import END, PAD, START, Tokenizer
 from clipcoco.data.viewer import opened, shown
 from clipcoco.engine.model import MEAN, STD, Block, DualEncoder, build
 from clipcoco.engine.model_file import ModelFile
@@ -48,18 +48,15 @@ class Format:
 
 
 def whole_tokenizer(tokenizer: Tokenizer, context_length: int) -> tokenizers.Tokenizer:
-    """NFC, lower case, pre-tokens, BPE, both ends, cutting and padding, as `Tokenizer.encode` does them.
+    """Normal form, lower case, pre-tokens, pieces, both ends, cutting and padding, as `Tokenizer.encode` does them.
 
     The special tokens are in the vocabulary only, not declared as such: a text that spells one stays text.
     """
-    plain = tokenizer.to_plain()
-    merges = [(left, right) for left, right in plain["merges"]]
-    whole = pipeline(models.BPE(vocab=plain["vocab"], merges=merges))
-    whole.decoder = decoders.ByteLevel()
-    ends = [(_SPECIAL["bos_token"], START), (_SPECIAL["eos_token"], END)]
-    whole.post_processor = processors.TemplateProcessing(single=f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends)
+    whole, (pad, start, end) = tokenizer.whole(), tokenizer.special
+    ends = [(start, START), (end, END)]
+    whole.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=ends)
     whole.enable_truncation(context_length)
-    whole.enable_padding(pad_id=PAD, pad_token=_SPECIAL["pad_token"], length=context_length)
+    whole.enable_padding(pad_id=PAD, pad_token=pad, length=context_length)
     return whole
 
 
@@ -89,6 +86,8 @@ def _write_safetensors(model_file: ModelFile, folder: Path) -> None:
     vision = plain["model"]["vision"]
     if vision["weights"] not in ("none", *BACKBONES[vision["backbone"]].published):
         vision["weights"] = f"./{Path(vision['weights']).name}"
+    if (text := plain["model"]["text"])["weights"] != "none":
+        text["weights"] = f"./{Path(text['weights']).name}"
     _write_json(folder / "config.json", plain)
     _write_tokenizer(model_file, folder)
     _write_weights(model_file.model.state_dict(), folder / "model.safetensors")
@@ -99,7 +98,8 @@ def _read_safetensors(folder: Path) -> Exported:
 
     config = config_from_plain(json.loads((folder / "config.json").read_text("utf-8")), str(folder))
     weights = load_file(folder / "model.safetensors")
-    model = build(config.model, len(weights["text.token_embedding.weight"])).eval()
+    vocab_size = next(len(value) for name, value in weights.items() if name.endswith("token_embedding.weight"))
+    model = build(config.model, vocab_size).eval()
     model.load_state_dict(weights)
     return Exported(model.encode_images, model.encode_texts, _read_tokenizer(folder), str, None)
 

@@ -37,14 +37,16 @@ def export_model(
 
     Everything is written beside it, read back by the library that it is for and compared with the checkpoint,
     on random inputs and on validation images below `data.root` where they are; only then it gets its name.
-    Raises as `check_request`, ConfigError for an image tower that the format can't hold, and EnvironmentProblem for a
+    Raises as `check_request`, ConfigError for a tower that the format can't hold, and EnvironmentProblem for a
     full disk and for an export that fails or gives other embeddings than the checkpoint.
     """
-    vision = model_file.config.model.vision
-    if name == "open_clip" and (vision.backbone not in IN_TIMM or vision.earlier):
+    vision, text = model_file.config.model.vision, model_file.config.model.text
+    if name == "open_clip" and (vision.backbone not in IN_TIMM or vision.earlier or text.weights != "none"):
         lacking = f"{vision.backbone} that is built like torchvision's"
         if vision.earlier:
             lacking = "image tower that looks at earlier stages (model.vision.stages)"
+        if text.weights != "none":
+            lacking = "text tower that is a sentence encoder with a head of ours (model.text.weights)"
         raise ConfigError(f"open_clip has no {lacking} (--format). Use --format onnx or --format safetensors")
     check_request(name, folder)
     _check_disk(model_file, folder)

@@ -54,6 +54,7 @@ def write_report(run: RunDir) -> Path:
         why_not=why_not,
         tables=tables,
         worth=_worth(tables[0], history.closed_form) if tables and history.closed_form else "",
+        caution=status.caution or (record.result.caution if record else None),
         plots=plots,
         measured=measured,
         report_command=command(run, "report"),

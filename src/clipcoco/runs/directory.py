@@ -46,6 +46,7 @@ class Status(BaseModel, frozen=True, extra="allow", allow_inf_nan=False):
     checkpoint: str | None = None  # the newest one
     val_images: Count | None = None
     device: str | None = None
+    caution: str | None = None  # what stands beside its recalls
     chance: Annotated[Chance | None, WrapValidator(_or_none)] = None  # of the validation gallery
     chance_loss: Annotated[float | None, WrapValidator(_or_none)] = None
     started: Seconds | None = None  # since 1970

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from clipcoco.config.load import flatten
-from clipcoco.data.features import Features
+from clipcoco.data.features import Features, Sentences
 from clipcoco.data.loader import TrainingLoader
 from clipcoco.data.readable import refuse_unreadable
 from clipcoco.disk.files import open_to_append
@@ -17,11 +17,12 @@ from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.closed_form import closed_form
 from clipcoco.engine.device import encoding_in_memory, training_in_memory
 from clipcoco.engine.evaluate import Inputs, embed, in_order, validation_loss
-from clipcoco.engine.features import cache_features, feature_key
+from clipcoco.engine.features import cache_features, cache_sentences, feature_key
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.optim import build_optimizer, learning_rate, restore_moments, set_learning_rate
 from clipcoco.engine.recall import chance_levels, recall_table
 from clipcoco.engine.results import RecallTable
+from clipcoco.engine.sentence import SentenceEncoder
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.step import Schedule, Stop, Training, temperature
 from clipcoco.engine.train import train
@@ -60,14 +61,15 @@ def go(plan: Plan, run: RunDir, note: str, show: Report, stop: Stop) -> RunEnded
                 report(_started(run, plan, tuple(metrics.rows) if content else ()))
                 for message in filter(None, (note, *(() if content else parts.warnings))):
                     report(Warned(state.step, 1, message))
-                # ---- what the frozen backbone sees, once for all epochs in which it is frozen
+                # ---- what a frozen encoder sees or makes, once for all epochs in which it is frozen
                 frozen = state.evaluated_epochs < parts.derived.frozen_epochs
                 cached = backbone_features(parts, model, report, stop) if frozen else None
                 known = any(row["event"] == ClosedForm.event for row in metrics.rows)  # before a stop at step 0
                 if cached and parts.derived.cached and not state.step and not known:
                     report_closed_form(parts, cached, report, stop)
+                sentences = sentence_vectors(parts, model, report, stop)
                 # ---- model, optimiser and random state, as they were where the run goes on
-                training = build_training(parts, model, state, cached, report, stop)
+                training = build_training(parts, model, state, cached, report, stop, sentences)
                 if content:
                     _restore(training, content)
                 # ---- the steps
@@ -174,8 +176,28 @@ def report_closed_form(parts: Parts, cached: Cached, report: Report, stop: Stop)
         report(ClosedForm(0, 1, table.i2t, table.t2i, table.r1, table.rsum, clock))
 
 
+def sentence_vectors(parts: Parts, model: DualEncoder, report: Report, stop: Stop) -> list[Sentences] | None:
+    """What a frozen text encoder makes of the captions of train and val, computed where it is not kept yet.
+
+    None when the text tower is trained, or when stopped meanwhile.
+    """
+    if not isinstance(model.text, SentenceEncoder):
+        return None
+    device, encoder = parts.device, model.text.encoder
+    device.place(model).eval()
+    with encoding_in_memory("the sentence vectors", device):
+        weights, root = weights_sha256(encoder.state_dict()), parts.config.data.folder
+        return cache_sentences(encoder, weights, parts.tokens, root, device, report, stop)
+
+
 def build_training(
-    parts: Parts, model: DualEncoder, state: TrainState, cached: Cached | None, report: Report, stop: Stop
+    parts: Parts,
+    model: DualEncoder,
+    state: TrainState,
+    cached: Cached | None,
+    report: Report,
+    stop: Stop,
+    sentences: list[Sentences] | None = None,
 ) -> Training:
     """Model on its device, optimiser, loader and evaluation; saving comes with the run directory."""
     config, derived, device = parts.config, parts.derived, parts.device
@@ -183,7 +205,8 @@ def build_training(
     if not derived.cached:  # augmentation does what dropped features do
         model.visual.dropout.p = 0.0
     train_tokens, val_tokens = parts.tokens
-    val = Inputs(config.data, parts.val_table, val_tokens, parts.workers)
+    of_train, of_val = sentences or (None, None)
+    val = Inputs(config.data, parts.val_table, val_tokens, parts.workers, sentences=of_val)
 
     def evaluate() -> tuple[float, RecallTable] | None:
         frozen = cached is not None and state.evaluated_epochs < derived.frozen_epochs
@@ -220,6 +243,7 @@ def build_training(
             parts.workers,
             pin_memory=device.device.type == "cuda",
             stop=stop,
+            sentences=of_train,
         ),
         features=cached.train if cached else None,
         evaluate=evaluate,
@@ -237,6 +261,7 @@ def _keep_status(run: RunDir, plan: Plan, event: Event) -> None:
             epochs=event.epochs,
             val_images=len(plan.parts.val_table.files),
             device=str(plan.parts.device.device),
+            caution=plan.parts.config.model.text.caution,
             chance=event.chance,
             chance_loss=event.chance_loss,
             exit_code=None,

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from clipcoco.config.backbones import MINILM
 from clipcoco.config.derive import Derived
 from clipcoco.config.schema import Config
 from clipcoco.data.captions import CaptionTable
@@ -35,6 +36,13 @@ def say_training(config: Config, derived: Derived) -> str:
     return (
         f"{config.train.epochs} epochs x {derived.steps_per_epoch:,} steps x {config.train.batch_size} images, "
         f"lr {config.train.lr:g}, seed {config.seed}{frozen}"
+    )
+
+
+def say_captions(config: Config, captions: int) -> str:
+    return (
+        f"each passes the text encoder once: {2 * MINILM.width * captions / 1e6:,.0f} MB at most in "
+        f"{Path(config.data.root) / '.clipcoco'}, kept for later runs; {config.model.text.caution}"
     )
 
 

@@ -35,7 +35,7 @@ FOLD = 1000  # images, of protocol 1k
 THUMBNAIL = 160  # pixels, the longer side
 KEYS = (
     *("schema", "run", "checkpoint", "step", "split", "source", "trained_on", "trained_images", "captions_cut"),
-    *("images", "captions", "protocols", "r1", "precision", "seconds"),
+    *("images", "captions", "protocols", "r1", "caution", "precision", "seconds"),
 )  # of the result: None is what a file of embeddings does not tell
 # SHA-256 of image ids in the order in which folds of them are published: ascending, and as the test split is listed.
 VAL2017 = "3df2914698b3b9216e0e7107af9d0a2aadf367e5bf2f0b139789e9c646258621"
@@ -97,6 +97,7 @@ def evaluate_checkpoint(
         "trained_images": learnt_from(recorded(model_file.content), table, source, report),
         "captions_cut": cut,
         **_tables(embeddings, found, protocols, table.order),
+        "caution": model_file.config.model.text.caution,
         "precision": device.precision,
         "seconds": time.monotonic() - start,
     }

@@ -22,10 +22,11 @@ from clipcoco.disk.files import need_room
 from clipcoco.engine.device import Device, choose_as_trained, choose_device
 from clipcoco.engine.loss import LOSSES, Loss
 from clipcoco.engine.model import DualEncoder
+from clipcoco.engine.sentence import read_tokenizer
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.trained_on import Pictures, pictures_of, with_earlier
 from clipcoco.events import Report
-from clipcoco.runs.header import say_data, say_features, say_model, say_training
+from clipcoco.runs.header import say_captions, say_data, say_features, say_model, say_training
 from clipcoco.version import __version__
 
 
@@ -115,6 +116,8 @@ def read_parts(
     if frozen_epochs is not None:
         derived = replace(derived, frozen_reason="as the run began")
     config = as_cached(config) if derived.cached else config
+    if tokenizer is None and config.model.text.weights != "none":
+        tokenizer = read_tokenizer(config.model.text)
     if tokenizer is None:
         tokenizer = Tokenizer.train(train_table.captions, config.model.text.vocab_size)
     views = 1 + (config.data.cached_crops if derived.frozen_epochs else 0)
@@ -128,6 +131,7 @@ def read_parts(
         ("model", say_model(config, count_parameters(config.model, tokenizer.vocab_size), origin)),
         ("train", say_training(config, derived)),
         *([("features", say_features(config, derived))] if derived.frozen_epochs else []),
+        *([("captions", say_captions(config, sum(map(len, tokens))))] if config.model.text.caution else []),
     )
     return Parts(config, device, train_table, val_table, source, tokenizer, tokens, derived, workers, warnings, header)
 

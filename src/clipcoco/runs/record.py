@@ -34,6 +34,7 @@ class Result(Part):
     images: int
     captions: int
     protocols: Protocols
+    caution: str | None = None  # what stands beside every recall
     precision: str | None = None
 
 

@@ -7,10 +7,12 @@ import time
 import numpy as np
 import torch
 
+from clipcoco.config.backbones import MINILM
 from clipcoco.config.schema import Config
-from clipcoco.data.features import Features
+from clipcoco.data.features import Features, Sentences
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.readable import check_readable
+from clipcoco.data.tokenizer import PAD
 from clipcoco.engine.device import encoding_in_memory, training_in_memory
 from clipcoco.engine.evaluate import Inputs, embed
 from clipcoco.engine.model import DualEncoder
@@ -28,13 +30,15 @@ def rehearse(plan: Plan, report: Report) -> dict[str, str]:
         report(Warned(0, 1, message))
     frozen, views = derived.frozen_epochs > 0, config.data.cached_views
     blank = _blank_features(config, derived.train_images) if frozen else None
-    training = build_training(parts, model, plan.state, None, report=lambda event: None, stop=lambda: None)
+    sentences = _blank_sentences(parts) if config.model.text.weights != "none" else None
+    training = build_training(parts, model, plan.state, None, lambda event: None, lambda: None, sentences)
     epochs = {0: derived.frozen_epochs, derived.frozen_epochs: config.train.epochs - derived.frozen_epochs}
     if frozen:
         check_readable(parts.val_table, report)
     with encoding_in_memory("an evaluation", device):
         _encode_a_batch(parts, model)
         encoding = _seconds_an_image(training, views) if frozen else 0.0
+        making = _seconds_a_caption(parts, model) if sentences else 0.0
     with training_in_memory(config.train.batch_size, device):
         steps = {
             first: _seconds_a_step(training, first, blank if first < derived.frozen_epochs else None)
@@ -49,6 +53,8 @@ def rehearse(plan: Plan, report: Report) -> dict[str, str]:
     minutes = sum(seconds * epochs[first] for first, seconds in steps.items()) * derived.steps_per_epoch / 60
     each = ", later ".join(f"{seconds:.2f} s a step" for seconds in steps.values())
     once = f"{derived.train_images * encoding / 60:,.0f} min for the features, once, then " if frozen else ""
+    if sentences:
+        once += f"{sum(map(len, parts.tokens)) * making / 60:,.0f} min at most for the sentences, once, then "
     return {
         **dict(plan.header),
         "memory": f"peak {memory}",
@@ -72,6 +78,12 @@ def _blank_features(config: Config, images: int) -> Features:
     return Features(np.zeros(shape, np.float16), np.zeros(images, np.int64), np.ones(images, np.bool_))
 
 
+def _blank_sentences(parts: Parts) -> list[Sentences]:
+    """The same of captions."""
+    rows = np.zeros((1, MINILM.width), np.float16)
+    return [Sentences(rows, np.zeros(len(tokens), np.int64)) for tokens in parts.tokens]
+
+
 def _seconds_a_step(training: Training, epoch: int, features: Features | None) -> float:
     """Of `epoch`: with the backbone frozen or not. The first steps warm up."""
     start_epoch(training.model, epoch, training.schedule.frozen_epochs)
@@ -81,6 +93,16 @@ def _seconds_a_step(training: Training, epoch: int, features: Features | None) -
         train_step(training, next(batches).to(training.device.device), training.schedule.config.lr)
         seconds.append(time.monotonic() - began)
     return min(seconds)
+
+
+@torch.inference_mode()
+def _seconds_a_caption(parts: Parts, model: DualEncoder) -> float:
+    """Of its way through the whole text encoder."""
+    tokens, began = torch.from_numpy(parts.tokens[0][:EVALUATION_BATCH]), time.monotonic()
+    longest = int((tokens != PAD).sum(dim=1).max())
+    with parts.device.autocast():
+        float(model.encode_texts(tokens[:, :longest].to(parts.device.device)).sum())
+    return (time.monotonic() - began) / len(tokens)
 
 
 @torch.inference_mode()

@@ -34,6 +34,7 @@ class Standing:
     best: Evaluated | None  # the row of metrics.jsonl that tells of it
     images: int | None  # of the gallery of r1
     device: str | None
+    caution: str  # what stands beside its recalls
     seconds: float | None  # of training, all stops left out
     started: float  # seconds since 1970
     changed: float  # when the run was last heard of
@@ -62,6 +63,7 @@ def read_standing(run: RunDir) -> Standing:
         best=best,
         images=known.val_images,
         device=known.device,
+        caution=known.caution or "",
         seconds=seconds,
         started=known.started or changed,
         changed=changed,

@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from clipcoco.config.load import LoadedConfig, flatten, to_plain
-from clipcoco.config.schema import CACHED, Config
+from clipcoco.config.schema import CACHED, Config, ModelConfig
 from clipcoco.data.readable import check_readable
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import choose_device, make_deterministic
-from clipcoco.engine.model import build
+from clipcoco.engine.model import DualEncoder, build
 from clipcoco.engine.model_file import open_model
+from clipcoco.engine.sentence import SentenceEncoder, read_bert
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.trained_on import recorded
 from clipcoco.engine.weights import pretrained_backbone, read_weights
@@ -82,9 +85,7 @@ def plan_run(
     elif source:
         began, said = {"init": checkpoint.weights_sha256(source.content["model"])}, origin
     make_deterministic(config.seed, parts.device.device)
-    model = source.model if source else build(config.model, parts.tokenizer.vocab_size)
-    if backbone is not None:
-        model.visual.trunk.load_state_dict(backbone)
+    model = source.model if source else _begun(config.model, parts.tokenizer.vocab_size, backbone)
     check_disk(runs_dir, parts.derived)
     return Plan(
         loaded=loaded,
@@ -96,6 +97,16 @@ def plan_run(
         init=origin,
         before=recorded(source.content) if source else None,
     )
+
+
+def _begun(config: ModelConfig, vocab_size: int, backbone: dict[str, Tensor] | None) -> DualEncoder:
+    """A new model with what its towers begin with."""
+    model = build(config, vocab_size)
+    if backbone is not None:
+        model.visual.trunk.load_state_dict(backbone)
+    if isinstance(model.text, SentenceEncoder):
+        model.text.encoder.load_state_dict(read_bert(config.text))
+    return model
 
 
 def _as_trained(loaded: LoadedConfig, config: Config) -> LoadedConfig:

@@ -102,9 +102,10 @@ def _note(file: ModelFile, query: str) -> str | None:
         return (
             f"the query is longer than the model reads, it ends for it at: {file.tokenizer.decode(ids[: context - 1])}"
         )
-    bytes_alone = {index for piece, index in file.tokenizer.to_plain()["vocab"].items() if len(piece) == 1}
-    if set(ids.tolist()) - {PAD, START, END} <= bytes_alone:
-        return "no captions of the training data have a word of this query: the order means nothing"
+    if set(ids.tolist()) - {PAD, START, END} <= file.tokenizer.last_resort:
+        trained = file.config.model.text.weights == "none"
+        who = "no captions of the training data have a word" if trained else "the text encoder knows no word"
+        return f"{who} of this query: the order means nothing"
     return None
 
 
