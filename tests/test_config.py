@@ -386,7 +386,12 @@ def test_every_value_has_its_source() -> None:
     assert loaded.source["train.lr"] == line_of("small", "lr:")
     assert loaded.source["data.root"] == line_of("base", "root:")
     assert loaded.source["train.epochs"] == loaded.source["seed"] == "--set"
-    epochs = {name: f"{line_of('small', 'epochs:')} says 10" for name in ("train.epochs", "train.cached.epochs")}
+    lines = (presets_folder() / "small.yaml").read_text().splitlines()
+    cached = next(number for number, line in enumerate(lines, 1) if line == "    epochs: 30")
+    epochs = {
+        "train.epochs": f"{line_of('small', 'epochs:')} says 10",
+        "train.cached.epochs": f"presets/small.yaml:{cached} says 30",
+    }
     assert loaded.replaced == {**epochs, "seed": "my.yaml:2 says 4"}
     assert (loaded.name, loaded.chain) == ("my", ("base", "small"))
 

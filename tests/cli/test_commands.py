@@ -217,17 +217,20 @@ def test_prepare_data_checks_a_coco_folder(clipcoco, scenes, tmp_path):
 
 
 def test_inspect_config_writes_a_config_file(clipcoco, tmp_path):
-    shown = clipcoco("inspect-config", "small", "--set", "train.epochs=3", cwd=tmp_path)
-    assert "epochs: 3" in shown.stdout
+    shown = clipcoco("inspect-config", "small", "--set", "train.epochs=8", cwd=tmp_path)
+    assert "epochs: 8" in shown.stdout
     (tmp_path / "mine.yaml").write_text(shown.stdout)
     again = clipcoco("inspect-config", "mine.yaml", "--json", cwd=tmp_path).json
-    small = clipcoco("inspect-config", "small", "train.epochs=3", "--json", cwd=tmp_path).json
+    small = clipcoco("inspect-config", "small", "train.epochs=8", "--json", cwd=tmp_path).json
     assert again["config"] == small["config"]
     assert small["source"]["train.epochs"] == "--set"
     assert small["source"]["train.batch_size"].startswith("presets/small.yaml:")
     assert small["derived"]["train_images"] == 11829
     assert small["derived"]["steps_per_epoch"] == 369
     assert "official" in small["derived"]["counted_from"]
+    on_a_cpu = small["derived_on_a_cpu"]  # all epochs are frozen there
+    assert (on_a_cpu["cached"], on_a_cpu["steps_per_epoch"], on_a_cpu["total_steps"]) == (True, 46, 8 * 46)
+    assert "on a CPU 46 steps an epoch" in shown.stdout
 
 
 def test_inspect_config_alone_lists_the_presets(clipcoco, tmp_path):

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from clipcoco.cli.options import print_json
 from clipcoco.config.load import flatten, load_config
+from clipcoco.config.schema import CACHED
 from clipcoco.config.text import shown
 from clipcoco.console import Terminal, printable, say_half, show, table
 from clipcoco.engine.results import RecallTable
@@ -105,7 +106,8 @@ def between(a: Standing, b: Standing) -> Comparison:
         except ConfigError as error:
             unread.append(f"the settings of {letter} can't be read: {error.mistakes[0]}")
     of_a, of_b = ({}, {}) if unread else settings
-    differing = {name: (of_a[name], of_b[name]) for name in of_a if of_a[name] != of_b.get(name, of_a[name])}
+    told = [name for name in of_a if name not in CACHED.values()]  # what a run was trained by stands in `train`
+    differing = {name: (of_a[name], of_b[name]) for name in told if of_a[name] != of_b.get(name, of_a[name])}
     of_both = [_recalls_of(one) for one in (a, b)]
     notes = edited + [f"{letter} {one.note}" for letter, one in zip("AB", of_both, strict=True) if one.note]
     notes += [f"{letter}: {one.caution}" for letter, one in (("A", a), ("B", b)) if one.caution]

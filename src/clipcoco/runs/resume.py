@@ -9,7 +9,7 @@ from typing import Any
 
 from clipcoco.config.derive import as_cached
 from clipcoco.config.load import LoadedConfig, config_from_plain, flatten, override
-from clipcoco.config.schema import Config, TrainConfig
+from clipcoco.config.schema import CACHED, Config, TrainConfig
 from clipcoco.config.text import expanded
 from clipcoco.data.readable import check_readable
 from clipcoco.disk.files import remove_leftovers
@@ -173,7 +173,7 @@ def _changed_settings(before: Config, after: Config) -> tuple[str, ...]:
     """Raises ConfigError for a setting that would change the meaning of the run."""
     old, new = flatten(before), flatten(after)
     # What is trained stands in `train`; beside it train.cached tells of nothing.
-    changed = [key for key in new if old.get(key) != new[key] and not key.startswith("train.cached.")]
+    changed = [key for key in new if old.get(key) != new[key] and key not in CACHED.values()]
     refused = [
         f"{key} can't change at a resume: {old[key]} -> {new[key]} (--set). "
         f"Start a new run from the weights: clipcoco train --init RUN"
@@ -209,7 +209,8 @@ def check_same(saved: Saved, loaded: LoadedConfig) -> None:
     if (before.train.frozen_epochs, asked.train.frozen_epochs) == ("all", "auto"):
         asked = as_cached(asked)
     old, new = flatten(before), flatten(asked)
-    differing = sorted(key for key in new if key not in CHANGEABLE and old[key] != new[key])
+    free = {*CHANGEABLE, *CACHED.values()}
+    differing = sorted(key for key in new if key not in free and old[key] != new[key])
     if differing:
         raise ConfigError(
             f"run {saved.name} has another configuration: {', '.join(differing[:4])} (--or-resume). Take another --name"
