@@ -72,16 +72,16 @@ def embed(
             if stop():
                 return None
         captions = np.unique(inverse, return_index=True)[1]  # the first that is equal to each of `distinct`
-        for rows in torch.arange(len(distinct)).split(EVALUATION_BATCH):
+        both = (torch.from_numpy(one).split(EVALUATION_BATCH) for one in (distinct, captions))
+        for tokens, rows in zip(*both, strict=True):
+            longest = int((tokens[-1] != PAD).sum())
             with device.autocast():
                 if inputs.sentences:
-                    kept = torch.from_numpy(inputs.sentences.take(captions[rows]))
+                    kept = torch.from_numpy(inputs.sentences.take(rows.tolist()))
                     texts.append(model.encode_sentences(kept.to(device.device)).cpu())
                 else:
-                    longest = int((distinct[rows[-1]] != PAD).sum())
-                    tokens = torch.from_numpy(distinct[rows, :longest])
-                    texts.append(model.encode_texts(tokens.to(device.device)).cpu())
-            report(Progress("evaluate", done := done + len(rows), total))
+                    texts.append(model.encode_texts(tokens[:, :longest].to(device.device)).cpu())
+            report(Progress("evaluate", done := done + len(tokens), total))
             if stop():
                 return None
     finally:
