@@ -11,7 +11,9 @@ where no weights can be downloaded.
 
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -29,8 +31,9 @@ from clipcoco.engine.model import DualEncoder, build, seen_by
 from clipcoco.engine.recall import recall_table
 from clipcoco.engine.sentence import SentenceEncoder, read_bert
 from clipcoco.engine.state import TrainState
+from clipcoco.engine.step import Training
 from clipcoco.engine.train import train
-from clipcoco.events import ClosedForm, Evaluated, Progress
+from clipcoco.events import ClosedForm, Evaluated, Progress, Report
 from clipcoco.prepare.resize import make_copies
 from clipcoco.runs.go import Cached, build_training, report_closed_form, sentence_vectors
 from clipcoco.runs.plan import Parts, read_parts
@@ -85,10 +88,19 @@ def compare_copies(root: Path, parts: Parts, model: DualEncoder, encode: Encode,
 def quiet(event: object) -> None: ...
 
 
-def main() -> None:
-    root, changes = sys.argv[1], sys.argv[2:]
-    copies = changes.pop(changes.index("--copies") + 1) if "--copies" in changes else None
-    changes = [change for change in changes if change != "--copies"]
+@dataclass(frozen=True)
+class Laptop:
+    """What training begins with: a model, and what the frozen backbone sees in the images of both splits."""
+
+    parts: Parts
+    model: DualEncoder
+    encode: Encode
+    weights: str  # SHA-256 of the backbone
+    cached: Cached
+
+
+def prepared(root: str, changes: Sequence[str], say: Callable[..., None] = print) -> Laptop:
+    """The features from the cache, or into it; `changes` are KEY=VALUE, laid over SETTINGS."""
     config = load_config("small", overrides=[*SETTINGS, f"data.root={root}", *changes]).config
     parts = read_parts(config, "auto", config.train.precision, None)
     config = parts.config
@@ -103,7 +115,7 @@ def main() -> None:
         return seen_by(lite, EARLIER if config.model.vision.stages > 1 else (), pixels)
 
     for label, text in parts.header:
-        print(label, text)
+        say(label, text)
     began, seen = time.monotonic(), 0
     weights = weights_sha256(lite.state_dict())
 
@@ -121,7 +133,22 @@ def main() -> None:
         assert features is not None
         found.append(features)
     seconds = time.monotonic() - began
-    print(f"features: {seconds:.0f} s, {seen / seconds:.0f} images/s", flush=True)
+    say(f"features: {seconds:.0f} s, {seen / seconds:.0f} images/s")
+    return Laptop(parts, model, encode, weights, Cached(*found))
+
+
+def training_of(laptop: Laptop, report: Report) -> Training:
+    parts = laptop.parts
+    state = TrainState(precision=parts.device.precision, frozen_epochs=parts.derived.frozen_epochs)
+    sentences = sentence_vectors(parts, laptop.model, quiet, lambda: None)
+    return build_training(parts, laptop.model, state, laptop.cached, report, lambda: None, sentences)
+
+
+def main() -> None:
+    root, changes = sys.argv[1], sys.argv[2:]
+    copies = changes.pop(changes.index("--copies") + 1) if "--copies" in changes else None
+    laptop = prepared(root, [change for change in changes if change != "--copies"], partial(print, flush=True))
+    began = time.monotonic()
 
     def show(event: object) -> None:
         if isinstance(event, ClosedForm | Evaluated):
@@ -130,19 +157,15 @@ def main() -> None:
             print(label, *map("/".join, recalls), f"{time.monotonic() - began:.0f} s", flush=True)
 
     cpu = time.process_time()
-    report_closed_form(parts, Cached(*found), show, lambda: None)
+    report_closed_form(laptop.parts, laptop.cached, show, lambda: None)
     print(f"closed form: {time.process_time() - cpu:.1f} CPU s", flush=True)
-    sentences = sentence_vectors(parts, model, quiet, lambda: None)
-    if sentences:
-        print(f"sentences: {time.monotonic() - began - seconds:.0f} s", flush=True)
-    state = TrainState(precision=parts.device.precision, frozen_epochs=parts.derived.frozen_epochs)
-    run = build_training(parts, model, state, Cached(*found), show, lambda: None, sentences)
-    began = time.monotonic()
-    ended = train(run, show, lambda: None)
-    steps = ended.step * config.train.batch_size / ended.seconds
-    print(f"training: {ended.seconds:.0f} s, {steps:.0f} images/s with its evaluations")
+    training, began, cpu = training_of(laptop, show), time.monotonic(), time.process_time()
+    ended = train(training, show, lambda: None)
+    steps = ended.step * laptop.parts.config.train.batch_size / ended.seconds
+    cpu = time.process_time() - cpu
+    print(f"training: {ended.seconds:.0f} s, {cpu:.0f} CPU s, {steps:.0f} images/s with its evaluations")
     if copies is not None:
-        compare_copies(Path(copies), parts, model, encode, weights)
+        compare_copies(Path(copies), laptop.parts, laptop.model, laptop.encode, laptop.weights)
 
 
 if __name__ == "__main__":
