@@ -35,6 +35,8 @@ def test_biases_norms_and_temperature_do_not_decay():
 def test_the_backbone_moves_at_its_own_rate_and_not_at_all_when_frozen():
     torch.manual_seed(0)
     model = build(toy(), 300)
+    for parameter in model.text.parameters():  # where residual branches are 0, what lies in them has no gradient
+        torch.nn.init.normal_(parameter, std=0.1)
     for parameter in model.visual.trunk.parameters():
         parameter.requires_grad = False
     optimizer = build_optimizer(model, lr=1.0, weight_decay=0.5, backbone_lr_scale=0.1)
