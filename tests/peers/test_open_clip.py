@@ -14,7 +14,8 @@ pytestmark = pytest.mark.slow
 def test_the_text_tower_gives_the_same_embeddings_in_open_clip():
     transformer = pytest.importorskip("open_clip.transformer", reason="installed by make test-all")
     torch.manual_seed(0)
-    config = toy("model.text.layers=3", "model.text.width=64", "model.text.heads=4", "model.text.context_length=32")
+    tower = ("layers=3", "width=64", "heads=4", "context_length=32", "pool=end")
+    config = toy(*(f"model.text.{setting}" for setting in tower))
     ours = build(config, 300).eval().text
     theirs = transformer.TextTransformer(
         context_length=32,
