@@ -14,7 +14,7 @@ import torch
 
 from clipcoco import load_config, train
 from clipcoco.engine.checkpoint import weights_sha256
-from conftest import TOY
+from conftest import LIGHT, TOY
 from harness import python, rows
 
 
@@ -312,3 +312,16 @@ def test_tensorboard_holds_curves_settings_and_retrievals(folder):
     assert strip.encoded_image_string.startswith(b"\x89PNG")
     assert strip.width >= 5 * 160
     assert "Its image is at rank" in reader.SummaryMetadata("retrievals/text_to_image/01").summary_description
+
+
+def test_the_next_command_for_few_pictures_has_batches_of_which_there_are_some(clipcoco, scenes, tmp_path):
+    content = json.loads((scenes / "annotations/captions_train2017.json").read_text())
+    files = {image["id"]: image["file_name"] for image in content["images"]}
+    rows_ = [f'{files[one["image_id"]]},"{one["caption"]}"' for one in content["annotations"]]
+    (tmp_path / "captions.csv").write_text("\n".join(["image,caption", *rows_]) + "\n")
+    words = ["--captions", "captions.csv", "--images", scenes / "train2017", "--root", "mine"]
+    printed = clipcoco("prepare-data", *words, cwd=tmp_path).ok().stdout.split("Next: clipcoco ")[1].split()
+    assert "train.cached.batch_size=16" in printed
+    light = [word for word in LIGHT if "batch_size" not in word]  # which would mean both
+    more = [*light, "model.vision.weights=none", "train.frozen_epochs=all", "--device", "cpu", "--dry-run"]
+    assert "x 2 steps x 16 images" in clipcoco(*printed, *more, cwd=tmp_path).ok().stdout

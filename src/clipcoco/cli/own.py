@@ -11,6 +11,8 @@ from clipcoco.config.text import expanded, written
 from clipcoco.console import Terminal, show
 from clipcoco.errors import ConfigError, ExitCode
 
+_STEPS = 12  # an epoch from cached features, at least
+
 
 def prepare_own(
     terminal: Terminal,
@@ -51,10 +53,12 @@ def prepare_own(
         return ExitCode.OK
     again = ["clipcoco", "train", "--preset", preset or "small", *changes, f"data.root={written(str(root))}"]
     again += ["data.train_fraction=1", "data.val_fraction=1"]
-    # As printed, it must run; train.batch_size is said of both.
-    batches = {"train.batch_size": config.train.batch_size, "train.cached.batch_size": config.train.cached.batch_size}
-    too_large = [name for name, batch_size in batches.items() if adopted.train_images < batch_size]
-    again += [f"{name}={adopted.train_images}" for name in too_large[:1]]
+    many = adopted.train_images
+    if many < config.train.batch_size:  # as printed, it must run
+        again.append(f"train.batch_size={many}")
+    elif many < _STEPS * config.train.cached.batch_size:  # and learn: few pictures in large batches make few steps
+        fitting = max(16, 2 ** (many // _STEPS).bit_length() // 2)
+        again.append(f"train.cached.batch_size={fitting}")
     show(
         terminal.out,
         f"Ready: {adopted.train_images:,} train and {adopted.val_images:,} val images, "

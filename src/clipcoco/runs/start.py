@@ -114,6 +114,8 @@ def _as_trained(loaded: LoadedConfig, config: Config) -> LoadedConfig:
     if config == loaded.config:
         return loaded
     source = loaded.source | {name: loaded.source[cached] for name, cached in CACHED.items()}
+    if loaded.config.train.frozen_epochs == "auto":
+        source["train.frozen_epochs"] += ", where auto is all"
     replaced = {name: text for name, text in loaded.replaced.items() if name not in CACHED}
     replaced |= {name: loaded.replaced[cached] for name, cached in CACHED.items() if cached in loaded.replaced}
     return replace(loaded, config=config, source=source, replaced=replaced)
