@@ -406,6 +406,16 @@ def test_where_all_epochs_are_frozen_train_cached_holds_and_a_resume_keeps_it(cl
         clipcoco("resume", "laptop", setting, cwd=tmp_path).ok()
         content = torch.load(folder / "checkpoints/last.pt", weights_only=True)
         assert (content["state"]["step"], content["config"]["train"]["epochs"]) == (4 * epochs, epochs)
+    # what it is trained by stays: neither that nor a word that says nothing about it is taken in silence
+    for words_, said in (("train.cached.lr=0.5", "train.lr can't change at a resume: 0.002 -> 0.5"),):
+        assert said in clipcoco("resume", "laptop", words_, cwd=tmp_path).stderr
+    fixed = [*words[:-1], "fixed", "train.frozen_epochs=3"]
+    assert "3 epochs x 6 steps x 8 images" in clipcoco("train", *fixed, cwd=tmp_path).ok().stderr  # train's own
+    refused = clipcoco("resume", "fixed", "train.cached.epochs=9", cwd=tmp_path)
+    assert (refused.code, "train.cached.epochs has no effect on this run" in refused.stderr) == (2, True)
+    again = clipcoco("train", "--config", folder / "config.yaml", "--name", "again", "--dry-run", cwd=tmp_path).ok()
+    assert "6 epochs x 4 steps x 12 images, lr 0.002" in again.stdout
+    assert "finished" in clipcoco("train", *words, "train.frozen_epochs=all", "--or-resume", cwd=tmp_path).ok().stderr
     # fine-tuned, the same words mean the other recipe
     plan = [*words[:-1], "other", "train.frozen_epochs=0", "--dry-run"]
     assert "3 epochs x 6 steps x 8 images, lr 0.001" in clipcoco("train", *plan, cwd=tmp_path).ok().stdout

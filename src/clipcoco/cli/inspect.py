@@ -1,5 +1,6 @@
 """`clipcoco inspect-config`."""
 
+import contextlib
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from clipcoco.config.derive import DRAWN, OFFICIAL, Derived, derive
 from clipcoco.config.load import LoadedConfig, dump, load_config, preset_in, preset_names, presets_folder, to_plain
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
 from clipcoco.data.annotations import SPLITS, count_entries
-from clipcoco.errors import ConfigError, ExitCode
+from clipcoco.errors import ConfigError, DataError, ExitCode
 
 
 def inspect_config(
@@ -44,16 +45,18 @@ def inspect_config(
         raise ConfigError(f"no configuration file at {word}. For the preset: clipcoco inspect-config {meant}")
     overrides = [*(changes or []), *bare]
     loaded = load_config(file=Path(word), overrides=overrides) if is_file else load_config(word, overrides=overrides)
-    derived, on_a_cpu = _derive(loaded), _derive(loaded, "cpu")
+    derived, on_a_cpu = _derive(loaded), None
+    with contextlib.suppress(ConfigError, DataError):  # of a recipe that may never be used
+        on_a_cpu = _derive(loaded, "cpu")
     show(terminal.err, *(f"warning: {note}" for note in loaded.notes))
     if json_:
         config = to_plain(loaded.config)
-        counts = {"derived": asdict(derived), "derived_on_a_cpu": asdict(on_a_cpu)}
+        counts = {"derived": asdict(derived), "derived_on_a_cpu": asdict(on_a_cpu) if on_a_cpu else None}
         print_json({"schema": 1, "config": config, "source": loaded.source, **counts})
         return ExitCode.OK
     lines = [
         f"{derived.train_images:,} images · {_steps(derived)} (counts: {derived.counted_from})",
-        *([f"on a CPU {_steps(on_a_cpu)}"] if on_a_cpu.cached != derived.cached else []),
+        *([f"on a CPU {_steps(on_a_cpu)}"] if on_a_cpu and on_a_cpu.cached != derived.cached else []),
         f"{derived.parameters / 1e6:.1f} M parameters and {say_bytes(derived.checkpoint_bytes)} a checkpoint at most, "
         f"{derived.checkpoints_kept} kept",
     ]

@@ -56,7 +56,9 @@ def prepare_own(
     many = adopted.train_images
     if many < config.train.batch_size:  # as printed, it must run
         again.append(f"train.batch_size={many}")
-    elif many < _STEPS * config.train.cached.batch_size:  # and learn: few pictures in large batches make few steps
+    elif (
+        config.model.vision.weights != "none" and many < _STEPS * config.train.cached.batch_size
+    ):  # and learn: few pictures in large batches make few steps
         fitting = max(16, 2 ** (many // _STEPS).bit_length() // 2)
         again.append(f"train.cached.batch_size={fitting}")
     show(

@@ -61,7 +61,7 @@ def train(
 
     [bold]clipcoco train --preset demo[/bold]
 
-    [bold]clipcoco train --preset small --set train.epochs=5 --name first-try[/bold]
+    [bold]clipcoco train --preset small --set seed=1 --name another-seed[/bold]
     """
     # ---- what needs no torch, whose import takes seconds
     loaded = load_from(preset, config, changes, words, runs_dir)
@@ -116,7 +116,7 @@ def resume(
 
     [bold]clipcoco resume[/bold]
 
-    [bold]clipcoco resume small --set train.epochs=20[/bold]
+    [bold]clipcoco resume small --set train.epochs=40[/bold]
     """
     terminal = open_terminal(plain)
     word, bare = split_words(words)

@@ -76,10 +76,8 @@ def resolve_warmup(warmup_steps: int | float, total_steps: int) -> int:
 
 def as_cached(config: Config) -> Config:
     """As a run is trained whose epochs are all frozen, whatever the device that it goes on on."""
-    train = config.train
-    frozen = "all" if train.frozen_epochs == "auto" else train.frozen_epochs
-    train = train.model_copy(update={**train.cached.model_dump(), "frozen_epochs": frozen})
-    return config.model_copy(update={"train": train})
+    cached = {**config.train.cached.model_dump(), "frozen_epochs": "all"}
+    return config.model_copy(update={"train": config.train.model_copy(update=cached)})
 
 
 def resolve_frozen_epochs(train: TrainConfig, weights: str, steps_per_epoch: int, device: str) -> tuple[int, str]:
@@ -119,7 +117,8 @@ def derive(
     gallery = subset_size(val_images, data.val_fraction)
     steps_per_epoch = max(1, images // config.train.batch_size)
     frozen_epochs, frozen_reason = resolve_frozen_epochs(config.train, weights, steps_per_epoch, device)
-    cached = frozen_epochs == config.train.epochs
+    # A number of epochs is one of train's own.
+    cached = frozen_epochs == config.train.epochs and config.train.frozen_epochs in ("auto", "all")
     train = as_cached(config).train if cached else config.train
     steps_per_epoch = images // train.batch_size
     if steps_per_epoch == 0:

@@ -88,8 +88,8 @@ class VisionConfig(Section):
 
 
 class TextConfig(Section):
-    # none | FILE: all-MiniLM-L6-v2's model.safetensors, frozen, with its tokenizer.json beside it. Of the settings
-    # below context_length and dropout alone then have an effect.
+    # none | FILE or its FOLDER: all-MiniLM-L6-v2's model.safetensors, frozen, beside its tokenizer.json. Of the
+    # settings below context_length and dropout alone then have an effect.
     weights: Text
     layers: int = Field(ge=0, le=48)  # 0: a bag of words, blind to their order
     pool: Literal["mean", "end"]  # what is read out: the end token beside the mean of all, or alone
@@ -106,7 +106,8 @@ class TextConfig(Section):
         if not self.layers and self.pool == "end":
             raise ValueError("pool must be mean where layers is 0: the end token alone knows of no word")
         if self.weights != "none" and not set(self.weights) & set("./\\"):
-            raise ValueError(f"weights can be none or a file, all-MiniLM-L6-v2's, not {self.weights:.60}")
+            meant = f"./{self.weights:.60}"
+            raise ValueError(f"weights can be none, or all-MiniLM-L6-v2's file or folder. A path has a slash: {meant}")
         return self
 
     @property

@@ -145,8 +145,7 @@ class TextEncoder(nn.Module):
         self.has_positions = config.layers > 0
         # What the blocks read is as large as what they add (Vaswani et al., 2017), while the weights stay as small as
         # Adam's steps want them.
-        as_bag = config.layers > 0 and config.pool == "mean"
-        self.embedding_scale = math.sqrt(config.width) if as_bag else 1.0
+        self.embedding_scale = math.sqrt(config.width) if self.has_positions and config.pool == "mean" else 1.0
         if self.has_positions:
             self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
         blocks = [Block(config.width, config.heads, config.dropout) for _ in range(config.layers)]

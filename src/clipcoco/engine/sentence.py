@@ -1,7 +1,7 @@
 """A frozen sentence encoder as text tower, all-MiniLM-L6-v2, with a head that is trained.
 
 It is a BERT (Devlin et al., 2019) of MiniLM's size (Wang et al., 2020), taught that a billion pairs of sentences belong
-together, the captions of one image among them (Reimers and Gurevych, 2019): see CAUTION in config/schema.py.
+together, the captions of one image among them (Reimers and Gurevych, 2019): see CAUTION in config/backbones.py.
 Letters: B captions, L tokens, S width of a sentence vector, D dimensions of the shared space.
 """
 

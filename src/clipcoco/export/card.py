@@ -29,8 +29,8 @@ tags:
 Images and captions become unit vectors of $dimensions dimensions in one space: the higher the cosine, the better they
 belong together. It is a $backbone at $size pixels ($weights) and a $tower, trained with
 the contrastive loss of CLIP (Radford et al., 2021) on $images, for $step steps of $batch images,
-in $precision, by clipcoco $version; here its weights are float32. What is not in those captions and images it can't
-know. Its temperature, which divides the cosines before a softmax, is $temperature.
+in $precision, by clipcoco $version; here its weights are float32. $knows
+Its temperature, which divides the cosines before a softmax, is $temperature.
 
 ## Use
 $use
@@ -107,6 +107,9 @@ def write_card(folder: Path, name: str, model_file: ModelFile, run: RunDir | Non
         else f"begun from {_plain(Path(vision.weights).name)} weights",
         "temperature": f"{math.exp(-model_file.model.logit_scale.item()):.4f}",
         "tower": text.tower.replace("MiniLM-L6-v2", "MiniLM-L6-v2 (Apache-2.0)"),
+        "knows": "What its text encoder was taught elsewhere it brings along."
+        if text.caution
+        else "What is not in those captions and images it can't know.",
         "images": f"{images:,} images with captions" if images else "images with captions",
         "step": f"{content['state'].get('step', 0):,}",
         "precision": content["state"].get("precision", "float32"),

@@ -2,7 +2,9 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from clipcoco.config.derive import as_cached
 from clipcoco.config.load import LoadedConfig, dump, flatten, load_config
 from clipcoco.config.schema import Config
 from clipcoco.config.text import one_line
@@ -30,6 +32,8 @@ def settings_after(run: RunDir | None, config: Config, changes: Sequence[str], n
         if run is not None:
             init = init_of(run.config.read_text("utf-8", errors="replace"))
             before = load_config(file=run.config, overrides=changes)
+            if before.config.train.frozen_epochs == "all":
+                before = replace(before, config=as_cached(before.config))
             loaded = before if before.config == config else loaded
     return loaded, init
 

@@ -110,8 +110,10 @@ def read_parts(
     train, val = open_splits(config.data, "train", "val", like=source_like, get_them=get_them)
     train_table, val_table, source = train.table, val.table, train.source
     whole_train, whole_val = ((len(split.whole.files), len(split.whole.captions)) for split in (train, val))
-    began = {} if frozen_epochs is None else {"frozen_epochs": frozen_epochs}
-    as_it_began = config.model_copy(update={"train": config.train.model_copy(update=began)})
+    as_it_began = config
+    if frozen_epochs is not None and config.train.frozen_epochs == "auto":
+        train_as = config.train.model_copy(update={"frozen_epochs": frozen_epochs})
+        as_it_began = config.model_copy(update={"train": train_as})
     derived = derive(as_it_began, whole_train, whole_val, str(root), device.device.type)
     if frozen_epochs is not None:
         derived = replace(derived, frozen_reason="as the run began")

@@ -180,6 +180,9 @@ def _changed_settings(before: Config, after: Config) -> tuple[str, ...]:
         for key in changed
         if key not in CHANGEABLE
     ]
+    for own, cached in CACHED.items():
+        if new[cached] not in (old[cached], new[own]):
+            refused.append(f"{cached} has no effect on this run, which trains by {own} (--set). Leave it out")
     if after.train.epochs < before.train.epochs:
         refused.append(f"train.epochs can only grow at a resume: {before.train.epochs} -> {after.train.epochs} (--set)")
     if refused:
@@ -198,7 +201,7 @@ def _check_data(plan: Plan, before: dict[str, Any], name: str) -> None:
 
 
 def _frozen_epochs(state: TrainState, before: TrainConfig, after: TrainConfig) -> int | None:
-    """As the run began, whatever the device is now; None, for `auto` again, where all were frozen and grew."""
+    """As the run began, whatever the device is now; None, to be resolved again, where all were frozen and grew."""
     grew = after.epochs > before.epochs and state.frozen_epochs == before.epochs
     return None if grew or state.frozen_epochs < 0 else state.frozen_epochs
 
@@ -206,7 +209,7 @@ def _frozen_epochs(state: TrainState, before: TrainConfig, after: TrainConfig) -
 def check_same(saved: Saved, loaded: LoadedConfig) -> None:
     """For --or-resume: raise ConfigError unless the run is of the configuration that was asked for."""
     before, asked = saved.before, loaded.config
-    if (before.train.frozen_epochs, asked.train.frozen_epochs) == ("all", "auto"):
+    if before.train.frozen_epochs == "all" and asked.train.frozen_epochs in ("auto", "all"):
         asked = as_cached(asked)
     old, new = flatten(before), flatten(asked)
     free = {*CHANGEABLE, *CACHED.values()}
