@@ -37,15 +37,15 @@ def test_no_file_is_longer_than_300_lines_and_no_function_than_60():
 
 
 def test_the_evening_path_is_an_evening():
-    assert sum(lines(PACKAGE / f"{name}.py") for name in EVENING) <= 1600
+    assert sum(lines(PACKAGE / f"{name}.py") for name in EVENING) <= 1640
 
 
 # Lines of Python. A change raises one of them by what it adds less what it deletes, in a commit that says both.
 WINGS = {
-    "core": (("engine", "data", "config", "disk", "runs", ""), 8_620),
+    "core": (("engine", "data", "config", "disk", "runs", ""), 9_560),
     "prepare": (("prepare",), 3_260),
-    "faces": (("cli", "console"), 2_980),
-    "uses": (("report", "search", "export", "api"), 2_860),
+    "faces": (("cli", "console"), 3_060),
+    "uses": (("report", "search", "export", "api"), 2_990),
 }
 
 
