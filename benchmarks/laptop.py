@@ -19,7 +19,10 @@ from pathlib import Path
 
 import timm
 import torch
+from torchvision.models._api import BUILTIN_MODELS
 
+import clipcoco.engine.model as encoders
+from clipcoco.config.backbones import BACKBONES
 from clipcoco.config.load import load_config
 from clipcoco.data.captions import read_captions
 from clipcoco.data.split import choose_source
@@ -62,6 +65,16 @@ def backbone() -> torch.nn.Module:
     model.load_state_dict(dict(zip(wanted, given.values(), strict=True)))
     model.reset_classifier(0)
     return model.eval().to(memory_format=torch.channels_last)
+
+
+def stand_in(file: Path) -> None:
+    """From now on, in this process, `efficientnet_b0` is EfficientNet-Lite0, whose weights are written into `file`:
+    it can be trained like a backbone of the table, through `model.vision.weights=file`."""
+    BUILTIN_MODELS["efficientnet_b0"] = lambda weights: timm.create_model("tf_efficientnet_lite0")
+    facts = BACKBONES["efficientnet_b0"]
+    BACKBONES["efficientnet_b0"] = facts._replace(stages=dict(zip(EARLIER, facts.stages.values(), strict=True)))
+    encoders.MEAN, encoders.STD = (127.0,) * 3, (128.0,) * 3
+    torch.save(backbone().state_dict(), file)
 
 
 def compare_copies(root: Path, parts: Parts, model: DualEncoder, encode: Encode, weights: str) -> None:

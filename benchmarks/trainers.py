@@ -70,7 +70,7 @@ def open_clip_trainer(laptop: Laptop, folder: Path, seed: int, epochs: int) -> t
     name = f"seed-{seed}-epochs-{epochs}"
     options = {"model": f"local-dir:{folder}", "train-data": folder / "train.tsv", "logs": folder, "name": name}
     options |= {"batch-size": batch, "epochs": epochs, "warmup": steps // 20, "seed": seed, "workers": 2}
-    options |= {"precision": "amp_bf16", "device": "cpu", "save-frequency": 0}
+    options |= {"precision": "amp_bf16", "device": laptop.parts.device.device.type, "save-frequency": 0}
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     (folder / name / "out.log").unlink(missing_ok=True)
     began, used = time.monotonic(), _children()
