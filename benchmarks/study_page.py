@@ -76,7 +76,7 @@ def over_images(rows: Sequence[Row]) -> tuple[float, float]:
 def cost(rows: Sequence[Row], of: str) -> str:
     """The mean over the seeds that a CPU trained: what a GPU takes for the others is no cost of laptop mode."""
     found = [row[of] for row in rows if " · cpu, " in row["on"]]
-    return f"{mean(found):,.0f}" if found else "–"
+    return f"{mean(found):,.0f}" if found else "-"
 
 
 def _table(first: str, groups: dict[str, list[Row]], before: Sequence[Row] | None = None) -> str:

@@ -31,6 +31,7 @@ from clipcoco.prepare.resize import make_copies
 from clipcoco.runs.go import backbone_features, build_training
 from clipcoco.runs.plan import Parts, read_parts
 from conftest import LIGHT, TOY
+from harness import flip_a_bit
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +225,7 @@ def test_a_flipped_bit_is_seen_and_made_good(data, weights, part):
     cached(parts, model)
     sound = files(data)
     path = next((data / ".clipcoco").glob(f"features-*-train2017{part}"))
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
+    flip_a_bit(path)
     told: list[str] = []
     cached(parts, model, report=lambda event: told.append(getattr(event, "message", "")))
     assert any("recomputing" in message for message in told)

@@ -37,7 +37,7 @@ from clipcoco.runs.directory import RunDir
 from clipcoco.runs.go import build_training, sentence_vectors
 from clipcoco.runs.plan import Parts, read_parts
 from conftest import LIGHT
-from harness import Page, one_line, rows
+from harness import Page, flip_a_bit, one_line, rows
 from test_tokenizer import ODD
 
 PUBLISHED = dict(sentence.PUBLISHED)
@@ -320,9 +320,7 @@ def test_what_a_stop_or_a_flipped_bit_leaves_is_made_good(data, toy, tmp_path):
     assert vectors(parts, model) is not None
     assert files(data) == files(calm)
     path = next((data / ".clipcoco").glob("sentences-*.f16"))
-    flipped = bytearray(path.read_bytes())
-    flipped[len(flipped) // 2] ^= 4
-    path.write_bytes(flipped)
+    flip_a_bit(path)
     told: list[str] = []
     vectors(parts, model, report=lambda event: told.append(getattr(event, "message", "")))
     assert any("is damaged: recomputing" in message for message in told)

@@ -1,4 +1,4 @@
-"""How a duration, a size, an interval and an order are said, everywhere."""
+"""How a duration, a size, a count, an interval and an order are said, everywhere."""
 
 from collections.abc import Sequence
 
@@ -32,6 +32,11 @@ def say_bytes(count: float) -> str:
         if count >= 0.9995 * unit:
             return f"{count / unit:,.{1 if name == 'GB' or count < 9.95 * unit else 0}f} {name}"
     return f"{count:.0f} B"
+
+
+def say_count(count: int, noun: str) -> str:
+    """How many there are: "1 epoch", "2,304 steps"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def say_half(interval: Sequence[float]) -> str:

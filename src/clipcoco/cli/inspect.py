@@ -14,6 +14,7 @@ from clipcoco.config.load import LoadedConfig, dump, load_config, preset_in, pre
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
 from clipcoco.data.annotations import SPLITS, count_entries
 from clipcoco.errors import ConfigError, DataError, ExitCode
+from clipcoco.say import say_count
 
 
 def inspect_config(
@@ -66,7 +67,7 @@ def inspect_config(
 
 def _steps(derived: Derived) -> str:
     by = ", by train.cached, for all are frozen" if derived.cached else ""
-    return f"{derived.steps_per_epoch:,} steps an epoch · {derived.total_steps:,} steps{by}"
+    return f"{say_count(derived.steps_per_epoch, 'step')} an epoch · {say_count(derived.total_steps, 'step')}{by}"
 
 
 def _derive(loaded: LoadedConfig, device: str = "") -> Derived:

@@ -12,6 +12,7 @@ from clipcoco.config.messages import check_device
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.engine.model import DualEncoder
 from clipcoco.errors import EnvironmentProblem, is_out_of_memory
+from clipcoco.say import say_count
 
 # On CUDA both may round float32 to TF32, convolutions by torch's default.
 FLOAT32_ON_CUDA: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
@@ -81,7 +82,7 @@ def _device(name: str) -> tuple[torch.device, str]:
     device = torch.device(name)
     if device.type == "cpu":
         threads = torch.get_num_threads()
-        return device, f"cpu, {threads} thread{'s' if threads > 1 else ''}"
+        return device, f"cpu, {say_count(threads, 'thread')}"
     if device.type == "mps":
         if not torch.backends.mps.is_available():
             raise EnvironmentProblem(f"{name} is not available here (--device). Use --device auto or cpu")

@@ -7,6 +7,7 @@ from clipcoco.config.derive import Derived
 from clipcoco.config.schema import Config
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.split import Source
+from clipcoco.say import say_count
 
 
 def say_data(config: Config, train: CaptionTable, val: CaptionTable, source: Source, workers: int, why: str) -> str:
@@ -30,11 +31,12 @@ def say_model(config: Config, parameters: int, origin: str) -> str:
 def say_training(config: Config, derived: Derived) -> str:
     frozen = ""
     if derived.frozen_epochs:
-        many = "all epochs" if derived.cached else f"{derived.frozen_epochs} epochs"
-        frozen = f", backbone frozen for {'1 epoch' if many == '1 epochs' else many} ({derived.frozen_reason})"
+        many = "all epochs" if derived.cached else say_count(derived.frozen_epochs, "epoch")
+        frozen = f", backbone frozen for {many} ({derived.frozen_reason})"
         frozen += ", hence as train.cached says" * derived.cached
     return (
-        f"{config.train.epochs} epochs x {derived.steps_per_epoch:,} steps x {config.train.batch_size} images, "
+        f"{say_count(config.train.epochs, 'epoch')} x {say_count(derived.steps_per_epoch, 'step')} "
+        f"x {say_count(config.train.batch_size, 'image')}, "
         f"lr {config.train.lr:g}, seed {config.seed}{frozen}"
     )
 
