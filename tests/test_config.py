@@ -5,7 +5,9 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 from clipcoco.config.derive import (
     OFFICIAL,
@@ -26,7 +28,7 @@ from clipcoco.config.load import (
     to_plain,
 )
 from clipcoco.config.messages import suggestion
-from clipcoco.config.schema import SETTINGS, Config
+from clipcoco.config.schema import SETTINGS, Config, json_schema
 from clipcoco.config.text import written
 from clipcoco.disk.seal import seal_text
 from clipcoco.errors import ConfigError, DataError
@@ -613,3 +615,33 @@ def test_reading_a_configuration_needs_no_torch() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'rich', 'typer')))"
     )
     python(code)
+
+
+class Yaml12(yaml.SafeLoader):
+    """As editors read: 3e-4 is a number."""
+
+
+Yaml12.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+@pytest.mark.parametrize("preset", ["base", *preset_names()])
+def test_an_editor_takes_every_preset_and_every_dump(preset):
+    check = jsonschema.Draft202012Validator(json_schema()).validate
+    check(yaml.load((presets_folder() / f"{preset}.yaml").read_text(), Yaml12))
+    check(yaml.load(dump(load_config(preset)), Yaml12))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: {epoch: 3}", "'epoch' was unexpected"),
+        ("train: {epochs: none}", "'none' is not of type 'integer'"),
+        ("model: {vision: {backbone: resnet-50}}", "'resnet-50' is not one of"),
+        ("model: {text: {layers: -1}}", "-1 is less than the minimum"),
+    ],
+)
+def test_an_editor_marks_what_is_wrong(text, said):
+    with pytest.raises(jsonschema.ValidationError, match=said):
+        jsonschema.Draft202012Validator(json_schema()).validate(yaml.load(text, Yaml12))

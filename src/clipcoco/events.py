@@ -80,6 +80,7 @@ class Progress:
     phase: str
     done: int
     total: int
+    loss: float | None = None  # of training: the mean since the last row of metrics.jsonl
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,20 @@ def bash(line):
         ("clipcoco search --run tiny", ["tiny-1"]),
         ("clipcoco export --format o", ["open_clip", "onnx"]),
         ("clipcoco export --format onnx t", ["tiny-1"]),
+        ("clipcoco train --device c", ["cpu", "cuda", "cuda:"]),
+        ("clipcoco eval --split t", ["train"]),
+        ("clipcoco eval --protocol ", ["own", "1k", "all"]),
+        ("clipcoco train --set train.ep", ["train.epochs="]),
+        ("clipcoco train demo data.fl", ["data.flip="]),
+        ("clipcoco train demo data.flip=t", ["data.flip=true"]),
+        (
+            "clipcoco train --set model.vision.backbone=resnet1",
+            ["model.vision.backbone=resnet18", "model.vision.backbone=resnet101"],
+        ),
+        ("clipcoco train demo train.precision = b", ["bfloat16"]),  # as bash cuts it
+        ("clipcoco train demo train.frozen_epochs=a", ["train.frozen_epochs=auto", "train.frozen_epochs=all"]),
+        ("clipcoco train demo train.lr=", []),
+        ("clipcoco train demo train.nothing=a", []),
         ("clipcoco inspect-config m", ["medium", "mine.yaml"]),
         ("clipcoco inspect-config o", ["old.yml"]),
         ("clipcoco eval nothing", []),  # the shell then offers files

@@ -16,6 +16,7 @@ from clipcoco.cli.options import (
     Run,
     RunsDir,
     Set,
+    complete_from,
     data_changes,
     expanded_path,
     print_json,
@@ -51,9 +52,11 @@ def evaluate(
     from_embeddings: FromEmbeddings = None,
     config: ConfigFile = None,
     changes: Set = None,
-    split: Annotated[str, typer.Option(help="val or train.")] = "val",
+    split: Annotated[str, typer.Option(help="val or train.", autocompletion=complete_from("val", "train"))] = "val",
     fraction: Annotated[float | None, typer.Option(help="Of the split's images; the run's own otherwise.")] = None,
-    protocol: Annotated[str, typer.Option(help="own, 1k or all.")] = "all",
+    protocol: Annotated[
+        str, typer.Option(help="own, 1k or all.", autocompletion=complete_from("own", "1k", "all"))
+    ] = "all",
     embeddings: ToEmbeddings = None,
     runs_dir: RunsDir = RUNS,
     device: Device = None,

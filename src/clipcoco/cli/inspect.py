@@ -11,10 +11,13 @@ import typer
 from clipcoco.cli.options import Debug, Json, Set, complete_config, print_json, split_words
 from clipcoco.config.derive import DRAWN, OFFICIAL, Derived, derive
 from clipcoco.config.load import LoadedConfig, dump, load_config, preset_in, preset_names, presets_folder, to_plain
+from clipcoco.config.schema import json_schema
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
 from clipcoco.data.annotations import SPLITS, count_entries
 from clipcoco.errors import ConfigError, DataError, ExitCode
 from clipcoco.say import say_count
+
+EDITORS = "# yaml-language-server: $schema=clipcoco.schema.json"  # for those who keep `--schema` beside it
 
 
 def inspect_config(
@@ -26,6 +29,7 @@ def inspect_config(
     ] = None,
     changes: Set = None,
     diff: Annotated[bool, typer.Option("--diff", help="Only what differs from base.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="A JSON Schema of such files, for editors.")] = False,
     json_: Json = False,
     debug: Debug = False,
 ) -> int:
@@ -36,6 +40,11 @@ def inspect_config(
     [bold]clipcoco inspect-config[/bold]
     """
     terminal = open_terminal()
+    if schema:
+        if words or changes or diff:
+            raise ConfigError("--schema is the same for all presets and files (command line). Give nothing else")
+        print_json(json_schema())
+        return ExitCode.OK
     word, bare = split_words(words)
     if word is None:
         if changes or bare:
@@ -61,7 +70,7 @@ def inspect_config(
         f"{derived.parameters / 1e6:.1f} M parameters and {say_bytes(derived.checkpoint_bytes)} a checkpoint at most, "
         f"{derived.checkpoints_kept} kept",
     ]
-    show(terminal.out, *dump(loaded, lines, diff=diff).splitlines())
+    show(terminal.out, EDITORS, *dump(loaded, lines, diff=diff).splitlines())
     return ExitCode.OK
 
 

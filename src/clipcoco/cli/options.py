@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import typer
 
 from clipcoco.config.load import LoadedConfig, load_config, preset_names
 from clipcoco.config.messages import check_device, suggestion
-from clipcoco.config.schema import SETTINGS
+from clipcoco.config.schema import SETTINGS, choices
 from clipcoco.config.text import expanded, one_line
 from clipcoco.errors import ConfigError
 from clipcoco.runs.directory import RunDir
@@ -36,6 +37,26 @@ def complete_preset(incomplete: str) -> list[str]:
 def complete_config(incomplete: str) -> list[str]:
     """Presets and YAML files."""
     return [*complete_preset(incomplete), *_safe(_starting(incomplete, "*.yaml") + _starting(incomplete, "*.yml"))]
+
+
+def complete_setting(context: typer.Context, incomplete: str) -> list[str]:
+    """`train.epochs=`, and behind it the values of a setting that has few; bash cuts the words at the `=`."""
+    key, equals, value = incomplete.partition("=")
+    typed = [word for words in context.params.values() if isinstance(words, list) for word in words]
+    if not equals and typed[-1:] == ["="]:
+        return [one for one in choices(typed[-2]) if one.startswith(value or key)]
+    if not equals:
+        return [f"{name}=" for name in SETTINGS if name.startswith(key)]
+    return [f"{key}={one}" for one in choices(key) if one.startswith(value)]
+
+
+def complete_from(*values: str) -> Callable[[str], list[str]]:
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+def complete_bare(context: typer.Context, incomplete: str) -> list[str]:
+    """What `train` takes without an option."""
+    return [*complete_config(incomplete), *(complete_setting(context, incomplete) if incomplete else [])]
 
 
 def complete_run(context: typer.Context, incomplete: str) -> list[str]:
@@ -63,13 +84,16 @@ RUNS = Path("runs")
 
 Preset = Annotated[str | None, typer.Option(help="demo, tiny, small, medium or full.", autocompletion=complete_preset)]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file instead.", callback=expanded_path)]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.", autocompletion=complete_setting),
+]
 Bare = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[PRESET or FILE] KEY=VALUE",
         help="A preset or a file without its option; settings as with --set.",
-        autocompletion=complete_config,
+        autocompletion=complete_bare,
     ),
 ]
 Run = Annotated[
@@ -87,7 +111,14 @@ Init = Annotated[
     ),
 ]
 RunsDir = Annotated[Path, typer.Option(help="The folder of the runs.", callback=expanded_path)]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", callback=_known_device)]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="auto, cpu, cuda, cuda:N or mps.",
+        callback=_known_device,
+        autocompletion=complete_from("auto", "cpu", "cuda", "cuda:", "mps"),
+    ),
+]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no panel.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")]

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from clipcoco.events import RunEnded
     from clipcoco.runs.plan import Plan
 
+NEXT = {"demo": "tiny", "tiny": "small", "small": "medium", "medium": "full"}
+WHAT = {"tiny": "real photographs", "small": "ten times as many", "medium": "half of COCO", "full": "all of COCO"}
+
 
 def train(
     words: Bare = None,
@@ -200,7 +203,9 @@ def _finish(
     """Of a finished run the best checkpoint is measured, shown and made into a page; of a stopped one the page."""
     from clipcoco.cli.evaluate import measure_best
     from clipcoco.report.expected import read_expected
+    from clipcoco.report.settings import read_settings
     from clipcoco.runs.metrics import read_history
+    from clipcoco.runs.record import read_record
 
     terminal = console.terminal
     if ended.state == "stopped":
@@ -220,17 +225,17 @@ def _finish(
     closed = read_history(run).closed_form
     beside = vars(closed) if closed else None
     notes = note, result["caution"]
-    show(terminal.out, "", *recall_tables(result["split"], result["protocols"], *notes, closed_form=beside))
     rows = [("expected", f"{expected.band}: {expected.r1:.2f} lies {expected.verdict}")] if expected else []
     if expected and expected.verdict == "below":
         rows.append(
             ("look at", "the report's notes (skipped steps, unreadable pictures), its curves; then another seed")
         )
-    rows += [
-        ("report", str(run.report)),
-        ("search", 'clipcoco search "what is in the picture"'),
-        ("again", f"clipcoco eval {run.words}"),
-        ("curves", f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}"),
-    ]
-    show(terminal.out, *summary_rows(rows))
+    rows.append(("report", str(run.report)))
+    if (record := read_record(run)[0]) and (query := record.retrievals.query()):
+        rows.append(("search", f"clipcoco search {shlex.quote(query)}"))
+    settings = read_settings(run)
+    if (larger := NEXT.get(settings.preset)) and all(at.name != "data.root" for at in settings.differing):
+        rows.append(("next", f"clipcoco prepare-data --preset {larger}    {WHAT[larger]}"))
+    tables = recall_tables(result["split"], result["protocols"], *notes, closed_form=beside)
+    console.print("", *tables, *summary_rows(rows))
     return ExitCode.OK

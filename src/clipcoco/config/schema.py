@@ -7,7 +7,7 @@ Limits keep a crafted configuration from asking for absurd amounts of memory.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -16,7 +16,7 @@ from clipcoco.config.text import expanded
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 # One line, without what a terminal or YAML could not carry: controls, line separators, non-characters.
-Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}\x{FFFE}\x{FFFF}]+$")]
+Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029\uFFFE\uFFFF]+$")]
 Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v3_large", "efficientnet_b0"]
 
 # Of recall in percent, [low, high].
@@ -196,5 +196,28 @@ def _names(section: type[Section], prefix: str = "") -> Iterator[tuple[str, bool
 # Dotted names, in the order of the schema: "train.lr" is a setting, "train" a section.
 SETTINGS = tuple(name for name, is_section in _names(Config) if not is_section)
 SECTIONS = tuple(name for name, is_section in _names(Config) if is_section)
+
+
+def json_schema() -> dict[str, Any]:
+    """Of a configuration file, for editors: it may leave out any setting, and say what it extends."""
+    schema = Config.model_json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        section.pop("required", None)
+    schema["properties"]["extends"] = {"type": "string", "description": "a preset or a file"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "clipcoco"}
+
+
+def choices(name: str) -> list[str]:
+    """The values of a setting that has few of them; none of any other, or of what is no setting."""
+    schema = whole = json_schema()
+    for part in name.split("."):
+        schema = schema.get("properties", {}).get(part, {})
+        schema = whole["$defs"].get(schema.get("$ref", "").rpartition("/")[2], schema)
+    found = [value for one in (schema, *schema.get("anyOf", ())) for value in (*one.get("enum", ()), one.get("const"))]
+    return (
+        ["true", "false"] if schema.get("type") == "boolean" else [str(value) for value in found if value is not None]
+    )
+
+
 # The settings of `train` that have another value where all epochs are frozen, and which that is.
 CACHED = {f"train.{name}": f"train.cached.{name}" for name in CachedConfig.model_fields}

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from statistics import median_high
 from typing import Any, Self
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -70,7 +70,14 @@ class RunConsole:
 
     def show(self, *lines: str | Text) -> None:
         """Show lines above the panel, and log them."""
-        show(self.terminal.err, *lines)
+        self._show(self.terminal.err, *lines)
+
+    def print(self, *lines: str | Text) -> None:
+        """Results: on stdout, and in the log."""
+        self._show(self.terminal.out, *lines)
+
+    def _show(self, stream: Console, *lines: str | Text) -> None:
+        show(stream, *lines)
         for line in lines:
             self._log(line if isinstance(line, str) else line.plain)
 
@@ -132,6 +139,8 @@ class RunConsole:
         elif self.run is None:
             self._show_panel(transient=True)
         if time.monotonic() >= self._next_line:
+            if event.loss is not None and self.last:  # steps so long that the next row is far away
+                self.last = {**self.last, "loss": event.loss}
             self._progress_line()
 
     def _step(self, event: events.StepDone) -> None:

@@ -42,6 +42,11 @@ class TrainState:
     frozen_epochs: Annotated[int, Field(strict=True, ge=-1, le=10**6)] = -1
     seconds: Seconds = 0.0  # of training so far, over all stops
 
+    @property
+    def interval_mean(self) -> float | None:
+        """The mean loss since the last logged step; None where no step of it counts."""
+        return self.interval_loss / self.interval_steps if self.interval_steps else None
+
     def epoch(self, steps_per_epoch: int) -> int:
         """The epoch, from 1, that the last finished step belongs to."""
         return max(1, -(-self.step // steps_per_epoch))

@@ -59,8 +59,8 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
 
             count_step(state, epoch + 1, step, training.loader.table, report)
             state.interval_seconds += time.monotonic() - start
-            report(Progress("train", state.step, schedule.total_steps))
-            if state.step % schedule.config.log_every_steps == 0:
+            report(Progress("train", state.step, schedule.total_steps, state.interval_mean))
+            if state.step == 1 or state.step % schedule.config.log_every_steps == 0:
                 log_interval(training, epoch + 1, rate, report)
             if state.step % schedule.checkpoint_steps == 0 and state.step % per_epoch:
                 save()

@@ -46,8 +46,7 @@ def count_step(state: TrainState, epoch: int, step: Step, table: CaptionTable, r
 def log_interval(training: Training, epoch: int, lr: float, report: Report) -> None:
     """Report the means since the last logged step, and warn when nothing is learnt."""
     state, chance = training.state, training.chance_loss
-    if state.interval_steps:
-        loss = state.interval_loss / state.interval_steps
+    if (loss := state.interval_mean) is not None:
         seconds = max(state.interval_seconds, 1e-9)
         report(
             StepDone(

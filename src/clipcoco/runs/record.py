@@ -57,6 +57,12 @@ class Retrievals(Part):
     texts: list[Query]
     images: list[Query]
 
+    def query(self) -> str | None:
+        """What a person may type to see it work: of the captions drawn by the seed the shortest that found its image,
+        or the shortest of all where none did."""
+        drawn = [(query.rank != 1, len(query.caption), query.caption) for query in self.texts if query.drawn]
+        return min(drawn)[2].rstrip(" .").lower() if drawn else None
+
 
 class Ranks(Part):
     i2t: RankCounts
