@@ -408,8 +408,6 @@ def test_it_leaves_as_safetensors_and_onnx_with_its_label_and_not_to_open_clip(d
 
     with pytest.raises(ConfigError, match="open_clip has no text tower that is a sentence encoder"):
         export("open_clip")
-    if not is_installed("safetensors"):
-        pytest.skip("safetensors is not installed: clipcoco[export]")
     assert CAUTION in (export("safetensors") / "README.md").read_text()
     assert str(toy) not in (tmp_path / "safetensors" / "config.json").read_text()
     if not (is_installed("onnxscript") and is_installed("onnxruntime")):

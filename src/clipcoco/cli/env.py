@@ -21,8 +21,8 @@ from clipcoco.version import __version__
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "pillow", "pycocotools", "tokenizers", "tensorboard", "matplotlib", "jinja2"),
-    *("typer", "rich", "pydantic", "pyyaml", "httpx2"),
-    *("open_clip_torch", "timm", "safetensors", "onnx", "onnxscript", "onnxruntime"),  # of the extras
+    *("typer", "rich", "pydantic", "pyyaml", "httpx2", "safetensors"),
+    *("open_clip_torch", "timm", "onnx", "onnxscript", "onnxruntime"),  # of the extras
 )
 THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 LOOKS = ("LC_ALL", "LC_CTYPE", "LANG", "PYTHONIOENCODING", "PYTHONUTF8", "NO_COLOR", "FORCE_COLOR", "CI", "COLUMNS")

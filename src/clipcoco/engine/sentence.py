@@ -7,9 +7,9 @@ Letters: B captions, L tokens, S width of a sentence vector, D dimensions of the
 
 import hashlib
 import json
-import math
 from pathlib import Path
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,16 +37,7 @@ def read_tokenizer(config: TextConfig) -> WordPiece:
 def read_bert(config: TextConfig) -> dict[str, Tensor]:
     """The state of a `Bert`. Raises CheckpointError for any other file than the published one."""
     content, order = _published(config, "model.safetensors"), _tokenizer(config)[1]
-    # Eight bytes are the length of a JSON header, which gives kind, shape and place of the tensors behind it. Its sum
-    # was right, so nothing of it is a stranger's.
-    start = 8 + int.from_bytes(content[:8], "little")
-    given = {
-        name: torch.frombuffer(
-            content, dtype=torch.float32, count=math.prod(entry["shape"]), offset=start + entry["data_offsets"][0]
-        ).view(entry["shape"])
-        for name, entry in json.loads(content[8:start]).items()
-        if entry.get("dtype") == "F32"
-    }
+    given = safetensors.torch.load(bytes(content))
     # A caption is a single sentence, so that the first of the two kinds of token is that of all.
     kinds, places = (given[f"embeddings.{name}_embeddings.weight"] for name in ("token_type", "position"))
     state = {

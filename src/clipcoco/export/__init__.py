@@ -9,13 +9,13 @@ from clipcoco.errors import ConfigError, EnvironmentProblem
 
 class Needs(NamedTuple):
     modules: tuple[str, ...]  # that must be installed
-    extra: str  # of ours, which brings them
+    package: str  # which brings them, as pip takes it
 
 
 NEEDS = {
-    "open_clip": Needs(("safetensors", "open_clip", "timm", "transformers"), "export"),
-    "safetensors": Needs(("safetensors",), "export"),
-    "onnx": Needs(("onnx", "onnxscript", "onnxruntime"), "onnx"),
+    "open_clip": Needs(("open_clip", "timm", "transformers"), "'clipcoco[export]'"),
+    "safetensors": Needs((), "safetensors"),
+    "onnx": Needs(("onnx", "onnxscript", "onnxruntime"), "'clipcoco[onnx]'"),
 }
 
 
@@ -32,6 +32,5 @@ def check_request(name: str, folder: Path) -> None:
     missing = [module for module in chosen.modules if importlib.util.find_spec(module) is None]
     if missing:
         raise EnvironmentProblem(
-            f"format {name} needs {', '.join(missing)}, not installed here (--format). "
-            f"pip install 'clipcoco[{chosen.extra}]'"
+            f"format {name} needs {', '.join(missing)}, not installed here (--format). pip install {chosen.package}"
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import tokenizers
 import torch
 import torch.nn.functional as F
@@ -75,9 +76,9 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save
-
-    path.write_bytes(save(weights, {"format": "pt"}))  # its own save_file closes the file to all but its owner
+    path.write_bytes(
+        safetensors.torch.save(weights, {"format": "pt"})
+    )  # its own save_file closes the file to all but its owner
 
 
 def _write_safetensors(model_file: ModelFile, folder: Path) -> None:
@@ -94,10 +95,8 @@ def _write_safetensors(model_file: ModelFile, folder: Path) -> None:
 
 
 def _read_safetensors(folder: Path) -> Exported:
-    from safetensors.torch import load_file
-
     config = config_from_plain(json.loads((folder / "config.json").read_text("utf-8")), str(folder))
-    weights = load_file(folder / "model.safetensors")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
     vocab_size = next(len(value) for name, value in weights.items() if name.endswith("token_embedding.weight"))
     model = build(config.model, vocab_size).eval()
     model.load_state_dict(weights)

@@ -66,7 +66,7 @@ def _written(model_file: ModelFile, name: str, folder: Path) -> Exported:
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EnvironmentProblem(
             f"the export failed in the packages of {name}: {what} (--format). "
-            f"pip install --upgrade 'clipcoco[{NEEDS[name].extra}]', or take another format"
+            f"pip install --upgrade {NEEDS[name].package}, or take another format"
         ) from error
 
 
