@@ -11,13 +11,17 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from clipcoco.errors import DataError
+from clipcoco.prepare.composition import Scene, scenes
 from clipcoco.prepare.drawing import COLOURS, SHAPES
-from clipcoco.prepare.scenes import Scene, captions, draw_scenes, is_drawn, scenes
+from clipcoco.prepare.scenes import draw_scenes, is_drawn
+from clipcoco.prepare.wording import captions, false_captions
 from harness import python, tree
 
 TRAIN, VAL = 40, 60
 SIZE_OF = {"big": "large", "large": "large", "small": "small", "little": "small", "tiny": "small"}
-MENTION = re.compile(rf"an? (?:({'|'.join(SIZE_OF)}) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
+MENTION = re.compile(rf"(?:an? |the |^)(?:({'|'.join(SIZE_OF)}) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
+USUAL = {"violet": "purple", "rose": "pink", "dark": "black", "crimson": "red"}
+USUAL |= {"disc": "circle", "box": "square", "crescent": "moon", "plus": "cross", "hoop": "ring"}
 # From wordings to one skeleton: digits are mentions, L R A B say left of, right of, above, below, N next to.
 SKELETON = (
     (r"^(there are (two|three) shapes,|(a|an) (picture|drawing|image) of|we see|there is) ", ""),
@@ -47,13 +51,13 @@ Fact = tuple[Kind, str, Kind]
 
 def read(caption: str) -> tuple[dict[Kind, str | None], set[Fact]]:
     """What a caption says: the size of each (colour, shape) or None, and how they stand."""
-    text = caption.removesuffix(".").lower()
+    text = re.sub("|".join(USUAL), lambda word: USUAL[word[0]], caption.removesuffix(".").lower())
     mentions = [((colour, shape), SIZE_OF.get(size)) for size, colour, shape in MENTION.findall(text)]
     numbers = iter(range(len(mentions)))
     text = MENTION.sub(lambda _: str(next(numbers)), text)
     for pattern, replacement in SKELETON:
         text = re.sub(pattern, replacement, text)
-    assert re.fullmatch(r"\d( [LRABN&] \d)+", text), f"not understood: {caption} ({text})"
+    assert re.fullmatch(r"\d( [LRABN&] \d)*", text), f"not understood: {caption} ({text})"
     kinds = [kind for kind, _ in mentions]
     facts: set[Fact] = set()
     for first, relation, second in re.findall(r"(\d) (?=([LRN]) (\d))", text):
@@ -175,6 +179,42 @@ def test_captions_are_short_true_and_worded_in_many_ways() -> None:
             openings.add(MENTION.sub("_", text[0].lower() + text[1:]))
     assert 50 <= len(vocabulary) <= 100
     assert len(openings) >= 60
+
+
+def test_training_captions_are_also_as_people_search() -> None:
+    plain, single = 0, 0
+    for scene in scenes(500, "train"):
+        texts = captions(scene)
+        assert len(set(texts)) == 5
+        said = [read(text) for text in texts]
+        assert all(is_true(one, known(scene)) for one in said), (texts, scene)
+        single += any(len(kinds) == 1 for kinds, _ in said)
+        plain += any(
+            len(facts) > 0 and set(kinds.values()) == {None} and text.islower()
+            for text, (kinds, facts) in zip(texts, said, strict=True)
+        )
+        whole = [
+            kinds for kinds, facts in said if len(kinds) == len(scene.things) and facts and None not in kinds.values()
+        ]
+        assert whole, texts  # and one at least says all
+    assert (plain, single) == (500, 500)
+
+
+def words(caption: str) -> list[str]:
+    return sorted(set(re.findall("[a-z]+", caption.lower())) - {"a", "an"})
+
+
+def test_false_captions_are_false_where_their_true_ones_are_true() -> None:
+    kinds: dict[str, int] = {}
+    for scene in scenes(500, "val"):
+        for kind, true, false in false_captions(scene):
+            assert is_true(read(true), known(scene)), (true, scene)
+            assert not is_true(read(false), known(scene)), (kind, false, scene)
+            assert true in captions(scene)
+            assert kind == "relation reversed" or words(true) == words(false)
+            kinds[kind] = kinds.get(kind, 0) + 1
+    assert kinds.keys() == {"colours swapped", "shapes swapped", "relation reversed"}
+    assert min(kinds.values()) > 1500
 
 
 def test_a_reader_who_knows_every_scene_finds_nearly_all() -> None:

@@ -237,5 +237,5 @@ def _finish(
     if (larger := NEXT.get(settings.preset)) and all(at.name != "data.root" for at in settings.differing):
         rows.append(("next", f"clipcoco prepare-data --preset {larger}    {WHAT[larger]}"))
     tables = recall_tables(result["split"], result["protocols"], *notes, closed_form=beside)
-    console.print("", *tables, *summary_rows(rows))
+    console.show("", *tables, *summary_rows(rows), results=True)
     return ExitCode.OK

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from statistics import median_high
 from typing import Any, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -68,16 +68,9 @@ class RunConsole:
         with suppress(OSError):  # the terminal is gone
             self._stop_panel()
 
-    def show(self, *lines: str | Text) -> None:
-        """Show lines above the panel, and log them."""
-        self._show(self.terminal.err, *lines)
-
-    def print(self, *lines: str | Text) -> None:
-        """Results: on stdout, and in the log."""
-        self._show(self.terminal.out, *lines)
-
-    def _show(self, stream: Console, *lines: str | Text) -> None:
-        show(stream, *lines)
+    def show(self, *lines: str | Text, results: bool = False) -> None:
+        """Show lines above the panel, or results on stdout, and log them."""
+        show(self.terminal.out if results else self.terminal.err, *lines)
         for line in lines:
             self._log(line if isinstance(line, str) else line.plain)
 

@@ -1,0 +1,215 @@
+"""How scenes are put into words: captions as different people would write them, questions, and false captions.
+
+What chance decides comes from a generator seeded by the scene. Captions of validation tell a scene from nearly all
+others, so that a recall is about the model; those of training are also as people search: without sizes, of one thing
+alone, in lower case.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from random import Random
+
+from clipcoco.prepare.composition import Scene, Thing
+
+SIZE_WORDS = {"large": ("big", "large"), "small": ("small", "little", "tiny")}
+COLOUR_WORDS = {"purple": ("violet",), "pink": ("rose",), "black": ("dark",), "red": ("crimson",)}
+SHAPE_WORDS = {"circle": ("disc",), "square": ("box",), "moon": ("crescent",), "cross": ("plus",), "ring": ("hoop",)}
+RELATIONS = {
+    "left": ("to the left of", "left of", "on the left of"),
+    "right": ("to the right of", "right of", "on the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under", "beneath", "underneath"),
+}
+LOOSE_SHARE = 0.4  # of the scenes have a caption that leaves open how the things stand
+OTHER_WORD = 0.2  # of the colours and shapes in plain captions have one
+
+Fact = tuple[Thing, str, Thing]  # one thing, its relation, and the other
+Naming = Callable[[Thing], str]
+Sentence = Callable[[Naming], str]
+
+
+def captions(scene: Scene) -> list[str]:
+    """Five differing captions, as different people would word them.
+
+    Of validation each names every shape and its colour: three say all there is to know, one leaves out a size, and
+    sometimes one leaves open how they stand. Of training two are plain: one of all things or of two, without sizes,
+    and one of a single thing.
+    """
+    rng = Random(f"captions {scene}")
+    told = _told(scene, rng)
+    if scene.split == "val":
+        return [text for text, _ in told]
+    plain = [rng.choice((_unsized, _pair))(scene, rng), _single(scene, rng)]
+    return list(dict.fromkeys([*plain, *(text for text, whole in told if whole)]))[:5]
+
+
+def false_captions(scene: Scene) -> Iterator[tuple[str, str, str]]:
+    """What was changed, a caption that says all there is to know, and the same one of a scene that is not there.
+
+    "colours swapped" and "shapes swapped" between two things, "relation reversed" from above to below and from left
+    to right; nothing of a kind where the change would leave the scene as it is.
+    """
+    for kind, other in _changed(scene):
+        pairs = zip(_told(scene, Random(f"captions {scene}")), _told(other, Random(f"captions {scene}")), strict=True)
+        for (true, whole), (false, _) in pairs:
+            if whole:
+                yield kind, true, false
+
+
+def _changed(scene: Scene) -> Iterator[tuple[str, Scene]]:
+    for kind, part in (("colours swapped", "colour"), ("shapes swapped", "shape")):
+        swaps = (_swapped(scene, part, *pair) for pair in itertools.combinations(scene.things, 2))
+        if found := next((other for other in swaps if other), None):
+            yield kind, found
+    if len(scene.things) == 2:
+        yield "relation reversed", Scene(scene.rows[::-1] if len(scene.rows) == 2 else (scene.rows[0][::-1],))
+
+
+def _swapped(scene: Scene, part: str, one: Thing, other: Thing) -> Scene | None:
+    """With the colours or shapes of two things exchanged; None where that changes nothing or makes two of a kind."""
+    new = {
+        one: replace(one, **{part: getattr(other, part)}),
+        other: replace(other, **{part: getattr(one, part)}),
+    }
+    changed = Scene(tuple(tuple(new.get(thing, thing) for thing in row) for row in scene.rows))
+    kinds = {(thing.colour, thing.shape) for thing in changed.things}
+    return changed if changed != scene and len(kinds) == len(changed.things) else None
+
+
+def _told(scene: Scene, rng: Random) -> list[tuple[str, bool]]:
+    """Five sentences about all things, and whether each says all there is to know, but for a size."""
+    full, loose = (_three if len(scene.things) == 3 else _two)(scene, rng)
+    chosen, whole = rng.sample(full, 5), [True] * 5
+    if rng.random() < LOOSE_SHARE:
+        chosen[4], whole[4] = rng.choice(loose), False
+    unsized = rng.choice(range(len(scene.things)))
+    texts = [sentence(_naming(rng, scene.things[unsized] if i == 3 else None)) for i, sentence in enumerate(chosen)]
+    order = list(range(5))
+    rng.shuffle(order)
+    return [(f"{texts[i][0].upper()}{texts[i][1:]}.", whole[i]) for i in order]
+
+
+def _unsized(scene: Scene, rng: Random) -> str:
+    """All things and how they stand, as if sizes were of no matter."""
+    full, _ = (_three if len(scene.things) == 3 else _two)(scene, rng)
+    return rng.choice(full)(_plain(rng))
+
+
+def _pair(scene: Scene, rng: Random) -> str:
+    one, relation, other = rng.choice(facts(scene))
+    name = _plain(rng)
+    opening = rng.choice(("", "", "", "there is ", "a picture of "))
+    return f"{opening}{name(one)} {rng.choice(RELATIONS[relation])} {name(other)}"
+
+
+def _single(scene: Scene, rng: Random) -> str:
+    thing = rng.choice(scene.things)
+    name = _plain(rng)(thing)
+    bare = name.partition(" ")[2]
+    sized = f"a {rng.choice(SIZE_WORDS[thing.size])} {bare}"
+    return rng.choice((name, name, name, bare, bare, f"the {bare}", f"there is {name}", f"a picture of {name}", sized))
+
+
+def facts(scene: Scene) -> list[Fact]:
+    """How any two of its things stand, told from either side."""
+    found: list[Fact] = []
+    for row in scene.rows:
+        if len(row) == 2:
+            found += [(row[0], "left", row[1]), (row[1], "right", row[0])]
+    if len(scene.rows) == 2:
+        for high in scene.rows[0]:
+            for low in scene.rows[1]:
+                found += [(high, "above", low), (low, "below", high)]
+    return found
+
+
+def _plain(rng: Random) -> Naming:
+    """How a person names things who searches: no size, now and then another word."""
+
+    def word(usual: str, others: Mapping[str, tuple[str, ...]]) -> str:
+        return rng.choice(others[usual]) if usual in others and rng.random() < OTHER_WORD else usual
+
+    def name(thing: Thing) -> str:
+        words = [word(thing.colour, COLOUR_WORDS), word(thing.shape, SHAPE_WORDS)]
+        return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+
+    return name
+
+
+def _naming(rng: Random, unsized: Thing | None = None) -> Naming:
+    """How one person names things: the same word for the same size, none for `unsized`."""
+    sizes = {size: rng.choice(words) for size, words in SIZE_WORDS.items()}
+
+    def name(thing: Thing) -> str:
+        words = [thing.colour, thing.shape] if thing == unsized else [sizes[thing.size], thing.colour, thing.shape]
+        return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+
+    return name
+
+
+def _two(scene: Scene, rng: Random) -> tuple[list[Sentence], list[Sentence]]:
+    """Sentences that tell how two things stand, and sentences that leave it open."""
+    first, second = scene.things
+    beside = len(scene.rows) == 1
+
+    def related() -> tuple[Thing, str, Thing]:
+        """One thing, where it is, and the other, told from either side."""
+        if rng.random() < 0.5:
+            return first, rng.choice(RELATIONS["left" if beside else "above"]), second
+        return second, rng.choice(RELATIONS["right" if beside else "below"]), first
+
+    def plain(opening: str, verb: str = "") -> Sentence:
+        one, where, other = related()
+        return lambda name: f"{opening}{name(one)}{verb} {where} {name(other)}"
+
+    def fronted() -> Sentence:
+        one, where, other = related()
+        return lambda name: f"{where} {name(other)} there is {name(one)}"
+
+    places = ("on the left", "on the right") if beside else ("at the top", "at the bottom")
+    full: list[Sentence] = [
+        plain(""),
+        plain("there is "),
+        plain(rng.choice(("a picture of ", "a drawing of ", "an image of ", "we see "))),
+        plain("", rng.choice((" is", " sits"))),
+        fronted(),
+        lambda name: f"{name(first)} {places[0]} and {name(second)} {places[1]}",
+    ]
+    one, other = rng.sample((first, second), 2)
+    join = rng.choice(("next to", "beside")) if beside else rng.choice(("and", "with"))
+    loose: list[Sentence] = [
+        lambda name: f"{name(one)} {join} {name(other)}",
+        lambda name: f"there are two shapes, {name(one)} and {name(other)}",
+    ]
+    return full, loose
+
+
+def _three(scene: Scene, rng: Random) -> tuple[list[Sentence], list[Sentence]]:
+    """The same for two things side by side above or below a third."""
+    pair_above = len(scene.rows[0]) == 2
+    (left, right), (single,) = scene.rows if pair_above else scene.rows[::-1]
+    over, under = rng.choice(RELATIONS["above"]), rng.choice(RELATIONS["below"])
+    pair_is, single_is = (over, under) if pair_above else (under, over)
+    pair_at, single_at = ("at the top", "at the bottom") if pair_above else ("at the bottom", "at the top")
+    alone = "below" if pair_above else "above"
+    told = (left, "left of", right) if rng.random() < 0.5 else (right, "right of", left)
+
+    def pair(name: Naming) -> str:
+        return f"{name(told[0])} {told[1]} {name(told[2])}"
+
+    opening = rng.choice(("there is", "we see"))
+    full: list[Sentence] = [
+        lambda name: f"{pair(name)}, both {pair_is} {name(single)}",
+        lambda name: f"{name(left)} on the left, {name(right)} on the right and {name(single)} {alone}",
+        lambda name: f"{pair_is} {name(single)} there is {pair(name)}",
+        lambda name: f"{opening} {pair(name)}, and {name(single)} {single_at}",
+        lambda name: f"{pair_at} {pair(name)}, {single_at} {name(single)}",
+    ]
+    one, other = rng.sample((left, right), 2)
+    loose: list[Sentence] = [
+        lambda name: f"{name(single)} {single_is} {name(one)} and {name(other)}",
+        lambda name: f"{name(one)} and {name(other)} {pair_is} {name(single)}",
+        lambda name: f"there are three shapes, {name(one)}, {name(single)} and {name(other)}",
+    ]
+    return full, loose
