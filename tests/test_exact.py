@@ -1,7 +1,6 @@
 """Nothing that decides a number goes unchecked: weights, pictures, settings, records, and checkpoints of old."""
 
 import hashlib
-import itertools
 import json
 import lzma
 import os
@@ -65,7 +64,7 @@ def first_drawing(scenes: Path, folder: Path) -> Path:
     told = (
         text for scene in drawn_scenes(48, "train") for text, _ in wording._told(scene, Random(f"captions {scene}"))
     )
-    for row, (text, _) in zip(content["annotations"], itertools.chain(*told), strict=True):
+    for row, text in zip(content["annotations"], told, strict=True):
         row["caption"] = text
     file.write_text(json.dumps(content))
     return data
