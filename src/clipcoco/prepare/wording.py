@@ -33,14 +33,14 @@ def captions(scene: Scene) -> list[str]:
     """Five differing captions, as different people would word them.
 
     Of validation each names every shape and its colour: three say all there is to know, one leaves out a size, and
-    sometimes one leaves open how they stand. Of training two are plain: one of all things or of two, without sizes,
-    and one of a single thing.
+    sometimes one leaves open how they stand. Of training two or three say all, and the others are plain: one without
+    sizes, one of two things alone, and one of a single thing.
     """
     rng = Random(f"captions {scene}")
     told = _told(scene, rng)
     if scene.split == "val":
         return [text for text, _ in told]
-    plain = [rng.choice((_unsized, _pair))(scene, rng), _single(scene, rng)]
+    plain = [_unsized(scene, rng), _pair(scene, rng), _single(scene, rng)]
     return list(dict.fromkeys([*plain, *(text for text, whole in told if whole)]))[:5]
 
 
