@@ -101,6 +101,8 @@ def test_who_is_not_coco_is_taken_in_the_order_of_hashed_ids(tmp_path, scenes):
     adopt(own, scenes / "val2017", root, report=lambda progress: None)
     tables = [read_captions(root, split) for split in ("train2017", "val2017")]
     assert [table.order for table in tables] == ["hashed ids"] * 2
+    assert [table.name for table in tables] == ["root train", "root val"]  # as their folder, not as COCO's
+    assert read_captions(scenes, "val2017").name == "val2017"
     assert tables[0].subset(0.5, 0).order == "hashed ids"
     path = root / "annotations/captions_val2017.json"
     for info, order in (

@@ -162,7 +162,7 @@ def _say_learnt_from(result: dict[str, Any], terminal: Terminal) -> None:
     """Of a validation split a warning: a picture that was trained on is found again all too well."""
     if many := result["trained_images"]:
         of = f"{many:,} of {result['images']:,} images were trained on"
-        meant = result["split"] == SPLITS["train"]
+        meant = result["split"] == SPLITS["train"] or result["split"].endswith(" train")
         show(terminal.err, f"note: {of}" if meant else f"warning: {of}: recall on them says little", "")
 
 

@@ -22,6 +22,7 @@ MAX_FILE_SIZE = 2 * 2**30  # bytes; captions_train2017.json has 92 MB
 MAX_DROPPED = 0.01  # above this share, rows are not dropped: the file is at fault
 PREPARE = "clipcoco prepare-data"
 SPLITS = {"train": "train2017", "val": "val2017"}  # the folders of COCO's layout, and the names of its caption files
+ADOPTED = "adopted by clipcoco"  # how annotation files describe a person's own pictures
 LAYOUT = ("annotations", *SPLITS.values())
 
 _FILE_NAME = re.compile(r"[a-z0-9._-]+\.(jpg|jpeg|png)", re.ASCII | re.IGNORECASE)
@@ -65,6 +66,8 @@ def check_captions(data: DataConfig, preset: str) -> None:
 
 def prepare_command(data: DataConfig, preset: str) -> str:
     """What gets the data of a configuration that came through `preset`."""
+    if preset == "own":
+        return f"{PREPARE} --images DIR --root {shlex.quote(data.root)}"
     which = f"--preset {preset}" if preset != "base" else f"--train-fraction {data.train_fraction:g}"
     return f"{PREPARE} {which} --root {shlex.quote(data.root)}"
 

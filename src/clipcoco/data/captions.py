@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clipcoco.config.derive import subset_size
-from clipcoco.data.annotations import MAX_DROPPED, PREPARE, Rows, checked_rows
+from clipcoco.config.text import one_line
+from clipcoco.data.annotations import ADOPTED, MAX_DROPPED, PREPARE, Rows, checked_rows
 from clipcoco.errors import DataError
 
 Ids = npt.NDArray[np.int64]
@@ -37,6 +38,7 @@ class CaptionTable:
     offsets: Ids  # (N + 1,)
     order: str  # "ids" or "hashed ids": how images follow each other in folds and in batches of the validation loss
     notes: tuple[str, ...]  # what was dropped or noticed in the file, a sentence each
+    name: str = ""  # for a person: "val2017", of own pictures in data/mine "mine val"
 
     @property
     def owners(self) -> Ids:
@@ -108,6 +110,7 @@ def read_captions(root: Path, split: str, *, get_them: str = PREPARE) -> Caption
         offsets=np.cumsum([0, *map(len, groups)], dtype=np.int64),
         order="ids" if described in IN_ORDER_OF_IDS else "hashed ids",
         notes=tuple(notes),
+        name=f"{one_line(root.absolute().name)[:40]} {split.removesuffix('2017')}" if described == ADOPTED else split,
     )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from clipcoco.config.schema import DataConfig
-from clipcoco.data.annotations import SPLITS
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.doubts import say_cut
 from clipcoco.data.loader import EVALUATION_BATCH
@@ -91,7 +90,7 @@ def evaluate_checkpoint(
         "run": run,
         "checkpoint": str(model_file.path),
         "step": model_file.content["state"].get("step", 0),
-        "split": SPLITS[split],
+        "split": table.name,
         "source": source.name,
         "trained_on": trained_on,
         "trained_images": learnt_from(recorded(model_file.content), table, source, report),

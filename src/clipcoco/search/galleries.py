@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipcoco.config.schema import DataConfig
-from clipcoco.data.annotations import SPLITS
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.helpers import is_helper
 from clipcoco.data.split import open_splits
@@ -54,7 +53,7 @@ def validation_gallery(data: DataConfig, trained_on: str | None) -> Gallery:
     for file in sorted(table.files):
         found = os.stat(table.folder / file)
         items.append(Item(file, f"{found.st_size} {found.st_mtime_ns}"))
-    return Gallery(SPLITS["val"], table.folder, root, items, table, ())
+    return Gallery(table.name, table.folder, root, items, table, ())
 
 
 def folder_gallery(folder: Path) -> Gallery:
