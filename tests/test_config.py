@@ -230,11 +230,11 @@ def test_file_without_permission() -> None:
 
 def test_presets_and_files_are_told_apart() -> None:
     for arguments, said in [
-        ({"preset": "smal"}, "no preset 'smal'. Did you mean small? (demo, tiny, small, medium, full)"),
+        ({"preset": "smal"}, "no preset 'smal'. Did you mean small? (demo, tiny, small, medium, full, own)"),
         ({"preset": "clip_coco_tiny"}, "no preset 'clip_coco_tiny'. Did you mean tiny?"),
-        ({"preset": "zzz"}, "no preset 'zzz' (demo, tiny, small, medium, full)"),
+        ({"preset": "zzz"}, "no preset 'zzz' (demo, tiny, small, medium, full, own)"),
         ({"preset": "my.yaml"}, "no preset my.yaml. A file goes with --config."),
-        ({}, "no configuration given. Name a preset (demo, tiny, small, medium, full) or a file."),
+        ({}, "no configuration given. Name a preset (demo, tiny, small, medium, full, own) or a file."),
         ({"preset": "tiny", "file": Path("my.yaml")}, "a preset and a file are both given."),
     ]:
         with pytest.raises(ConfigError) as caught:
@@ -538,7 +538,7 @@ def test_a_mistake_in_both_is_told_once() -> None:
 
 def test_the_presets_are_the_files() -> None:
     assert {path.stem for path in presets_folder().glob("*.yaml")} == {"base", *preset_names()}
-    assert preset_names() == ["demo", "tiny", "small", "medium", "full"]
+    assert preset_names() == ["demo", "tiny", "small", "medium", "full", "own"]
 
 
 @pytest.mark.parametrize(

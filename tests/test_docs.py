@@ -106,7 +106,7 @@ def test_ones_own_pictures(clipcoco, scenes, tmp_path):
     names = {image["id"]: image["file_name"] for image in content["images"]}
     header = block("walkthroughs.md", "csv").splitlines()[0]
     rows = [f'{names[row["image_id"]]},"{row["caption"]}"' for row in content["annotations"]]
-    (tmp_path / "captions.csv").write_text("\n".join([header, *rows]) + "\n")
+    (tmp_path / "photos/captions.csv").write_text("\n".join([header, *rows]) + "\n")
     toy = [*LIGHT, "model.vision.weights=none", "train.epochs=1"]
     for line in block("walkthroughs.md", "sh").splitlines():
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]

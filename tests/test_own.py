@@ -291,7 +291,7 @@ def test_missing_inputs_are_one_line(own: Own) -> None:
         own.take(simple(NAMES), val_fraction=1.0)
     own.captions, captions = own.images, own.captions
     assert "no captions file" in (message := own.refusal())
-    assert "NAME.txt, are not read" in message
+    assert "NAME.txt, are found by --images DIR alone" in message
     own.captions = own.images = captions
     assert "no folder of pictures" in own.refusal()
 

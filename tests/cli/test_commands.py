@@ -330,7 +330,7 @@ def test_the_next_command_for_few_pictures_has_batches_of_which_there_are_some(c
     (tmp_path / "captions.csv").write_text("\n".join(["image,caption", *rows_]) + "\n")
     words = ["--captions", "captions.csv", "--images", scenes / "train2017", "--root", "mine"]
     printed = clipcoco("prepare-data", *words, cwd=tmp_path).ok().stdout.split("Next: clipcoco ")[1].split()
-    assert "train.cached.batch_size=16" in printed
+    assert printed == ["train", "--preset", "own", "data.root=mine"]
     light = [word for word in LIGHT if "batch_size" not in word]  # which would mean both
     more = [*light, "model.vision.weights=none", "train.frozen_epochs=all", "--device", "cpu", "--dry-run"]
     assert "x 2 steps x 16 images" in clipcoco(*printed, *more, cwd=tmp_path).ok().stdout

@@ -46,7 +46,7 @@ def bash(line):
     ("line", "offered"),
     [
         ("clipcoco pre", ["prepare-data"]),
-        ("clipcoco train --preset ", ["demo", "tiny", "small", "medium", "full"]),
+        ("clipcoco train --preset ", ["demo", "tiny", "small", "medium", "full", "own"]),
         ("clipcoco prepare-data --preset t", ["tiny"]),
         ("clipcoco train --preset demo --init d", ["demo-1", "demo-2", "downloaded.pt"]),
         ("clipcoco train --init demo-1/b", ["demo-1/best"]),

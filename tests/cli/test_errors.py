@@ -37,7 +37,7 @@ USAGE = [
     (["train", "--preset", "demo", "epochs", "3"], 2, ["as in train.epochs=VALUE"]),
     (["eval", "x" * 5000], 2, ["xxx... is longer than a name can be"]),
     (["search", "a dog", "--images", "x" * 5000], 2, ["xxx... is longer than a name can be"]),
-    (["train"], 2, ["--preset NAME (demo, tiny, small, medium, full)"]),
+    (["train"], 2, ["--preset NAME (demo, tiny, small, medium, full, own)"]),
     (["train", "--preset", "smal"], 2, ["no preset 'smal'", "Did you mean small?"]),
     (["train", "smal"], 2, ["no preset 'smal'", "Did you mean small?"]),
     (["train", "--preset", "demo", "--config", "x.yaml"], 2, ["both given"]),

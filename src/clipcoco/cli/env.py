@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipcoco.cli.options import Debug, Json, print_json
-from clipcoco.config.backbones import BACKBONES
+from clipcoco.config.backbones import BACKBONES, hub_folder
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
 from clipcoco.cores import cpu_quota, usable_cores
 from clipcoco.errors import ExitCode
@@ -55,9 +55,7 @@ def environment() -> dict[str, Any]:
     spec = importlib.util.find_spec("torch")
     build = Path(spec.origin).with_name("version.py") if spec and spec.origin else Path(os.devnull)
     names = {"version": "__version__", "cuda": "cuda", "hip": "hip"}
-    # Where torch.hub keeps published weights: a name ends in digits of its SHA-256.
-    home = os.environ.get("TORCH_HOME", os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/torch")
-    weights = Path(os.path.expanduser(home)) / "hub" / "checkpoints"
+    weights = hub_folder()  # a name ends in digits of its SHA-256
     published = [name for facts in BACKBONES.values() for name in facts.published.values()]
     return {
         "clipcoco": {"version": __version__, "path": short(str(Path(__file__).parents[1]))},

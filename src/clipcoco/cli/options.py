@@ -82,7 +82,9 @@ def _safe(words: list[str]) -> list[str]:
 
 RUNS = Path("runs")
 
-Preset = Annotated[str | None, typer.Option(help="demo, tiny, small, medium or full.", autocompletion=complete_preset)]
+Preset = Annotated[
+    str | None, typer.Option(help="demo, tiny, small, medium, full or own.", autocompletion=complete_preset)
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file instead.", callback=expanded_path)]
 Set = Annotated[
     list[str] | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipcoco.cli.options import Debug, Json, Preset, Set, print_json
-from clipcoco.cli.own import prepare_own
+from clipcoco.cli.own import PRESET, OwnPictures, prepare_own
 from clipcoco.cli.verify import show_verified, working
 from clipcoco.config.load import LoadedConfig, load_config, preset_names
 from clipcoco.config.text import expanded, written
@@ -24,12 +24,25 @@ if TYPE_CHECKING:
 LICENCE = "COCO's annotations are CC BY 4.0 (cocodataset.org), its images keep their Flickr terms."
 
 
+_ROOT = "The folder; else the preset's data.root, or data/NAME of your own pictures."
+_LINKS = "Let links below --root lead into this folder."
+_MISSING = "Leave out even more than 5 % of your own pictures or rows."
+_IMAGES = (
+    "Your own pictures, and in that folder captions: a .txt beside each picture (a caption a line), metadata.csv, "
+    "metadata.jsonl, other tables, img2dataset's folders and tar shards, COCO's, Karpathy's and LAVIS's JSON, Parquet."
+)
+_CAPTIONS = (
+    "Your own captions, where --images finds others; names are relative to --images or to FILE. A column split (train, "
+    "val, test) says which pictures are for validation, else --val-fraction."
+)
+
+
 def prepare_data(
     preset: Preset = None,
     train_fraction: Annotated[float | None, typer.Option(help="Of train2017's images.")] = None,
     val_fraction: Annotated[float | None, typer.Option(help="Of val2017's images, or of your own pictures.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All images of both splits: 20 GB.")] = False,
-    root: Annotated[Path | None, typer.Option(help="The folder; the preset's data.root otherwise.")] = None,
+    root: Annotated[Path | None, typer.Option(help=_ROOT)] = None,
     source: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Take archives or unpacked folders from here."),
@@ -40,15 +53,12 @@ def prepare_data(
     only_prepared: Annotated[
         bool, typer.Option("--only-prepared", help="Keep the smaller copies alone, about 4 GB for all of COCO.")
     ] = False,
-    captions: Annotated[Path | None, typer.Option(metavar="FILE", help="Your own captions: CSV, TSV or JSON.")] = None,
-    images: Annotated[Path | None, typer.Option(metavar="DIR", help="Your own pictures, for --captions.")] = None,
-    allow_links: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Let links below --root lead into this folder."),
-    ] = None,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Leave out even more than 5 % of the rows of --captions.")
-    ] = False,
+    captions: Annotated[Path | None, typer.Option(metavar="FILE", help=_CAPTIONS)] = None,
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help=_IMAGES)] = None,
+    image_column: Annotated[str, typer.Option(metavar="NAME", help="The column that names your pictures.")] = "",
+    caption_column: Annotated[str, typer.Option(metavar="NAME", help="The column with their captions.")] = "",
+    allow_links: Annotated[Path | None, typer.Option(metavar="DIR", help=_LINKS)] = None,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help=_MISSING)] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare; fetches nothing.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     changes: Set = None,
@@ -59,14 +69,18 @@ def prepare_data(
 
     [bold]clipcoco prepare-data --preset small[/bold]
 
-    [bold]clipcoco prepare-data --captions captions.csv --images photos --root data/mine[/bold]
+    [bold]clipcoco prepare-data --images photos[/bold]
     """
     terminal = open_terminal()
     if allow_links is not None:
         return _allow(terminal, root, allow_links)
     if captions is not None or images is not None:
-        _refuse((dry_run, verify, only_prepared, everything, source, mirror, train_fraction is not None))
-        return prepare_own(terminal, captions, images, root, val_fraction, allow_missing, preset, changes or [], json_)
+        _refuse((verify, only_prepared, everything, source, mirror, train_fraction is not None))
+        columns = image_column, caption_column
+        own = OwnPictures(captions, images, root, columns, val_fraction, allow_missing, dry_run)
+        return prepare_own(terminal, own, preset, changes or [], json_)
+    if preset == PRESET:
+        raise ConfigError("preset own is for your own pictures. Name their folder: clipcoco prepare-data --images DIR")
     if not (preset or everything or verify) and train_fraction is None and val_fraction is None:
         raise ConfigError(
             f"which images? Give --preset NAME ({', '.join(preset_names())}), --train-fraction F or --all (20 GB)"
@@ -88,12 +102,12 @@ def _fractions(train: float | None, val: float | None, everything: bool) -> list
     ]
 
 
-_NOT_FOR_OWN = ("--dry-run", "--verify", "--only-prepared", "--all", "--source", "--mirror", "--train-fraction")
+_NOT_FOR_OWN = ("--verify", "--only-prepared", "--all", "--source", "--mirror", "--train-fraction")
 
 
 def _refuse(unused: tuple[object, ...]) -> None:
     if given := [name for name, value in zip(_NOT_FOR_OWN, unused, strict=True) if value]:
-        raise ConfigError(f"--captions takes your pictures as they are. Leave out {', '.join(given)}")
+        raise ConfigError(f"--images takes your pictures as they are. Leave out {', '.join(given)}")
 
 
 def _allow(terminal: Terminal, root: Path | None, folder: Path) -> int:

@@ -1,6 +1,10 @@
 """Pretrained encoders, torchvision's and one of sentences, as far as a configuration knows them: without torch."""
 
+import os
+from pathlib import Path
 from typing import NamedTuple
+
+WEIGHTS_HOST = "https://download.pytorch.org/models"
 
 
 class Facts(NamedTuple):
@@ -42,6 +46,12 @@ BACKBONES = {
         {"features.3": 40, "features.5": 112, "features.7": 320},
     ),
 }
+
+
+def hub_folder() -> Path:
+    """Where torch.hub keeps published weights."""
+    home = os.environ.get("TORCH_HOME", os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/torch")
+    return Path(os.path.expanduser(home)) / "hub" / "checkpoints"
 
 
 class SentenceFacts(NamedTuple):

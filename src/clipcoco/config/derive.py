@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from clipcoco.config.backbones import BACKBONES, MINILM
-from clipcoco.config.schema import Config, ModelConfig, TrainConfig
+from clipcoco.config.schema import CachedConfig, Config, ModelConfig, TrainConfig
 from clipcoco.errors import ConfigError, DataError
 
 # Images and captions of COCO 2017, as published.
@@ -14,6 +14,7 @@ _HEAD_STEPS = 2_000  # before the backbone's pretrained features are exposed to 
 _BYTES_A_PARAMETER = 12  # a float32 weight and AdamW's two moments
 _BYTES_A_FROZEN_ONE = 4
 _CHECKPOINTS = 3  # last, previous and best
+_STEPS, _EPOCHS = 11, 30  # from cached features: of an epoch, and how many epochs of as many
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,23 @@ def resolve_warmup(warmup_steps: int | float, total_steps: int) -> int:
     return warmup_steps
 
 
-def as_cached(config: Config) -> Config:
-    """As a run is trained whose epochs are all frozen, whatever the device that it goes on on."""
-    cached = {**config.train.cached.model_dump(), "frozen_epochs": "all"}
-    return config.model_copy(update={"train": config.train.model_copy(update=cached)})
+def as_cached(config: Config, auto: TrainConfig | CachedConfig | None = None) -> Config:
+    """As a run is trained whose epochs are all frozen, whatever the device that it goes on on.
+
+    Where train.cached says auto, `auto` has the number; by default train's own, which is that of a run that began so.
+    """
+    found = config.train if auto is None else auto
+    cached = config.train.cached.model_dump()
+    numbers = {name: getattr(found, name) if value == "auto" else value for name, value in cached.items()}
+    return config.model_copy(update={"train": config.train.model_copy(update={**numbers, "frozen_epochs": "all"})})
+
+
+def fitting(cached: CachedConfig, images: int) -> CachedConfig:
+    """With numbers for auto: batches of which an epoch has eleven, and steps enough to learn in (docs/study.md)."""
+    fits = max(2, min(images, 256, max(16, 2 ** (images // _STEPS).bit_length() // 2)))
+    batch = fits if cached.batch_size == "auto" else cached.batch_size
+    epochs = max(_EPOCHS, math.ceil(_EPOCHS * _STEPS / max(1, images // batch)))
+    return cached.model_copy(update={"batch_size": batch} | ({"epochs": epochs} if cached.epochs == "auto" else {}))
 
 
 def resolve_frozen_epochs(train: TrainConfig, weights: str, steps_per_epoch: int, device: str) -> tuple[int, str]:
@@ -119,7 +133,7 @@ def derive(
     frozen_epochs, frozen_reason = resolve_frozen_epochs(config.train, weights, steps_per_epoch, device)
     # A number of epochs is one of train's own.
     cached = frozen_epochs == config.train.epochs and config.train.frozen_epochs in ("auto", "all")
-    train = as_cached(config).train if cached else config.train
+    train = as_cached(config, fitting(config.train.cached, images)).train if cached else config.train
     steps_per_epoch = images // train.batch_size
     if steps_per_epoch == 0:
         setting = "train.cached.batch_size" if train.batch_size != config.train.batch_size else "train.batch_size"

@@ -6,6 +6,7 @@ tags, one document, UTF-8, small and shallow.
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ __all__ = [
     "to_plain",
 ]
 
-_PRESETS = ("demo", "tiny", "small", "medium", "full")
+_PRESETS = ("demo", "tiny", "small", "medium", "full", "own")
 _BASE = "base"
 _MAX_DEPTH = 20
 _MAX_NODES = 2_000  # a configuration has about 50
@@ -167,7 +168,7 @@ def _from_command_line(overrides: Sequence[str], mistakes: list[str]) -> Layer:
 
 
 def preset_names() -> list[str]:
-    """The presets to train, smallest first."""
+    """The presets to train, smallest first, and that of one's own pictures."""
     return list(_PRESETS)
 
 
@@ -190,7 +191,8 @@ def _preset_path(name: str) -> Path:
 
 def preset_in(name: str) -> str | None:
     """The preset that `name` speaks of, as clip_coco_tiny does."""
-    return next((preset for preset in _PRESETS if preset in name.lower()), None)
+    words = re.split(r"[^a-z]+", name.lower())  # own is in unknown, too
+    return next((one for one in _PRESETS if one in (words if one == "own" else name.lower())), None)
 
 
 def _meant(name: str) -> str:

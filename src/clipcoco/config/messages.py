@@ -170,7 +170,8 @@ def explain(error: ValidationError, values: Mapping[str, object], source: Mappin
             lines.append(f"{section}.{message} ({', '.join(places)}).")
     for name, kinds in types.items():
         alike = {also: name for name, also in CACHED.items()}.get(name)
-        if alike and (source[alike], values.get(alike), types.get(alike)) == (source[name], values.get(name), kinds):
+        same = alike is not None and (source[alike], values.get(alike)) == (source[name], values.get(name))
+        if alike and same and alike in types and types[alike] <= kinds:
             continue  # it was said of both, and is told of one
         what = f"{name} is missing" if kinds == {"missing"} else _wrong_value(name, values[name], kinds)
         lines.append(f"{what} ({source[name]}).{_meant(name, values.get(name))}")

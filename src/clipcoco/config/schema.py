@@ -133,8 +133,9 @@ class ModelConfig(Section):
 class CachedConfig(Section):
     """Used in the place of train's own where all epochs are frozen: each then costs seconds."""
 
-    epochs: int = Field(ge=1, le=100_000)
-    batch_size: int = Field(ge=2, le=65_536)
+    # auto: by the number of training images
+    epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)]
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=2, le=65_536)]
     lr: float = Field(gt=0, le=10)
 
 

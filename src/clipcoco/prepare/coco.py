@@ -23,7 +23,7 @@ from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask
 from clipcoco.prepare.download import Archive, download, is_published
 from clipcoco.prepare.lock import lock
-from clipcoco.prepare.own_data import STATE
+from clipcoco.prepare.own_found import STATE
 from clipcoco.prepare.plan import FOLDERS, WORK, Plan, Request, choose_part, has_captions, still_missing
 from clipcoco.prepare.resize import CopyStore, make_copies
 from clipcoco.prepare.single_images import RemoteImage, fetch_images

@@ -1,6 +1,7 @@
 """A person's own captions file, in whatever published form -> captions and split by picture."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from clipcoco.data.annotations import MAX_FILE_SIZE
@@ -37,13 +38,13 @@ _BINARY = (  # how files begin that people name by mistake
 )
 
 
-def read_rows(path: Path, notes: list[str]) -> list[Row]:
-    """The rows of a captions file, those that are of no use included.
+def read_rows(path: Path, notes: list[str], chosen: Mapping[str, str]) -> list[Row]:
+    """The rows of a captions file, those that are of no use included; `chosen` as `chosen_columns` has it.
 
     Raises DataError when it is in no form that is read, EnvironmentProblem when it may not be read.
     """
     text = _text(path).replace("\r\n", "\n").replace("\r", "\n")  # other separators of lines stay in the captions
-    return (json_rows if text.lstrip().startswith(("{", "[")) else table_rows)(text, path, notes)
+    return (json_rows if text.lstrip().startswith(("{", "[")) else table_rows)(text, path, notes, chosen)
 
 
 def by_image(
@@ -90,7 +91,7 @@ def once(texts: dict[str, list[str]], notes: list[str]) -> None:
 def _text(path: Path) -> str:
     try:
         if path.is_dir():
-            beside = "Texts beside the pictures, NAME.txt, are not read: name a file that lists pictures and captions"
+            beside = "Texts beside the pictures, NAME.txt, are found by --images DIR alone: leave out --captions"
             raise DataError(f"no captions file at {path}, but a folder. {beside}")
         if not path.is_file():
             raise DataError(f"no captions file at {path}. Name the file that lists pictures and captions")
@@ -99,6 +100,11 @@ def _text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise EnvironmentProblem(f"cannot read {path} ({error.strerror}). Check its permissions") from None
+    return decoded(data, path)
+
+
+def decoded(data: bytes, path: Path) -> str:
+    """Text in UTF-8, or in the other Unicode that a spreadsheet saves. Raises DataError, which says what it is."""
     encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "")
     if not encoding and len(data) > 3 and data[:4].count(0) == 2:  # UTF-16 without its mark
         encoding = "utf-16-le" if data[0] else "utf-16-be"
@@ -107,7 +113,7 @@ def _text(path: Path) -> str:
             return data.decode(encoding)
         except UnicodeDecodeError:
             raise DataError(f"the captions file is not whole {encoding.upper()} ({path}). Save it as UTF-8") from None
-    if what := next((what for start, what in _BINARY if data.startswith(start)), ""):
+    if what := kind_of(data):
         raise DataError(f"the captions file is {what} ({path}), not text. Save its table as CSV in UTF-8")
     try:
         return data.decode("utf-8-sig")
@@ -115,3 +121,10 @@ def _text(path: Path) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         how = f"Save it as UTF-8; if it is Windows-1252, by: iconv -f CP1252 -t UTF-8 {path.name} > utf-8.csv"
         raise DataError(f"the captions file is not UTF-8 ({path}, line {line:,}). {how}") from None
+
+
+def kind_of(data: bytes) -> str:
+    """What a file is that begins with `data`, in words; "" where it may be text."""
+    if data[257:262] == b"ustar":
+        return "a tar archive"
+    return next((what for start, what in _BINARY if data.startswith(start)), "")

@@ -7,10 +7,10 @@ folder of pictures is counted and left out, and only JPEG and PNG files are let 
 import hashlib
 import json
 import os
-import re
-from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
+from textwrap import shorten
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -20,16 +20,17 @@ from clipcoco.disk.files import link, read_own, sync_volume, write_json
 from clipcoco.disk.links import allow, own_folder
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
 from clipcoco.events import ReportTask
-from clipcoco.prepare.own_captions import PARTS, by_image, once, read_rows
+from clipcoco.prepare.own_captions import PARTS, by_image, once
+from clipcoco.prepare.own_found import STATE, captions_of
+from clipcoco.prepare.own_packed import promised, unpack
 from clipcoco.prepare.own_pictures import Sizes, find, looks, measure, nearly_named, same_content
-from clipcoco.prepare.own_rows import IMAGE
-from clipcoco.prepare.own_split import Draw, Known, Picture, Splits, divided, followed, keep, numbered, remembered
+from clipcoco.prepare.own_rows import IMAGE, chosen_columns
+from clipcoco.prepare.own_split import Draw, Splits, annotations, divided, followed, keep, pictures_of, remembered
 
 MAX_LOST = 0.05  # of the rows: what is more is left out only by --allow-missing
-STATE = Path(".clipcoco", "own.json")
+UNPACKED = "unpacked"
 
 _SPLITS = tuple(SPLITS.values())
-_PLAIN_NAME = re.compile(r"[a-z0-9._-]+\.(jpg|jpeg|png)", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,28 @@ class Adopted:
     val_images: int
     val_captions: int
     notes: tuple[str, ...]  # what was left out, how it was split and linked, a sentence each
+    understood: tuple[str, ...] = ()  # what was found, then three of the pictures with a caption, a line each
 
 
 def adopt(
-    captions: Path,
+    captions: Path | None,
     images: Path,
     root: Path,
     *,
     val_fraction: float = 0.1,
     seed: int = 0,
     allow_missing: bool = False,
+    image_column: str = "",
+    caption_column: str = "",
+    dry_run: bool = False,
+    tell: Callable[[tuple[str, ...]], object] = lambda lines: None,
     report: ReportTask,
 ) -> Adopted:
-    """Make `root` a data set of the pictures in the folder `images` that the file `captions` describes.
+    """Make `root` a data set of the pictures in the folder `images` that the file `captions` describes; None takes
+    the captions that are found there.
 
-    Its own column of splits decides what is for validation; without one, a share `val_fraction` of the pictures
+    `tell` is given what was understood before anything is written; with `dry_run` nothing is. The captions' own
+    split decides what is for validation; without one, a share `val_fraction` of the pictures
     (at most 5,000), drawn by `seed`, whatever the order of the rows. Called again, with more pictures, it leaves
     the ids and the sides of the old ones as they are, of those that were moved or renamed, too. Pictures get hard
     links, symbolic links on another file system. The annotation files come last: an interrupted call is never taken
@@ -68,7 +76,9 @@ def adopt(
         if not images.is_dir():
             raise DataError(f"no folder of pictures at {images}. Name the folder that holds them")
         images = Path(os.path.realpath(images))
-        return _Adoption(captions, images, root, Draw(val_fraction, seed), report).run(allow_missing)
+        chosen = chosen_columns(image_column, caption_column)
+        adoption = _Adoption(captions, images, root, chosen, Draw(val_fraction, seed), tell, report)
+        return adoption.run(allow_missing, dry_run)
     except OSError as error:
         where = f"cannot adopt {images} into {root} ({error.strerror or error})"
         raise EnvironmentProblem(f"{where}. Check room and permissions, then run the same command") from error
@@ -77,30 +87,48 @@ def adopt(
 class _Adoption:
     """One call; `notes` are what there is to tell a person, in the order in which it was found."""
 
-    def __init__(self, captions: Path, images: Path, root: Path, draw: Draw, report: ReportTask) -> None:
-        self.captions, self.images, self.root, self.draw, self.report = captions, images, root, draw, report
+    def __init__(
+        self,
+        captions: Path | None,
+        images: Path,
+        root: Path,
+        chosen: Mapping[str, str],
+        draw: Draw,
+        tell: Callable[[tuple[str, ...]], object],
+        report: ReportTask,
+    ) -> None:
+        self.captions, self.images, self.root, self.chosen = captions, images, root, chosen
+        self.draw, self.tell, self.report = draw, tell, report
         self.notes: list[str] = []
 
-    def run(self, allow_missing: bool) -> Adopted:
-        call = {"captions": os.path.realpath(self.captions), "images": str(self.images)}
+    def run(self, allow_missing: bool, dry_run: bool) -> Adopted:
+        call = {"captions": os.path.realpath(self.captions) if self.captions else "", "images": str(self.images)}
         before = _claimed(self.root, call)
 
-        # What the captions file says, and which files it names.
-        self.rows = read_rows(self.captions, self.notes)
+        # What is said of which pictures, told before anything is written.
+        self.said = captions_of(self.images, self.captions, self.chosen)
+        self.notes.extend(self.said.notes)
+        self.rows = self.said.rows
         self._find()
-        texts, parts = by_image(self.rows, self.column, self.captions, self.notes)
+        texts, parts = by_image(self.rows, self.column, self.said.where, self.notes)
+        self._understand(texts)
+        if self.said.packs and not dry_run:
+            unpack(self.said.packs, self.images, self.report)
+            self._find(unpacked=True)
 
         # Nothing more where neither has changed since the same call.
-        status = [(path, os.stat(self.images / path)) for path in sorted(set(self.found.paths.values()))]
+        promised = bool(self.said.packs) and dry_run
+        paths = sorted(set(self.found.paths.values()))
+        status = [] if promised else [(path, os.stat(self.images / path)) for path in paths]
         content = repr((self.draw, self.rows, [(path, file.st_size, file.st_mtime_ns) for path, file in status]))
         fingerprint = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         if before.get("fingerprint") == fingerprint and (adopted := _complete(self.root, before)):
-            if any(path.is_symlink() for split in _SPLITS for path in (self.root / split).iterdir()):
+            if not dry_run and any(path.is_symlink() for split in _SPLITS for path in (self.root / split).iterdir()):
                 allow(self.root, [self.images])
-            return adopted
+            return replace(adopted, understood=self.understood)
 
         # The captions of each picture that can be read.
-        sizes = measure([path for path, _ in status], self.images, self.report, self.notes)
+        sizes = dict.fromkeys(paths, (0, 0, "")) if promised else self._measured(paths)
         self._count_lost(sizes, allow_missing)
         by_path: dict[str, list[str]] = {}
         part_of: dict[str, str] = {}
@@ -111,22 +139,45 @@ class _Adoption:
         once(by_path, self.notes)
 
         # Ids and sides: those of before, then those of the new.
-        look = looks(by_path, self.images)
+        look = {} if promised else looks(by_path, self.images)
         known = followed(remembered(self.root, _SPLITS, before), look, self.images, self.notes)
-        pictures = _numbered(sizes, by_path, known)
+        pictures = pictures_of(sizes, by_path, known)
         alike = same_content(look, self.images)
-        splits = divided(pictures, part_of, self.draw, known, alike, self.captions, self.notes)
+        splits = divided(pictures, part_of, self.draw, known, alike, self.said.where, self.notes)
+        if dry_run:
+            return self._adopted(splits)
         return self._write(call | keep(known, self.draw, splits, look), fingerprint, splits)
 
-    def _find(self) -> None:
-        """The column whose values are the names of pictures in the folder, and where these are."""
+    def _measured(self, paths: list[str]) -> Sizes:
+        if (silent := self.said.pictures - len(paths)) > 0:
+            self.notes.append(f"{silent:,} of {self.said.pictures:,} pictures in the folder have no caption: left out")
+        return measure(paths, self.images, self.report, self.notes)
+
+    def _understand(self, texts: Mapping[str, list[str]]) -> None:
+        """What was found, and three of the pictures with what is said of them."""
+        names = sorted(name for name in texts if name in self.found.paths) or sorted(texts)
+        three = [names[at] for at in sorted({0, len(names) // 2, len(names) - 1})] if names else []
+        many = f"{sum(map(len, texts.values())):,} captions of {len(texts):,} pictures"
+        examples = [
+            f"  {PurePosixPath(name).name:.60}: '{shorten(texts[name][0], 80, placeholder=' …')}'" for name in three
+        ]
+        self.understood = (f"{self.said.what}: {many}", *examples)
+        self.tell(self.understood)
+
+    def _find(self, unpacked: bool = False) -> None:
+        """The column whose values are the names of pictures in the folder, and where these are, or will be."""
+        if self.said.packs:
+            self.images, self.column = Path(os.path.realpath(self.root), UNPACKED), IMAGE[1]
+            packed = list(dict.fromkeys(one.names[self.column] for one in self.rows))
+            self.found = find(packed, self.images, lambda name: "") if unpacked else promised(packed)
+            return
         nearly, images, rows = nearly_named(self.images), self.images, self.rows
         columns = [column for column in IMAGE if any(column in row.names for row in rows)]
         if not columns:
-            raise DataError(f"no captions in {self.captions}. Each row needs a picture's name and a text")
+            raise DataError(f"no captions in {self.said.where}. Each row needs a picture's name and a text")
         named = {column: dict.fromkeys(row.names[column] for row in rows if column in row.names) for column in columns}
         found = {column: find(names, images, nearly) for column, names in named.items()}
-        self.column = max(columns, key=lambda column: len(found[column].paths))
+        self.column = max(columns, key=lambda column: (len(found[column].paths), -len(found[column].nearly)))
         self.found = found[self.column]
         if len(columns) > 1:
             counts = ", ".join(f"{column} {len(one.paths):,}" for column, one in found.items())
@@ -141,10 +192,12 @@ class _Adoption:
         useless = [row.place for row in rows if not (row.captions and row.names.get(column))]
         unreadable = [path for path in dict.fromkeys(found.paths.values()) if path not in sizes]
         relative = "Name the folder that the names in the captions file are relative to"
+        if self.said.packs:
+            relative = "Only files with plain names are unpacked"
         helpers = "images are in folders that a system keeps for itself, as of thumbnails"
         names = len(found.paths) + len(found.missing) + len(found.outside) + len(found.helpers)
         reasons = [
-            (useless, len(rows), f"rows lack an image or a caption ({self.captions})", "Each row needs both"),
+            (useless, len(rows), f"{self.said.lacks} ({self.said.where})", self.said.needs),
             (_shown(found.outside), names, f"images are outside of {images}", relative),
             (_shown(found.helpers), names, helpers, relative),
             (_shown(found.missing), names, f"images are missing in {images}", relative),
@@ -188,16 +241,19 @@ class _Adoption:
         sync_volume(root)
         first = 1
         for split, pictures in zip(_SPLITS, splits, strict=True):
-            content = _annotations(pictures, first)
+            content = annotations(pictures, first)
             write_json(annotation_file(root, split), content)
             first += len(content["annotations"])
 
         # And what a later call finds.
-        counts = [(len(pictures), sum(len(one.captions) for one in pictures)) for pictures in splits]
-        adopted = Adopted(root, *counts[0], *counts[1], tuple(self.notes))
+        adopted = self._adopted(splits)
         told = {key: value for key, value in asdict(adopted).items() if key != "root"}
         write_json(file, state | {"fingerprint": fingerprint, "adopted": told})
         return adopted
+
+    def _adopted(self, splits: Splits) -> Adopted:
+        counts = [(len(pictures), sum(len(one.captions) for one in pictures)) for pictures in splits]
+        return Adopted(self.root, *counts[0], *counts[1], tuple(self.notes), self.understood)
 
 
 def _shown(names: list[str]) -> list[str]:
@@ -212,7 +268,8 @@ def _claimed(root: Path, call: dict[str, str]) -> dict[str, Any]:
         state = None
     if isinstance(state, dict):
         if any(state.get(key) != value for key, value in call.items()):
-            of = f"{state.get('images')!r:.100} with {state.get('captions')!r:.100}"
+            by = f" with {state['captions']!r:.100}" if state.get("captions") else ""
+            of = f"{state.get('images')!r:.100}{by}"
             raise DataError(f"{root} holds the pictures of {of}. Choose another folder: --root DIR")
         return state
     if any(os.path.lexists(root / name) for name in ("annotations", *_SPLITS)):
@@ -233,37 +290,9 @@ def _complete(root: Path, state: dict[str, Any]) -> Adopted | None:
     return replace(adopted, notes=(*adopted.notes, "nothing to do: nothing has changed"))
 
 
-def _numbered(sizes: Sizes, captions: dict[str, list[str]], known: Known) -> list[Picture]:
-    """A name that annotation files may not hold, or that several files have in different folders, gives way to
-    the id."""
-    names = {path: PurePosixPath(path).name for path in sorted(captions)}
-    often = Counter(name.lower() for name in names.values())
-    ids = numbered(names, known)
-    by_id = {path: f"{number:012d}{sizes[path][2]}" for path, number in ids.items()}
-    links = {
-        path: name if _PLAIN_NAME.fullmatch(name) and often[name.lower()] == 1 else by_id[path]
-        for path, name in names.items()
-    }
-    if len({link.lower() for link in links.values()}) < len(links):  # some file is called like the id of another
-        links = by_id
-    pictures = [Picture(ids[path], path, links[path], *sizes[path][:2], captions[path]) for path in names]
-    return sorted(pictures, key=lambda one: one.id)
-
-
 def _clear(folder: Path) -> None:
     """Drop the links of an earlier call, but never the only name that a picture has left."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink() or (entry.is_file() and entry.stat().st_nlink > 1):
                 os.unlink(entry)
-
-
-def _annotations(pictures: list[Picture], first: int) -> dict[str, Any]:
-    """COCO's annotation file, with caption ids from `first` on."""
-    images = [
-        {"id": one.id, "file_name": one.link, "width": one.width, "height": one.height, "original": one.path}
-        for one in pictures
-    ]
-    texts = [(one.id, text) for one in pictures for text in one.captions]
-    rows = [{"id": number, "image_id": owner, "caption": text} for number, (owner, text) in enumerate(texts, first)]
-    return {"info": {"description": "adopted by clipcoco"}, "licenses": [], "images": images, "annotations": rows}

@@ -11,12 +11,13 @@ A name that occurs twice in an object has all its values: JSON allows it, and no
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from clipcoco.errors import DataError
 from clipcoco.prepare.own_rows import (
+    CHOSEN,
     IMAGE,
     SPLIT,
     SPLIT_NAMES,
@@ -37,16 +38,24 @@ _FORMS = (
 )
 
 
-def json_rows(text: str, path: Path, notes: list[str]) -> list[Row]:
-    """Raises DataError for JSON of another form, and for text that is not JSON."""
+def json_rows(text: str, path: Path, notes: list[str], chosen: Mapping[str, str]) -> list[Row]:
+    """Raises DataError for JSON of another form, and for text that is not JSON; `chosen` as `chosen_columns` has it."""
+    seen: set[str] = set()
+
+    def joined(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        pairs = [(chosen.get(column(name), name), value) for name, value in pairs] if chosen else pairs
+        found = _joined(pairs)
+        seen.update(found)
+        return found
+
     try:
-        whole = json.loads(text, object_pairs_hook=_joined)
+        whole = json.loads(text, object_pairs_hook=joined)
     except json.JSONDecodeError as error:
         lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        if _object(lines[0][1]) is None:
+        if _object(lines[0][1], joined) is None:
             damage = f"{error.msg}, line {error.lineno:,}"
             raise DataError(f"the captions file is not whole JSON ({path}: {damage}). {_FORMS}") from None
-        entries: list[Any] | None = [_object(line) for _, line in lines]
+        entries: list[Any] | None = [_object(line, joined) for _, line in lines]
         places = [f"line {number:,}" for number, _ in lines]
         whole = entries and entries[0]
     except (ValueError, RecursionError):  # a number of thousands of digits; thousands of nested brackets
@@ -54,6 +63,8 @@ def json_rows(text: str, path: Path, notes: list[str]) -> list[Row]:
     else:
         entries = _entries(whole, path, notes)
         places = [f"entry {number:,}" for number in range(1, len(entries or ()) + 1)]
+    if lacking := [name for name, here in chosen.items() if here not in seen]:
+        raise DataError(f"nothing in it is called {' or '.join(map(repr, lacking)):.100}, but {_shape(whole)} ({path})")
     fields = [_fields(entry) for entry in entries or ()]
     if entries is None or (entries and not any(map(describes, fields))):
         raise DataError(f"no images and captions in JSON of this form, {_shape(whole)} ({path}). {_FORMS}")
@@ -61,9 +72,9 @@ def json_rows(text: str, path: Path, notes: list[str]) -> list[Row]:
     return [row(place, entry.items()) for place, entry in zip(places, fields, strict=True)]
 
 
-def _object(line: str) -> dict[str, Any] | None:
+def _object(line: str, joined: Callable[[Iterable[tuple[str, Any]]], Any]) -> dict[str, Any] | None:
     try:
-        value = json.loads(line, object_pairs_hook=_joined)
+        value = json.loads(line, object_pairs_hook=joined)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -88,6 +99,12 @@ def _fields(entry: object) -> dict[str, Any]:
 
 
 def _shape(value: object) -> str:
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, dict) and "conversations" in first:
+        return "conversations as LLaVA has them"
+    annotations = value.get("annotations") if isinstance(value, dict) else None
+    if isinstance(annotations, list) and annotations and isinstance(annotations[0], dict) and "bbox" in annotations[0]:
+        return "boxes as COCO's instances have them"
     if isinstance(value, dict):
         return f"an object with {', '.join(map(repr, list(value)[:5]))[:100]}"
     if isinstance(value, list):
@@ -120,6 +137,9 @@ def _form(value: Any, path: Path, notes: list[str]) -> list[Any] | None:
     if isinstance(images, list) and images and all(isinstance(name, str) for name in images):
         value = {"image" if name == "images" else name: entry for name, entry in value.items()}
     elif isinstance(images, list) and isinstance(annotations, list):
+        first = annotations[0] if annotations and isinstance(annotations[0], dict) else {}
+        if "bbox" in first and not any(map(holds_captions, first)):
+            return None
         return _coco(images, annotations, notes)
     if describes(_fields(value)):
         return _columns(value, path) or [value]
@@ -140,7 +160,7 @@ def _named(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for one in entry if objects else [entry]:
             fields = _fields(one) if isinstance(one, dict) else {"captions": one}
             if name.lower().endswith(SUFFIXES) or fields.keys().isdisjoint(IMAGE[:-1]):
-                fields[next((free for free in IMAGE if free not in fields), IMAGE[0])] = name
+                fields[next((free for free in IMAGE[1:] if free not in fields), IMAGE[1])] = name
             yield fields
 
 
@@ -178,7 +198,8 @@ def _coco(images: list[Any], annotations: list[Any], notes: list[str]) -> list[A
         own = {name: value for name, value in entry.items() if holds_captions(name)}
         for part, more in (captions.pop(_id(entry.get("id")), None) or {"": []}).items():
             split = sorted({part, split_name(entry.get(SPLIT))} - {""})  # two of them are refused by name
-            found.append({"file_name": entry.get("file_name"), SPLIT: split, "captions": [own, *more] if own else more})
+            name = entry.get(CHOSEN[0], entry.get("file_name"))
+            found.append({"file_name": name, SPLIT: split, "captions": [own, *more] if own else more})
     return found + [{"captions": more} for parts in captions.values() for more in parts.values()]  # of no image: no use
 
 

@@ -4,25 +4,33 @@ import ast
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from html.entities import html5
 
 from clipcoco.data.annotations import clean
 
+CHOSEN = ("chosen_image", "chosen_caption")  # what the columns are called here that a person named, alone to count
 # Columns that may name the picture: the one whose values are found counts, of equals the first.
 IMAGE = (
+    CHOSEN[0],
     *("image", "file_name", "filename", "image_name", "path", "filepath"),
     *("image_path", "image_file", "img", "img_path", "file", "image_id"),
 )
 # Columns of captions: all count, those with a number as well (caption2, caption_1, pandas' caption.1).
-CAPTION = ("caption", "captions", "text", "comment", "raw", "title", "description", "sentence", "sentences")
+CAPTION = (
+    CHOSEN[1],
+    *("caption", "captions", "text", "comment", "raw", "title", "description", "sentence", "sentences"),
+)
 SPLIT = "split"
 SPLIT_NAMES = {"train": "train", "restval": "train", "test": "test"} | dict.fromkeys(
     ("val", "valid", "validation", "dev"), "val"
 )
-ACCEPTED = f"Name them {'|'.join(IMAGE[:6])} and {'|'.join(CAPTION)}"
+ACCEPTED = (
+    f"Name them {'|'.join(IMAGE[1:7])} and {'|'.join(CAPTION[1:])}, or say which they are: "
+    "--image-column NAME --caption-column NAME"
+)
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 _NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION)})[ _.-]?\d+")
@@ -50,6 +58,11 @@ def column(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
+def chosen_columns(image: str, caption: str) -> dict[str, str]:
+    """By the names of columns that a person gave, "" for none: what they are called here."""
+    return {column(given): here for given, here in zip((image, caption), CHOSEN, strict=True) if given}
+
+
 def holds_captions(name: str) -> bool:
     return name in CAPTION or _NUMBERED.fullmatch(name) is not None
 
@@ -60,10 +73,10 @@ def describes(columns: Iterable[str]) -> bool:
     return any(name in IMAGE for name in columns) and any(map(holds_captions, columns))
 
 
-def tell(columns: Iterable[str], notes: list[str]) -> None:
+def tell(columns: Collection[str], notes: list[str]) -> None:
     """Say what is read of several columns of captions, and which columns are not read."""
-    known = [name for name in columns if name and name != SPLIT and name not in IMAGE]
-    captions = [name for name in known if holds_captions(name)]
+    known = [name for name in columns if name and name != SPLIT and name not in (*IMAGE, *CHOSEN)]
+    captions = [name for name in known if holds_captions(name) and CHOSEN[1] not in columns]
     if len(captions) > 1:
         notes.append(f"captions are read from {len(captions)} columns: {', '.join(captions):.200}")
     if others := [name for name in known if name not in captions]:
@@ -72,6 +85,8 @@ def tell(columns: Iterable[str], notes: list[str]) -> None:
 
 
 def row(place: str, cells: Iterable[tuple[str, object]]) -> Row:
+    cells = list(cells)
+    given = {name for name, _ in cells}
     names: dict[str, str] = {}
     captions: list[str] = []
     unread: list[object] = []
@@ -79,6 +94,8 @@ def row(place: str, cells: Iterable[tuple[str, object]]) -> Row:
     for name, value in cells:
         if name == SPLIT:
             split = split_name(value)
+        elif name not in CHOSEN and (CHOSEN[0] if name in IMAGE else CHOSEN[1]) in given:
+            continue
         elif holds_captions(name):
             found = texts(value, unread)
             plain = [_readable(text) for text in found]
@@ -115,7 +132,7 @@ def texts(value: object, unread: list[object]) -> list[str]:
         elif isinstance(value, list | tuple):
             more = list(value)
         elif isinstance(value, dict) and (named := [name for name in value if holds_captions(column(str(name)))]):
-            more = [value[name] for name in named]
+            more = [value[name] for name in ([CHOSEN[1]] if CHOSEN[1] in named else named)]
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found += [str(value)] if value == value else []  # pandas writes NaN where nothing is
         elif value is not None:

@@ -8,18 +8,22 @@ import hashlib
 import json
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from clipcoco.data.annotations import MAX_FILE_SIZE, annotation_file
+from clipcoco.data.annotations import ADOPTED, MAX_FILE_SIZE, annotation_file
 from clipcoco.disk.files import read_own
 from clipcoco.errors import DataError
 from clipcoco.prepare.own_captions import PARTS
+from clipcoco.prepare.own_pictures import Sizes
 
 MAX_VAL_IMAGES = 5_000  # as many as COCO has
 
+_PLAIN_NAME = re.compile(r"[a-z0-9._-]+\.(jpg|jpeg|png)", re.ASCII | re.IGNORECASE)
 _IDS = 10**12  # as many as the file names of COCO can hold
 
 
@@ -121,6 +125,34 @@ def numbered(paths: Iterable[str], known: Known) -> dict[str, int]:
             taken.add(number)
         ids[path] = number
     return ids
+
+
+def pictures_of(sizes: Sizes, captions: dict[str, list[str]], known: Known) -> list[Picture]:
+    """In the order of their ids. A name that annotation files may not hold, or that several files have in different
+    folders, gives way to the id."""
+    names = {path: PurePosixPath(path).name for path in sorted(captions)}
+    often = Counter(name.lower() for name in names.values())
+    ids = numbered(names, known)
+    by_id = {path: f"{number:012d}{sizes[path][2]}" for path, number in ids.items()}
+    links = {
+        path: name if _PLAIN_NAME.fullmatch(name) and often[name.lower()] == 1 else by_id[path]
+        for path, name in names.items()
+    }
+    if len({link.lower() for link in links.values()}) < len(links):  # some file is called like the id of another
+        links = by_id
+    pictures = [Picture(ids[path], path, links[path], *sizes[path][:2], captions[path]) for path in names]
+    return sorted(pictures, key=lambda one: one.id)
+
+
+def annotations(pictures: list[Picture], first: int) -> dict[str, Any]:
+    """COCO's annotation file, with caption ids from `first` on."""
+    images = [
+        {"id": one.id, "file_name": one.link, "width": one.width, "height": one.height, "original": one.path}
+        for one in pictures
+    ]
+    texts = [(one.id, text) for one in pictures for text in one.captions]
+    rows = [{"id": number, "image_id": owner, "caption": text} for number, (owner, text) in enumerate(texts, first)]
+    return {"info": {"description": ADOPTED}, "licenses": [], "images": images, "annotations": rows}
 
 
 def divided(

@@ -6,7 +6,7 @@
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -21,8 +21,11 @@ _HEADER_WITHIN = 20  # lines
 _PICTURE = r"\.(?:jpe?g|png)"
 
 
-def table_rows(text: str, path: Path, notes: list[str]) -> list[Row]:
-    """All kinds of line ends are "\\n" in `text`. Raises DataError when it is in none of the forms above."""
+def table_rows(text: str, path: Path, notes: list[str], chosen: Mapping[str, str]) -> list[Row]:
+    """All kinds of line ends are "\\n" in `text`; `chosen` as `chosen_columns` has it.
+
+    Raises DataError when it is in none of the forms above.
+    """
     separator = first = ""
     for number, found in enumerate(islice(re.finditer(r"(.*)\n?", text), _HEADER_WITHIN), start=1):
         line = found[1]
@@ -30,18 +33,19 @@ def table_rows(text: str, path: Path, notes: list[str]) -> list[Row]:
             separator = given[1]
             continue
         for delimiter in separator or _SEPARATORS:
-            header = _header(line, delimiter)
-            if describes(header):
+            header = [chosen.get(name, name) for name in _header(line, delimiter)]
+            if describes(header) and not set(chosen.values()).difference(header):
                 if first:
                     notes.append(f"the text above the header in line {number} is not read, first {first!r:.60}")
                 return _table_rows(text, found.end(), number + 1, delimiter, header, notes)
         bare = line.strip()
-        if not first and (token := _TOKEN.fullmatch(line)) and token[1].lower().endswith(SUFFIXES):
+        if not (first or chosen) and (token := _TOKEN.fullmatch(line)) and token[1].lower().endswith(SUFFIXES):
             return _token_rows(text, notes)
         first = first or ("" if bare.startswith("#") else bare)
     columns = max((first.split(delimiter) for delimiter in separator or _SEPARATORS), key=len)
     names = ", ".join(name.strip() for name in columns)[:100]
-    raise DataError(f"no columns of images and captions, but {names!r} ({path}). {ACCEPTED}")
+    wanted = f"called {' and '.join(map(repr, chosen)):.100}" if chosen else "of images and captions"
+    raise DataError(f"no columns {wanted}, but {names!r} ({path}). {ACCEPTED}")
 
 
 def _header(line: str, delimiter: str) -> list[str]:

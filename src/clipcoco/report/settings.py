@@ -47,8 +47,9 @@ def read_settings(run: RunDir) -> Settings:
             text, None, f"This version of clipcoco can't use config.yaml: {error.mistakes[0]}", "", (), init
         )
     theirs = flatten(whole)
-    if (whole.train.frozen_epochs, loaded.config.train.frozen_epochs) == ("auto", "all"):  # what auto came to, mostly
-        theirs = flatten(as_cached(whole)) | {"train.frozen_epochs": "auto"}
+    frozen = whole.train.frozen_epochs
+    if frozen in ("auto", "all") and loaded.config.train.frozen_epochs == "all":  # what auto came to, mostly
+        theirs = flatten(as_cached(whole, loaded.config.train)) | {"train.frozen_epochs": frozen}
     lines = text.splitlines()
     differing = tuple(
         Setting(name, written(value), written(theirs[name]), _comment(lines, loaded.source[name]))

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from clipcoco.config.derive import Derived, as_cached, count_parameters, derive
+from clipcoco.config.derive import Derived, as_cached, count_parameters, derive, fitting
 from clipcoco.config.load import LoadedConfig
 from clipcoco.config.schema import Config
 from clipcoco.data.annotations import prepare_command
@@ -117,7 +117,8 @@ def read_parts(
     derived = derive(as_it_began, whole_train, whole_val, str(root), device.device.type)
     if frozen_epochs is not None:
         derived = replace(derived, frozen_reason="as the run began")
-    config = as_cached(config) if derived.cached else config
+    if derived.cached:
+        config = as_cached(config, fitting(config.train.cached, derived.train_images))
     if tokenizer is None and config.model.text.weights != "none":
         tokenizer = read_tokenizer(config.model.text)
     if tokenizer is None:

@@ -210,7 +210,7 @@ def check_same(saved: Saved, loaded: LoadedConfig) -> None:
     """For --or-resume: raise ConfigError unless the run is of the configuration that was asked for."""
     before, asked = saved.before, loaded.config
     if before.train.frozen_epochs == "all" and asked.train.frozen_epochs in ("auto", "all"):
-        asked = as_cached(asked)
+        asked = as_cached(asked, before.train)
     old, new = flatten(before), flatten(asked)
     free = {*CHANGEABLE, *CACHED.values()}
     differing = sorted(key for key in new if key not in free and old[key] != new[key])
