@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from clipcoco.cli.own import _expected
 from clipcoco.config.derive import fitting
 from clipcoco.config.load import load_config
 from clipcoco.report.settings import read_settings
@@ -510,3 +511,13 @@ def test_a_mistyped_root_is_no_place_for_the_demos_scenes(clipcoco: ForkServer, 
     done = clipcoco("train", "--preset", "demo", "data.root=data/mien", *LIGHT, cwd=tmp_path)
     assert (done.code, "no captions at data/mien/" in done.stderr) == (3, True)
     assert sorted(os.walk(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("many", "said"), [(387, "below 8 %"), (750, "about 8 %"), (6000, "about 22 %"), (9000, "22 % or more")]
+)
+def test_what_to_expect_of_so_many_pictures_is_the_learning_curve(many: int, said: str) -> None:
+    line = _expected(many)
+    assert f"Expect a mean R@1 {'of ' * (many > 500)}{said} among 1,000 pictures" in line
+    assert "(docs/study.md)" in line
+    assert ("clipcoco search" in line) == (many < 500)

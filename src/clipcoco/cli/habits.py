@@ -50,7 +50,7 @@ _ANSWERS = {  # a sentence where we have no such option: of these commands, and 
     "To go on with a run: clipcoco resume {run}": f"train: {_RESUME}",
     "To go on with a run: clipcoco resume {run}; a new run with its weights: --init {run}": f"train: {_CHECKPOINT}",
     "Pictures are those of the setting data.root: data.root=FOLDER. It is made of your own by clipcoco "
-    "prepare-data --captions FILE --images DIR": "train: images image-dir images-dir image-folder img-dir",
+    "prepare-data --images DIR": "train: images image-dir images-dir image-folder img-dir",
     "Training is counted in epochs: train.epochs=N": "train: steps max-steps num-steps iters max-iters iterations",
     "A run is never overwritten. Take another --name, or go on: "
     "clipcoco resume RUN": "train: overwrite force f exist-ok",

@@ -149,7 +149,7 @@ class _Adoption:
         return self._write(call | keep(known, self.draw, splits, look), fingerprint, splits)
 
     def _measured(self, paths: list[str]) -> Sizes:
-        if (silent := self.said.pictures - len(paths)) > 0:
+        if (silent := self.said.pictures - len(paths)) > 0 and not self.said.packs:
             self.notes.append(f"{silent:,} of {self.said.pictures:,} pictures in the folder have no caption: left out")
         return measure(paths, self.images, self.report, self.notes)
 

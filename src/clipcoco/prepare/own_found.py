@@ -260,7 +260,8 @@ def _folder_part(name: str) -> str:
 def _nothing(images: Path, pictures: list[str], others: list[str], refused: list[ClipcocoError]) -> str:
     """What is there instead of captions, each by what it is."""
     if not pictures and not others:
-        return f"there is no picture in {images}. Name the folder that holds pictures and captions: --images DIR"
+        real = "Name the folder that really holds them: --images DIR"
+        return one_line(f"there is no picture in {images}, links out of it apart. {real}")
     there = [f"{len(pictures):,} picture{'s' * (len(pictures) != 1)}"]
     suffixes = Counter(map(suffix_of, others))
     for suffix, count in suffixes.most_common(4):
