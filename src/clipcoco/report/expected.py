@@ -12,6 +12,8 @@ FREE = {
     *("seed", "data.root", "data.subset_seed", "data.prepared_size", "data.workers"),
     *("train.precision", "train.log_every_steps", "checkpoint.every_steps", "checkpoint.keep"),
 }
+# R@1 on the drawn scenes of a reader who knows every one: some captions are true of several, and ties are misses.
+CEILING = {"i2t": 96.0, "t2i": 98.88}
 
 
 @dataclass(frozen=True)

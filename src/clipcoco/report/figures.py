@@ -27,6 +27,7 @@ INK, FAINT, ACCENT, DIM = "#010101", "#020202", "#030303", "#040404"
 IN_PAGE = {INK: "currentColor", FAINT: "var(--line)", ACCENT: "var(--accent)", DIM: "var(--dim)"}
 ALONE = {INK: "#707070", FAINT: "#b0b0b055", ACCENT: "#1b8a8f", DIM: "#8a8a8a"}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+LINE = 0.085  # a line of text, as a share of the axes' height
 MOST = 400  # points of a line: more are averaged, no screen shows them
 Points = list[tuple[float, float]]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -62,11 +63,6 @@ STYLE: dict[str, Any] = {
     "xtick.major.size": 3,
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
-    "legend.frameon": False,
-    "legend.fontsize": 11,
-    "legend.handlelength": 1.8,
-    "legend.columnspacing": 1.2,
-    "legend.borderaxespad": 0.2,
     "hatch.linewidth": 0.6,
 }
 
@@ -101,21 +97,40 @@ def curve(
     log: bool = False,
     zero: bool = False,
 ) -> Drawing:
-    """Lines over steps or epochs; `levels` are horizontal and dotted, such as chance; `zero` starts y at 0."""
+    """Lines over epochs, with their names at their ends; `levels` are horizontal and dotted, such as chance; `zero`
+    starts y at 0."""
     with _drawing() as (figure, axes):
         axes.set(title=title, xlabel=xlabel)
+        ends = []
         for line in lines:
             xs, ys = _thinned(line.points)
             marker = line.marker or ("o" if len(xs) == 1 else "")
-            axes.plot(xs, ys, line.style, color=line.color, marker=marker, label=line.label)
-        for number, level in enumerate(levels):
-            axes.axhline(level, color=DIM, linestyle=(0, (1, 1.6)), label="" if number else level_label, zorder=1)
+            axes.plot(xs, ys, line.style, color=line.color, marker=marker)
+            ends.append((ys[-1], line.label, line.color))
+        for level in levels:
+            axes.axhline(level, color=DIM, linestyle=(0, (1, 1.6)), zorder=1)
+        if levels:
+            ends.append((max(levels), level_label, DIM))
         if log:
             axes.set_yscale("log")
         if zero:
             axes.set_ylim(bottom=0)
         _ticks(axes)
-        return _finished(figure, axes, name, title, words)
+        _name_ends(axes, [end for end in ends if end[1]])
+        return _finished(figure, name, title, words)
+
+
+def _name_ends(axes: "Axes", ends: list[tuple[float, str, str]]) -> None:
+    """Each name (y, text, color) right of the axes, at its height or as near to it as the others leave room."""
+    heights = axes.transAxes.inverted()
+    places = sorted(
+        (float(heights.transform(axes.transData.transform((1, y)))[1]), text, color) for y, text, color in ends
+    )
+    room = [min(place, 1 - LINE * (len(places) - 1 - number)) for number, (place, *_) in enumerate(places)]
+    below = -math.inf
+    for place, (_, text, color) in zip(room, places, strict=True):
+        below = max(place, below + LINE)
+        axes.text(1.02, below, text, color=color, transform=axes.transAxes, verticalalignment="center")
 
 
 def similarity_histogram(found: Similarities, words: str) -> Drawing:
@@ -123,13 +138,14 @@ def similarity_histogram(found: Similarities, words: str) -> Drawing:
     with _drawing() as (figure, axes):
         axes.set(title="Similarity of pairs", xlabel="cosine similarity", ylabel="% of pairs")
         edges, matched, unmatched = _merged(found)
-        axes.stairs(unmatched, edges, color=DIM, linestyle="--", linewidth=1.2, label="unmatched")
-        axes.stairs(unmatched, edges, fill=True, color=DIM, alpha=0.15)
-        axes.stairs(matched, edges, color=ACCENT, linewidth=1.6, label="matched")
-        axes.stairs(matched, edges, fill=True, color=ACCENT, alpha=0.25)
-        axes.locator_params(axis="x", nbins=6)
-        axes.set_ylim(bottom=0)
-        return _finished(figure, axes, "similarities", "Similarity of pairs", words)
+        for shares, name, color, style in ((unmatched, "foreign", DIM, "--"), (matched, "own", ACCENT, "-")):
+            axes.stairs(shares, edges, color=color, linestyle=style, linewidth=1.4)
+            axes.stairs(shares, edges, fill=True, color=color, alpha=0.2)
+            peak = max(shares)
+            axes.text(edges[shares.index(peak)], 1.02 * peak, name, color=color, verticalalignment="bottom")
+        axes.set_ylim(0, 1.15 * max(*matched, *unmatched))
+        _ticks(axes, integer=False)
+        return _finished(figure, "similarities", "Similarity of pairs", words)
 
 
 def rank_histogram(name: str, title: str, found: RankCounts, median: float, chance: float, words: str) -> Drawing:
@@ -142,15 +158,21 @@ def rank_histogram(name: str, title: str, found: RankCounts, median: float, chan
         shares = [100 * count / sum(found.counts) for count in found.counts]
         axes.stairs(shares, edges, color=ACCENT, linewidth=1.2)
         axes.stairs(shares, edges, fill=True, color=ACCENT, alpha=0.25)
-        axes.axvline(median, color=INK, linewidth=1.2, label=f"median {median:,g}")
-        axes.axvline(chance, color=DIM, linestyle=(0, (1, 1.6)), label=f"by chance {chance:,g}")
         axes.set_xscale("log")
         axes.set_xlim(1, edges[-1])
+        axes.set_ylim(bottom=0)
+        _ticks(axes)
+        for at, text, color, height in ((median, "median", INK, 0.98), (chance, "by chance", DIM, 0.86)):
+            axes.axvline(at, color=color, linewidth=1.2, linestyle="-" if color == INK else (0, (1, 1.6)))
+            left = at * at < edges[-1]
+            across = axes.get_xaxis_transform()
+            axes.text(
+                at, height, f" {text} {at:,g} ", color=color, transform=across, ha="left" if left else "right", va="top"
+            )
         axes.xaxis.set_major_locator(FixedLocator([10**power for power in range(len(str(edges[-1])))]))
         axes.xaxis.set_minor_locator(FixedLocator([]))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.set_ylim(bottom=0)
-        return _finished(figure, axes, name, title, words)
+        return _finished(figure, name, title, words)
 
 
 @contextmanager
@@ -204,20 +226,18 @@ def _merged(found: Similarities) -> tuple[list[float], list[float], list[float]]
     return edges, shares(found.matched), shares(found.unmatched)
 
 
-def _ticks(axes: "Axes") -> None:
+def _ticks(axes: "Axes", integer: bool = True) -> None:
+    """Steps of 1, 2 or 5, as people count; `integer`: so does x."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=integer, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     if axes.get_yscale() == "linear":
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
-def _finished(figure: "Figure", axes: "Axes", name: str, title: str, words: str) -> Drawing:
-    handles, labels = axes.get_legend_handles_labels()
-    if labels:
-        figure.legend(handles, labels, loc="outside lower left", ncols=len(labels))
+def _finished(figure: "Figure", name: str, title: str, words: str) -> Drawing:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     root = _cleaned(buffer.getvalue().decode(), name, title, words)

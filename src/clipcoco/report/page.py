@@ -6,21 +6,27 @@ One self-contained file without scripts. Whatever is missing or damaged is said 
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from clipcoco.disk.files import write_atomically
+from clipcoco.disk.locks import is_held
 from clipcoco.engine.results import ConfidenceIntervals, RecallTable
 from clipcoco.events import Chance, ClosedForm, Evaluated, Recalls
 from clipcoco.report.expected import judge
+from clipcoco.report.pictures import first_four, linked_from, short_name
 from clipcoco.report.plots import evaluation_plots, training_plots
 from clipcoco.report.settings import command, commands, read_settings
 from clipcoco.report.template import template
+from clipcoco.report.verdict import judge_run
 from clipcoco.runs.directory import RunDir, Status
 from clipcoco.runs.metrics import History, read_history
 from clipcoco.runs.record import Record, read_record
 from clipcoco.say import say_bytes, say_half, say_order, say_seconds
 
+RELOAD = 15  # seconds
 OURS = ("report.html", "figures")  # of the files of a run: made here, so not listed in what is made
 
 
@@ -33,29 +39,45 @@ def is_measured(run: RunDir) -> bool:
 def write_report(run: RunDir) -> Path:
     """Write report.html and figures/*.svg; a reader sees the old page or the new one, whole.
 
-    Raises OSError when the run directory refuses them.
+    Of a run at work it is a page that reloads itself. Raises OSError when the run directory refuses them.
     """
     history, settings, status = read_history(run), read_settings(run), run.status()
     record, why_not = read_record(run)
     chance = record.result.protocols["own"].chance if record else status.chance
     stale = record is not None and not _of_best(record, history)
-    plots = training_plots(history, settings.config, chance, status.chance_loss)
+    finished, live = status.state == "finished", status.state == "running" and is_held(run.path / ".lock") is not False
+    per_epoch = steps_per_epoch(history, status)
+    plots, closer = training_plots(history, settings.config, chance, status.chance_loss, per_epoch)
     measured = evaluation_plots(record) if record else []
     tables = _tables(record, history, status)
-    page = template("clipcoco.report", thousands="{:,}".format, size=say_bytes, duration=say_seconds).render(
+    current = None if stale else record
+    expected = judge(settings, current, finished)
+    filters: dict[str, Callable[..., str]] = {
+        "thousands": "{:,}".format,
+        "size": say_bytes,
+        "duration": say_seconds,
+        "short": short_name,
+    }
+    link = linked_from(run.report, run, settings.config, record.result.source if record else None)
+    page = template("clipcoco.report", filters=filters | {"link": link}).render(
         name=run.name,
         status=status,
         banner=_banner(run, status, history),
+        reload=RELOAD if live else None,
         history=history,
         settings=settings,
         record=record,
         stale=stale,
-        expected=judge(settings, None if stale else record, status.state == "finished"),
+        verdict=judge_run(run, settings, history, current, chance, expected, finished),
+        four=first_four(record) if record else ([], []),
+        expected=expected,
         why_not=why_not,
         tables=tables,
+        ranks=_ranks(record) if record else [],
         worth=_worth(tables[0], history.closed_form) if tables and history.closed_form else "",
         caution=status.caution or (record.result.caution if record else None),
         plots=plots,
+        closer=closer,
         measured=measured,
         report_command=command(run, "report"),
         commands=commands(run, settings),
@@ -65,9 +87,15 @@ def write_report(run: RunDir) -> Path:
     )
     write_atomically(run.report, page.encode("utf-8", "replace"))  # a file may be called anything
     run.figures.mkdir(exist_ok=True)
-    for drawing in (*plots, *measured):
+    for drawing in (*plots, *closer, *measured):
         write_atomically(run.figures / f"{drawing.name}.svg", drawing.alone)
     return run.report
+
+
+def steps_per_epoch(history: History, status: Status) -> float | None:
+    if history.evaluations and history.evaluations[-1].epoch:
+        return history.evaluations[-1].step / history.evaluations[-1].epoch or None
+    return status.total_steps / status.epochs if status.total_steps and status.epochs else None
 
 
 def _of_best(record: Record, history: History) -> bool:
@@ -99,7 +127,8 @@ def _banner(run: RunDir, status: Status, history: History) -> Banner | None:
             then = "Go on from its last checkpoint:" if saved else "Nothing was saved before."
             return Banner("Failed", f"{where.capitalize()}{code}: {reason}. {then}", onward)
         case "running":
-            text = f"This page shows the run {where}." + (" Should no process be at work on it:" if saved else "")
+            text = f"This page shows the run {where}. It is written anew at every evaluation and loads itself again."
+            text += " Should no process be at work on it:" if saved else ""
             return Banner("Still running", text, onward)
     return Banner("State unknown", "status.json is missing or can't be read, so how the run ended is not known.")
 
@@ -109,7 +138,7 @@ class Row:
     label: str
     recalls: Recalls
     spread: dict[str, str]  # half of the 95 % interval, by "r1", "r5", "r10"
-    kind: str = ""  # "mean", or "chance" of what is there to compare with
+    kind: str = ""  # "mean"; "chance" and "closed-form" are there to compare with
 
 
 @dataclass(frozen=True)
@@ -158,11 +187,22 @@ def _table(
         if chance:
             rows.append(Row("by chance", chance[direction], {}, "chance"))
         if closed_form:
-            rows.append(Row("closed form", getattr(closed_form, direction), {}, "chance"))
+            rows.append(Row("closed form", getattr(closed_form, direction), {}, "closed-form"))
     rows.append(Row("mean", {key: (entry.i2t[key] + entry.t2i[key]) / 2 for key in ("r1", "r5", "r10")}, {}, "mean"))
     half = say_half(interval.r1) if interval else None
     by_chance = (chance["i2t"]["r1"] + chance["t2i"]["r1"]) / 2 if chance else None
     return Table(f"Protocol {protocol}", about, tuple(rows), entry.r1, half, by_chance)
+
+
+def _ranks(record: Record) -> list[tuple[str, int, list[int]]]:
+    """Of each direction: how many queries there are, and how many find the right answer at rank 1, at 2 to 5, at 6 to
+    10, and beyond."""
+    own, found = record.result.protocols["own"], []
+    for label, direction, queries in (("images", "i2t", own.images), ("captions", "t2i", own.captions)):
+        recalls = getattr(own, direction)
+        within = [round(recalls[key] * queries / 100) for key in ("r1", "r5", "r10")] + [queries]
+        found.append((label, queries, [within[0], *(after - before for before, after in pairwise(within))]))
+    return found
 
 
 def _worth(own: Table, closed_form: ClosedForm) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
@@ -23,25 +24,42 @@ WORDS = {  # by the name of the figure
 }
 
 
+@dataclass(frozen=True)
+class Axis:
+    """Of time: in epochs, or in steps of which the epoch is not known."""
+
+    per_epoch: float | None
+
+    @property
+    def label(self) -> str:
+        return "epoch" if self.per_epoch else "step"
+
+    def of(self, points: Points) -> Points:
+        return [(step / (self.per_epoch or 1), value) for step, value in points]
+
+
 def training_plots(
-    history: History, config: Config | None, chance: Chance | None, chance_loss: float | None
-) -> list[Drawing]:
-    """Loss, recalls, then what the optimiser and the machine did. What has no rows yet is left out."""
-    rate = _column(history, "lr")
+    history: History, config: Config | None, chance: Chance | None, chance_loss: float | None, per_epoch: float | None
+) -> tuple[list[Drawing], list[Drawing]]:
+    """Loss and recalls; and, for who looks closer, what the optimiser and the machine did. What has no rows yet is
+    left out."""
+    rate, axis = _column(history, "lr"), Axis(per_epoch)
     highest = max((y for _, y in rate), default=0)
     power = math.floor(math.log10(highest)) if highest > 1e-30 else 0
     clip = config.train.grad_clip if config else None
     waits = [(step, 100 * share) for step, share in _column(history, "data_wait")]
-    found = [
-        _loss(history, chance_loss),
+    first = [
+        _loss(history, chance_loss, axis),
         *(_recalls(history.evaluations, direction, chance) for direction in DIRECTIONS),
-        _series("learning-rate", f"Learning rate (1e{power})", rate, unit=10**power),
-        _series("temperature", "Temperature", _column(history, "temperature"), zero=False),
-        _series("gradient-norm", "Gradient norm", _column(history, "grad_norm"), zero=False, clip=clip),
-        _series("speed", "Images a second", _column(history, "images_per_second")),
-        _series("data-wait", "Waiting for data (%)", waits),
     ]
-    return [drawing for drawing in found if drawing]
+    closer = [
+        _series("learning-rate", f"Learning rate (1e{power})", rate, axis, unit=10**power),
+        _series("temperature", "Temperature", _column(history, "temperature"), axis, zero=False),
+        _series("gradient-norm", "Gradient norm", _column(history, "grad_norm"), axis, zero=False, clip=clip),
+        _series("speed", "Images a second", _column(history, "images_per_second"), axis),
+        _series("data-wait", "Waiting for data (%)", waits, axis),
+    ]
+    return [drawing for drawing in first if drawing], [drawing for drawing in closer if drawing]
 
 
 def evaluation_plots(record: Record) -> list[Drawing]:
@@ -55,9 +73,9 @@ def _column(history: History, name: str) -> Points:
 
 
 def _series(
-    name: str, title: str, points: Points, *, unit: float = 1, zero: bool = True, clip: float | None = None
+    name: str, title: str, points: Points, axis: Axis, *, unit: float = 1, zero: bool = True, clip: float | None = None
 ) -> Drawing | None:
-    """One line over steps, in multiples of `unit`; on a logarithmic axis where it need not start at 0 and goes far."""
+    """One line over time, in multiples of `unit`; on a logarithmic axis where it need not start at 0 and goes far."""
     if not points:
         return None
     values = [value for _, value in points]
@@ -67,33 +85,33 @@ def _series(
         name,
         title,
         f"{words} Clipped at {clip:g}." if clip else words,
-        "step",
-        [Line([(step, value / unit) for step, value in points])],
+        axis.label,
+        [Line([(at, value / unit) for at, value in axis.of(points)])],
         levels=[clip] if clip else [],
-        level_label=f"clipped at {clip:g}" if clip else "",
+        level_label=f"clip {clip:g}" if clip else "",
         log=not zero and 0 < 30 * low < high,
         zero=zero,
     )
 
 
-def _loss(history: History, chance: float | None) -> Drawing | None:
+def _loss(history: History, chance: float | None, axis: Axis) -> Drawing | None:
     train = _column(history, "loss")
     val: Points = [(row.step, row.val_loss) for row in history.evaluations if math.isfinite(row.val_loss)]
     words, lines = [], []
     if train:
         (first, begun), (last, ended) = train[0], train[-1]
         words.append(f"Training loss {begun:.3f} at step {first:,}, {ended:.3f} at {last:,}.")
-        lines.append(Line(train, "training"))
+        lines.append(Line(axis.of(train), "training"))
     if val:
         step, low = min(val, key=lambda point: point[1])
         words.append(f"Validation loss {val[-1][1]:.3f} at the end, lowest {low:.3f} at step {step:,}.")
-        lines.append(Line(val, "validation", INK, "--", "o"))
+        lines.append(Line(axis.of(val), "validation", INK, "--", "o"))
     levels, label = ([], "") if chance is None else ([chance], f"chance {chance:.3f}")
     if levels:
         words.append(f"Guessing among a batch gives {chance:.3f}.")
     zero = all(y >= 0 for line in lines for _, y in line.points)
     title, said = "Loss (nats)", " ".join(words)
-    return curve("loss", title, said, "step", lines, levels=levels, level_label=label, zero=zero) if lines else None
+    return curve("loss", title, said, axis.label, lines, levels=levels, level_label=label, zero=zero) if lines else None
 
 
 def _recalls(evaluations: Sequence[Evaluated], direction: str, chance: Chance | None) -> Drawing | None:

@@ -68,17 +68,29 @@ def _comment(lines: list[str], place: str) -> str:
 
 def commands(run: RunDir, settings: Settings) -> tuple[str, ...]:
     """What trains this run again: from its own file, and from its preset."""
-    start = ["--init", settings.init] if settings.init else []
-    file = f"{run.path.absolute().parent.name}/{run.name}/config.yaml"
-    words = [["--config", file, *start]]
+    lines = [again(run, settings)]
     if settings.config and settings.preset != "base":
         changes = [word for at in settings.differing for word in ("--set", f"{at.name}={at.value}")]
-        words.append(["--preset", settings.preset, *start, *changes])
-    return tuple(shlex.join(["clipcoco", "train", *arguments]) for arguments in words)
+        lines.append(shlex.join(["clipcoco", "train", "--preset", settings.preset, *_start(settings), *changes]))
+    return tuple(lines)
+
+
+def again(run: RunDir, settings: Settings, *changes: str) -> str:
+    """The command that trains it again from its own file, with `changes`, each KEY=VALUE."""
+    file = f"{run.path.absolute().parent.name}/{run.name}/config.yaml"
+    return shlex.join(["clipcoco", "train", "--config", file, *_start(settings), *changes])
+
+
+def _start(settings: Settings) -> list[str]:
+    return ["--init", settings.init] if settings.init else []
 
 
 def command(run: RunDir, name: str) -> str:
     """`clipcoco NAME RUN`, to be typed in the folder that holds the folder of runs."""
+    return shlex.join(["clipcoco", name, run.name, *placed(run)])
+
+
+def placed(run: RunDir) -> list[str]:
+    """The words that tell in which folder the run is, but of the usual one."""
     folder = run.path.absolute().parent.name
-    where = [] if folder == "runs" else ["--runs-dir", folder]
-    return shlex.join(["clipcoco", name, run.name, *where])
+    return [] if folder == "runs" else ["--runs-dir", folder]

@@ -1,18 +1,25 @@
 """HTML from a template: whatever a caption or a name says, it stands there as text, and turns nothing around."""
 
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
 
-def template(package: str, **filters: Any) -> Any:
-    """page.html.j2 of `package`. Raises jinja2.UndefinedError when it is rendered with a name missing."""
-    from jinja2 import Environment, StrictUndefined  # slow to import
+def template(package: str, name: str = "page.html.j2", filters: Mapping[str, Callable[..., Any]] = {}) -> Any:
+    """The template `name` of `package`. Raises jinja2.UndefinedError when it is rendered with a name missing."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined  # slow to import
 
+    files = resources.files(package)
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_plain
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_plain,
+        loader=FunctionLoader(lambda part: files.joinpath(part).read_text("utf-8")),
     )
     environment.filters |= filters
-    return environment.from_string(resources.files(package).joinpath("page.html.j2").read_text("utf-8"))
+    return environment.get_template(name)
 
 
 def _plain(value: object) -> object:

@@ -27,6 +27,7 @@ from clipcoco.engine.trained_on import learnt_from, recorded
 from clipcoco.errors import ConfigError
 from clipcoco.events import Report
 from clipcoco.runs.directory import RunDir
+from clipcoco.runs.failures import failures, nearest_captions
 from clipcoco.runs.names import Found
 from clipcoco.runs.record import SCHEMA
 
@@ -165,6 +166,8 @@ def write_record(evaluation: Evaluation, model_file: ModelFile, path: Path) -> N
             "t2i": asdict(rank_counts(place.t2i, len(files))),
         },
         "hits": {"image_ids": table.image_ids.tolist(), "counts": hits_by_image(place, embeddings.owners).tolist()},
+        "failures": failures(embeddings, place, table),
+        "nearest": nearest_captions(embeddings, table),
         "hubs": {
             "images": _hubs(by_captions, "file", files),
             "captions": _hubs(by_images, "caption", captions),

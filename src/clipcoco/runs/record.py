@@ -84,6 +84,41 @@ class Hits(Part):
         return self
 
 
+class HardWord(Part):
+    """A word whose captions are missed more often than captions are, beyond the noise."""
+
+    word: str
+    missed: Count
+    captions: Count  # that have it
+
+
+class Confusion(Part):
+    """So many missed captions have `word`, which no caption of the image found has: most of these say `taken_for`."""
+
+    word: str
+    taken_for: str
+    count: Count
+
+
+class Failures(Part):
+    """Captions that do not find their image first, and images that find none of their captions first."""
+
+    captions: Count
+    images: Count
+    equal_captions: Count  # of those: the image found has the very same caption, so that both are right
+    equal_images: Count
+    all_words: Count  # of the other captions: those of the image found have all their words too
+    words: list[HardWord]
+    confusions: list[Confusion]
+
+
+class Named(Part):
+    """An image, and the caption that is nearest to it."""
+
+    file: str
+    caption: str
+
+
 class BothHubs(Part):
     images: Hubs
     captions: Hubs
@@ -106,6 +141,8 @@ class Record(Part):
     similarities: Similarities
     ranks: Ranks
     hits: Hits | None = None  # older versions kept none
+    failures: Failures | None = None
+    nearest: list[Named] | None = None  # by image as in `hits`; older versions, and of many images
     hubs: BothHubs
     geometry: Geometry
     thumbnails: dict[str, Base64]  # JPEG of at most 160 pixels a side, by file

@@ -20,7 +20,7 @@ def write_page(folder: Path, answer: Answer, about: str) -> Path:
     Raises OSError.
     """
     picture = answer.query.picture
-    html = template("clipcoco.search", thumbnail=_data_uri).render(
+    html = template("clipcoco.search", filters={"thumbnail": _data_uri}).render(
         words=f"like {picture.name}" if picture else answer.query.words,
         asked=_data_uri(picture) if picture else None,
         about=about,
