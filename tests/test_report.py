@@ -23,7 +23,7 @@ from clipcoco.engine.embeddings import Embeddings
 from clipcoco.report.page import is_measured, write_report
 from clipcoco.runs.directory import RunDir
 from conftest import TOY
-from harness import EXTREMES, Page, at_the_limits, until
+from harness import EXTREMES, Page, at_the_limits, rows, until
 
 EVIL = "</style><script>alert(1)</script> & \"quoted\" '{{ 7 * 7 }}'"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -242,6 +242,8 @@ LONG = """
 import pathlib, time
 import clipcoco.report.page as page
 def write_report(run):
+    if run.status().state == "running":
+        return
     for rounds in range(10**9):
         pathlib.Path("rounds.tmp").write_text(str(rounds))
         pathlib.Path("rounds.tmp").replace("rounds")
@@ -272,11 +274,48 @@ def test_a_second_ctrl_c_leaves_the_old_page_and_other_signals_wait_for_the_new_
 
 def test_a_page_that_cannot_be_written_does_not_make_a_stop_a_failure(clipcoco, folder, tmp_path):
     process, run = started(clipcoco, folder, tmp_path)
+    process.wait_for("page runs/run/report.html")
+    run.report.unlink()
     run.report.mkdir()
     process.signal(signal.SIGTERM)
     done = process.wait()
     assert done.code == 75
     assert "warning: no report: Is a directory" in done.stderr
+
+
+def test_a_run_at_work_shows_a_page_that_reloads_itself_until_it_stops(clipcoco, folder, tmp_path):
+    process, run = started(clipcoco, folder, tmp_path)
+    process.wait_for("page runs/run/report.html")
+    page = checked(run.report)
+    assert [one["content"] for one in page.all("meta") if one.get("http-equiv") == "refresh"] == ["15"]
+    assert re.search(r"Still running\. This page shows the run at step \d+ of 3,000\. It is written anew", page.words)
+    assert recalls(page)["mean"][0]
+    process.signal(signal.SIGTERM)
+    assert process.wait().code == 75
+    page = checked(run.report)
+    assert "refresh" not in [one.get("http-equiv") for one in page.all("meta")]
+    assert "Stopped. By SIGTERM" in page.words
+
+
+WITHOUT = """
+import clipcoco.report.page as page
+made = page.write_report
+def write_report(run):
+    if run.status().state == "running":
+        raise RuntimeError("a fault of ours")
+    return made(run)
+page.write_report = write_report
+"""
+
+
+def test_a_fault_of_the_page_costs_no_run_and_the_page_no_bit(clipcoco, folder, tmp_path):
+    (tmp_path / "data").symlink_to(folder / "data")
+    words = ("train", "--preset", "demo", "--name", "run", *TOY)
+    done = clipcoco(*words, cwd=tmp_path, prelude=WITHOUT).ok()
+    assert done.stderr.count("warning: no page while it runs: a fault of ours") == 1
+    assert "page runs/first/report.html" in (folder / "runs/first/log.txt").read_text()
+    assert rows(tmp_path / "runs/run") == rows(folder / "runs/first")  # the sums of the weights are among them
+    assert "refresh" not in [one.get("http-equiv") for one in checked(tmp_path / "runs/run/report.html").all("meta")]
 
 
 def test_a_failed_run_says_so(clipcoco, folder, tmp_path):
@@ -287,6 +326,9 @@ def test_a_failed_run_says_so(clipcoco, folder, tmp_path):
     shutil.rmtree(tmp_path / "data/demo/val2017")
     failed = process.wait()
     assert failed.code == 3, failed.stderr
+    page = checked(tmp_path / "runs/run/report.html")  # that was there while it ran
+    assert "Failed." in page.words
+    assert "refresh" not in [one.get("http-equiv") for one in page.all("meta")]
     done = clipcoco("report", "run", cwd=tmp_path).ok()
     assert done.stderr.startswith("note: run is not measured:")
     page = checked(tmp_path / "runs/run/report.html")

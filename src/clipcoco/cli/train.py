@@ -189,12 +189,18 @@ Directory = AbstractContextManager[tuple[RunDir, str]]
 
 def _go(plan: "Plan", directory: Directory, console: RunConsole) -> tuple[RunDir, "RunEnded"]:
     """From here on a signal asks the run to stop; until here it ended the process."""
+    from clipcoco.report.live import LivePage
     from clipcoco.runs.go import go
     from clipcoco.runs.metrics import LogFile
 
     with stop_signals(console.stopping) as stop, directory as (run, note):
         console.log = LogFile(run.log)
-        return run, go(plan, run, note, console, stop)
+        page = LivePage(run, console)
+        try:
+            return run, go(plan, run, note, page, stop)
+        except BaseException:
+            page.end()
+            raise
 
 
 def _finish(
@@ -213,8 +219,10 @@ def _finish(
             stop.reason = ended.reason
             write_or_warn(run, console.show)
         return ExitCode.STOPPED
-    result = measure_best(run, data, device, terminal).result
-    write_or_warn(run, console.show)
+    try:
+        result = measure_best(run, data, device, terminal).result
+    finally:  # what can't be measured has no page that says that it runs
+        write_or_warn(run, console.show)
     expected = read_expected(run)
     if json_:
         print_json({**result, "expected": expected.to_plain() if expected else None})

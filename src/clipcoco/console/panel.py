@@ -46,7 +46,7 @@ def draw(view: View, width: int, height: int) -> Panel:
         Text("\n").join(lines),
         title=Text(view.title),
         title_align="left",
-        subtitle=Text(view.subtitle) if view.subtitle else None,
+        subtitle=Text(view.subtitle, overflow="ellipsis") if view.subtitle else None,
         subtitle_align="left",
         border_style="dim",
         width=width,

@@ -18,6 +18,7 @@ from clipcoco.console import panel
 from clipcoco.console.terminal import Terminal, printable, show, summary_rows
 from clipcoco.say import say_bytes, say_seconds, short_seconds
 
+WHILE_IT_RUNS = "Ctrl-C saves and stops"
 LINE_SECONDS = 30.0  # between two plain lines of progress
 # Phases before the training, and what passes an encoder in them.
 ONCE = {"features": "images", "sentences": "captions"}
@@ -59,7 +60,7 @@ class RunConsole:
         self._began = time.monotonic()
         self._live: Live | None = None
         self._log_failed = False
-        self._subtitle = "Ctrl-C saves and stops"
+        self._subtitle = WHILE_IT_RUNS
 
     def __enter__(self) -> Self:
         return self
@@ -167,6 +168,12 @@ class RunConsole:
             line = f"{signal}: stopping after this step, then saving. One more Ctrl-C stops now.\n"
             with suppress(OSError):  # whoever read the terminal may be gone, and must not stop the saving
                 os.write(sys.stderr.fileno(), line.encode())
+
+    def page(self, path: str) -> None:
+        """Name the page of the run, once it is there."""
+        if self._subtitle == WHILE_IT_RUNS:
+            self._subtitle += f" · page {path}"
+        self._line(f"page {path}")
 
     def _end(self, event: events.RunEnded) -> None:
         self._stop_panel()
