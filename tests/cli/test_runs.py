@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.cells import cell_len
 
 from clipcoco.config.backbones import BACKBONES
@@ -15,7 +18,7 @@ from clipcoco.config.load import dump, load_config
 from clipcoco.disk.seal import unsealed
 from clipcoco.runs.directory import RunDir
 from conftest import LIGHT
-from harness import EXTREMES, at_the_limits, python
+from harness import EXTREMES, Page, at_the_limits, python
 
 H100 = "NVIDIA H100 80GB HBM3, 81559 MiB"
 RECALLS = {"r1": 10.0, "r5": 20.0, "r10": 30.0, "median_rank": 40.0}
@@ -342,8 +345,10 @@ def test_hostile_settings_are_shown_on_one_line_and_cut(clipcoco, tmp_path):
 
 def test_wrong_words_are_one_line_errors(clipcoco, trained):
     for words, code, says in (
-        (("real",), 2, "two runs are compared, not 1"),
         (("real", "real", "real"), 2, "two runs are compared, not 3"),
+        (("--page",), 2, "a page compares 2 to 6 runs, not 0 (--page)"),
+        (("real", "--page"), 2, "a page compares 2 to 6 runs, not 1 (--page)"),
+        (("real", "nobody", "--page"), 4, "no run 'nobody'"),
         (("real", "nobody"), 4, "no run 'nobody'"),
         (("real", "real/last"), 2, "whole runs are compared"),
     ):
@@ -355,10 +360,143 @@ def test_wrong_words_are_one_line_errors(clipcoco, trained):
     clipcoco("runs", "real", "rea", cwd=trained).ok()
 
 
+# ---- one run
+
+
+def test_one_run_is_shown_with_what_to_do_next(clipcoco, trained):
+    lines = lines_of(clipcoco, trained, "real")
+    assert lines[0] == "  real · finished, 1/1 epochs"
+    own = clipcoco("eval", "real", "--json", cwd=trained).json["protocols"]["own"]
+    (line,) = (line for line in lines if line.startswith("  text -> image"))
+    assert words_of(line)[1].startswith(f"{own['t2i']['r1']:.2f} ±")
+    assert any(words_of(line)[:3] == ["data.image_size", "32", "64"] for line in lines)
+    assert any("runs/real/report.html, " in line for line in lines)
+    assert any("checkpoints/best.pt" in line for line in lines)
+    found = clipcoco("runs", "real", "--json", cwd=trained).json
+    assert (found["schema"], found["run"], found["state"], found["r1"]) == (1, "real", "finished", own["r1"])
+    assert found["settings"]["data.image_size"] == {"value": "32", "preset": "64"}
+    assert found["files"]["report.html"] == (trained / "runs/real/report.html").stat().st_size
+    assert found["next"]
+    assert all(f"    {command}" in clipcoco("runs", "real", cwd=trained).stdout for command in found["next"])
+
+
+def test_a_run_that_did_not_finish_goes_on_and_one_of_nothing_is_shown(clipcoco, tmp_path):
+    stopped = make(tmp_path, "stopped", (1.0, 4.0), state="stopped", reason="Ctrl-C")
+    (stopped.checkpoints / "last.pt").write_bytes(b"0")
+    lines = lines_of(clipcoco, tmp_path, "stopped")
+    assert lines[0] == "  stopped · stopped (Ctrl-C), 2/10 epochs"
+    assert "R@1 4.00 as the training saw it in epoch 2; not measured" in " ".join(lines)
+    assert lines[-2:] == ["  Go on:", "    clipcoco resume stopped"]
+    make(tmp_path, "never", config="train:\n  rl: \x1b[31m\n")
+    lines = lines_of(clipcoco, tmp_path, "never")
+    assert "  It was never evaluated." in lines
+    assert "\x1b" not in "".join(lines)
+
+
+# ---- a page of several
+
+
+def compared(clipcoco, folder: Path, *words: str) -> Page:
+    done = clipcoco("runs", *words, "--page", cwd=folder).ok()
+    assert done.stdout.split() == ["page", "runs/compare.html"]
+    page = Page(folder / "runs/compare.html")
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"https?:|@import|url\((?!#)", page.source)
+    assert "None" not in page.words
+    return page
+
+
+@pytest.fixture(scope="module")
+def three(clipcoco, trained, tmp_path_factory) -> Path:
+    """A folder with the real run, the same from another seed, and a copy."""
+    folder = tmp_path_factory.mktemp("three")
+    shutil.copytree(trained / "runs", folder / "runs")
+    shutil.copytree(folder / "runs/real", folder / "runs/copy")
+    root = load_config(file=trained / "runs/real/config.yaml").config.data.root
+    words = ("--preset", "demo", "--name", "other", *LIGHT, f"data.root={root}", "train.epochs=2", "seed=5")
+    clipcoco("train", *words, cwd=folder).ok()
+    return folder
+
+
+def test_a_page_of_three_runs_says_where_they_differ_and_disagree(clipcoco, three):
+    page = compared(clipcoco, three, "real", "other", "copy")
+    runs = [RunDir(three / "runs" / name) for name in ("real", "other", "copy")]
+    records = [json.loads(run.evaluation.read_text()) for run in runs]
+    (row,) = (cells for cells in page.cells if cells[0].strip() == "mean R@1")
+    r1s = [record["result"]["protocols"]["own"]["r1"] for record in records]
+    assert [cell.split()[0] for cell in row[1:4]] == [f"{r1:.2f}" for r1 in r1s]
+    assert [cell.split()[0] for cell in row[4:]] == [f"{r1 - r1s[0]:+.2f}" for r1 in r1s[1:]]
+    lines = {line[0]: line[1:] for line in page.cells}
+    assert lines["seed"] == ["0", "5", "0"]
+    assert lines["train.epochs"] == ["1", "2", "1"]
+    assert len(page.all("svg")) == 3
+    # ---- what is nearest to an image is what the retrievals say, and right when an own caption is
+    right = [[bool(row[0]) for row in record["hits"]["counts"]] for record in records]
+    by_file = [{one["file"]: one["caption"] for one in record["nearest"]} for record in records]
+    for record, nearest in zip(records, by_file, strict=True):
+        for query in record["retrievals"]["images"]:
+            assert nearest[query["file"]] == max(query["hits"], key=lambda hit: hit["score"])["caption"]
+    patterns = [
+        " ".join(name for name, one in zip("ABC", of_all, strict=True) if one) or "none"
+        for of_all in zip(*right, strict=True)
+    ]
+    counted = {pattern: int(lines[pattern][0]) for pattern in set(patterns)}
+    assert counted == {pattern: patterns.count(pattern) for pattern in set(patterns)}
+    assert not {"A", "C"} & set(patterns)  # a run and its copy agree
+    differ = [0 < len(pattern.split()) < 3 and pattern != "none" for pattern in patterns]
+    assert page.source.count("image-query") - page.source.count(".image-query") == min(12, sum(differ))
+    shown = [one["title"] for one in page.all("img")]
+    files = [one["file"] for one in records[0]["nearest"]]
+    assert set(shown) <= {file for file, one in zip(files, differ, strict=True) if one}
+
+
+def test_a_page_of_runs_that_do_not_compare_says_so_and_draws_their_curves(clipcoco, three, trained, tmp_path):
+    folder = tmp_path / "here"
+    shutil.copytree(three / "runs", folder / "runs")
+    record = unsealed(json.loads((folder / "runs/copy/evaluation.json").read_text()))
+    record["result"]["images"] = 5000
+    (folder / "runs/copy/evaluation.json").write_text(json.dumps(record))
+    page = compared(clipcoco, folder, "real", "copy")
+    assert "the gallery differs: A has 24 images, B 5,000 images" in page.words
+    assert "So these recalls do not compare." in page.words
+    assert "These runs were not measured on the same images." in page.words
+    del record["nearest"], record["failures"]  # of an older version
+    record["result"]["images"] = 24
+    (folder / "runs/copy/evaluation.json").write_text(json.dumps(record))
+    assert "Not every run has kept what it takes each image for" in compared(clipcoco, folder, "real", "copy").words
+    make(folder, "<b>never", config="train:\n  rl: <i>\n")
+    page = compared(clipcoco, folder, "real", "<b>never")
+    assert "<b>never" in page.text
+    assert "B was never evaluated" in page.words
+
+
+def test_a_strangers_record_opens_no_file_outside_of_the_data(clipcoco, three, tmp_path):
+    folder = tmp_path / "here"
+    shutil.copytree(three / "runs", folder / "runs")
+    data = tmp_path / "data"
+    data.mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.jpg")
+    for name in ("real", "copy"):
+        path = folder / "runs" / name / "evaluation.json"
+        record = unsealed(json.loads(path.read_text()))
+        record["thumbnails"] = {}
+        for row, (one, counts) in enumerate(zip(record["nearest"], record["hits"]["counts"], strict=True)):
+            one["file"] = ("../secret.jpg", str(tmp_path / "secret.jpg"))[row % 2]
+            counts[0] = counts[1] = counts[2] = int(name == "real")
+        path.write_text(json.dumps(record))
+        config = folder / "runs" / name / "config.yaml"
+        config.write_text(re.sub("root: .*", f"root: {data}", config.read_text()))
+    page = compared(clipcoco, folder, "real", "copy")
+    assert page.words.count("secret.jpg can’t be shown") == 12  # noqa: RUF001
+    assert not page.all("img")
+
+
 # ---- env
 
 
-@pytest.mark.parametrize("words", [["runs"], ["runs", "--json"], ["runs", "real", "real"], ["env"], ["env", "--json"]])
+@pytest.mark.parametrize(
+    "words", [["runs"], ["runs", "--json"], ["runs", "real", "real"], ["runs", "real"], ["env"], ["env", "--json"]]
+)
 def test_neither_command_imports_torch(words, trained):
     code = (
         "import sys; from clipcoco.cli import run; code = run(sys.argv[1:])\n"

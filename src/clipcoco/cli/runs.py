@@ -1,4 +1,4 @@
-"""`clipcoco runs`: every run in a table, or two of them side by side."""
+"""`clipcoco runs`: every run in a table, one of them, or some side by side."""
 
 import time
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from clipcoco.cli.options import RUNS, Debug, Json, RunsDir, complete_run, print_json
 from clipcoco.console import open_terminal, printable, short_seconds, show, table
-from clipcoco.errors import ConfigError, ExitCode
+from clipcoco.errors import ExitCode
 
 if TYPE_CHECKING:
     from clipcoco.runs.standing import Standing
@@ -27,26 +27,34 @@ LISTED = (  # of a Standing, in --json
 def runs(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="A B", help="Two runs to compare; nothing: all of them.", autocompletion=complete_run),
+        typer.Argument(metavar="A B", help="One run, or two to compare; nothing: all.", autocompletion=complete_run),
     ] = None,
+    page: Annotated[bool, typer.Option("--page", help="Compare two or more in a page with their curves.")] = False,
     runs_dir: RunsDir = RUNS,
     json_: Json = False,
     debug: Debug = False,
 ) -> int:
-    """All runs, the best first; or what differs between two, settings and recalls.
+    """All runs, the best first; one run and what to do next; or what differs between two, settings and recalls.
 
     [bold]clipcoco runs[/bold]
 
     [bold]clipcoco runs small-20261123-190211 small-20261123-180155[/bold]
     """
-    from clipcoco.cli.compare import compare  # these read strangers' files with models that take a while to build
+    from clipcoco.cli.compare import (
+        compare,
+        compare_in_a_page,
+    )  # these read strangers' files with models that take a while to build
     from clipcoco.runs.standing import all_standings
 
     terminal = open_terminal()
+    if page:
+        return compare_in_a_page(terminal, runs_dir, words or [], json_)
+    if words and len(words) == 1:
+        from clipcoco.cli.one_run import show_run
+
+        return show_run(terminal, runs_dir, words[0], json_)
     if words:
-        if len(words) != 2:
-            raise ConfigError(f"two runs are compared, not {len(words)} (command line). Give two, or none for the list")
-        return compare(terminal, runs_dir, words[0], words[1], json_)
+        return compare(terminal, runs_dir, words, json_)
     standings = all_standings(runs_dir)
     if json_:
         listed = [

@@ -23,7 +23,7 @@ from clipcoco.report.template import template
 from clipcoco.report.verdict import judge_run
 from clipcoco.runs.directory import RunDir, Status
 from clipcoco.runs.metrics import History, read_history
-from clipcoco.runs.record import Record, read_record
+from clipcoco.runs.record import Record, is_of_best, read_record
 from clipcoco.say import say_bytes, say_half, say_order, say_seconds
 
 RELOAD = 15  # seconds
@@ -33,7 +33,7 @@ OURS = ("report.html", "figures")  # of the files of a run: made here, so not li
 def is_measured(run: RunDir) -> bool:
     """Whether evaluation.json is there, whole, with hits by image, and of the best checkpoint."""
     record, _ = read_record(run)
-    return record is not None and record.hits is not None and _of_best(record, read_history(run))
+    return record is not None and record.hits is not None and is_of_best(record, read_history(run))
 
 
 def write_report(run: RunDir) -> Path:
@@ -44,7 +44,7 @@ def write_report(run: RunDir) -> Path:
     history, settings, status = read_history(run), read_settings(run), run.status()
     record, why_not = read_record(run)
     chance = record.result.protocols["own"].chance if record else status.chance
-    stale = record is not None and not _of_best(record, history)
+    stale = record is not None and not is_of_best(record, history)
     finished, live = status.state == "finished", status.state == "running" and is_held(run.path / ".lock") is not False
     per_epoch = steps_per_epoch(history, status)
     plots, closer = training_plots(history, settings.config, chance, status.chance_loss, per_epoch)
@@ -98,11 +98,6 @@ def steps_per_epoch(history: History, status: Status) -> float | None:
     return status.total_steps / status.epochs if status.total_steps and status.epochs else None
 
 
-def _of_best(record: Record, history: History) -> bool:
-    best = history.best
-    return best is None or best.weights_sha256 == record.provenance.weights_sha256
-
-
 @dataclass(frozen=True)
 class Banner:
     title: str
@@ -153,7 +148,7 @@ class Table:
 
 def _tables(record: Record | None, history: History, status: Status) -> list[Table]:
     """The recalls of the best checkpoint; what training saw of it when it is not measured by itself."""
-    if not record or not _of_best(record, history):
+    if not record or not is_of_best(record, history):
         epoch = history.best.epoch if history.best else 0
         about = f"the validation images form one gallery; percent; as measured in training after epoch {epoch}"
         return [_table("own", about, history.best, status.chance, None, history.closed_form)] if history.best else []

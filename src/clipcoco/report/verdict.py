@@ -6,11 +6,11 @@ from statistics import fmean
 
 from clipcoco.config.derive import DRAWN
 from clipcoco.events import Chance, Evaluated
-from clipcoco.report.expected import CEILING, Expected
-from clipcoco.report.settings import Settings, again, command, placed
+from clipcoco.report.expected import CEILING, Expected, judge
+from clipcoco.report.settings import Settings, again, command, placed, read_settings
 from clipcoco.runs.directory import RunDir
-from clipcoco.runs.metrics import History
-from clipcoco.runs.record import Record
+from clipcoco.runs.metrics import History, read_history
+from clipcoco.runs.record import Record, is_of_best, read_record
 
 EASY = 99.5  # percent: an R@10 that has no room left
 RISEN = 1.05  # a validation loss that is so many times its lowest
@@ -38,6 +38,15 @@ class _Known:
     half: float
     images: int | None
     chance: float | None
+
+
+def read_verdict(run: RunDir) -> Verdict:
+    """The same from its directory."""
+    settings, history, status = read_settings(run), read_history(run), run.status()
+    record, _ = read_record(run)
+    current = record if record and is_of_best(record, history) else None
+    finished = status.state == "finished"
+    return judge_run(run, settings, history, current, status.chance, judge(settings, current, finished), finished)
 
 
 def judge_run(
@@ -155,7 +164,8 @@ def _steps(
     easy: str,
 ) -> tuple[Step, ...]:
     steps, config = [], settings.config
-    larger = NEXT.get(settings.preset)
+    own_data = any(at.name in ("data.train_fraction", "data.val_fraction") for at in settings.differing)
+    larger = None if own_data else NEXT.get(settings.preset)
     prepare = f"clipcoco prepare-data --preset {larger}"
     if record is None:
         steps.append(Step("Measure the best checkpoint, with intervals and retrievals", command(run, "report")))

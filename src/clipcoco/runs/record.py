@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from clipcoco.disk.seal import read_sealed
 from clipcoco.engine.results import FoldsTable, Geometry, Hubs, RankCounts, RecallTable, Similarities
 from clipcoco.runs.directory import RunDir
+from clipcoco.runs.metrics import History
 
 SCHEMA = 1
 Count = Annotated[int, Field(ge=0, le=2**31)]
@@ -163,3 +164,9 @@ def read_record(run: RunDir) -> tuple[Record | None, str]:
         return None, f"evaluation.json can't be read: {error.strerror}"
     except ValueError:  # a ValidationError is one
         return None, "evaluation.json is damaged"
+
+
+def is_of_best(record: Record, history: History) -> bool:
+    """Whether it was measured of the checkpoint that is the best by now, as far as that is known."""
+    best = history.best
+    return best is None or best.weights_sha256 == record.provenance.weights_sha256
