@@ -93,6 +93,13 @@ def test_json_has_the_promised_shape_and_names_its_page(clipcoco, work):
     assert Path(found["page"]).is_file()
 
 
+def test_the_page_of_the_run_and_the_newest_search_lead_to_each_other(clipcoco, work):
+    page = Path(clipcoco("search", "a red square", "--json", cwd=work).json["page"])
+    assert (page.parent / "index.html").read_text() == page.read_text()
+    assert 'href="../report.html"' in page.read_text()
+    assert 'href="search/index.html"' in (work / "runs/first/report.html").read_text()
+
+
 def test_the_list_stands_on_stdout_whole_and_all_else_on_stderr(clipcoco, work):
     done = clipcoco("search", "a", "red", "square", cwd=work, env={"COLUMNS": "30", "FORCE_COLOR": ""})
     lines = done.stdout.splitlines()

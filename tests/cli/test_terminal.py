@@ -35,6 +35,7 @@ def test_the_panel_ctrl_c_and_a_resume_to_the_table(clipcoco, scenes, tmp_path):
     terminal.wait_for("╭─ run · epoch")
     terminal.wait_for("Ctrl-C saves and stops")
     terminal.wait_for("t2i R@1")
+    terminal.wait_for("Ctrl-C saves and stops · page runs/run/report.html")
     os.write(terminal.master, b"\x03")
     assert terminal.wait() == 75
     assert "Go on with: clipcoco resume run" in terminal.text()

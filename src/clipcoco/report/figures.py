@@ -122,10 +122,10 @@ def curve(
 
 def _name_ends(axes: "Axes", ends: list[tuple[float, str, str]]) -> None:
     """Each name (y, text, color) right of the axes, at its height or as near to it as the others leave room."""
-    heights = axes.transAxes.inverted()
-    places = sorted(
-        (float(heights.transform(axes.transData.transform((1, y)))[1]), text, color) for y, text, color in ends
-    )
+    axes.autoscale_view()  # else the limits are not known yet
+    bottom, top = (axes.transAxes.transform((0, y))[1] for y in (0, 1))
+    heights = [(float(axes.transData.transform((1, y))[1]) - bottom) / (top - bottom) for y, *_ in ends]
+    places = sorted((min(max(height, 0), 1), *end[1:]) for height, end in zip(heights, ends, strict=True))
     room = [min(place, 1 - LINE * (len(places) - 1 - number)) for number, (place, *_) in enumerate(places)]
     below = -math.inf
     for place, (_, text, color) in zip(room, places, strict=True):

@@ -13,7 +13,7 @@ from clipcoco.errors import ConfigError
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.record import Query, Record
 
-LONGEST = 20  # characters of a name below a small picture
+LONGEST = 14  # characters of a name below a small picture
 
 
 def short_name(file: str) -> str:

@@ -11,6 +11,7 @@ from clipcoco.report.template import template
 from clipcoco.search.query import Answer
 
 THUMBNAIL = 240  # pixels, the longer side
+NEWEST = "index.html"
 MOST = 100  # pictures on a page
 
 
@@ -25,11 +26,13 @@ def write_page(folder: Path, answer: Answer, about: str) -> Path:
         asked=_data_uri(picture) if picture else None,
         about=about,
         hits=answer.hits[:MOST],
+        report=(folder.parent / "report.html").exists(),  # of a run, whose page leads to the newest search
         left_out=max(0, len(answer.hits) - MOST),
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{slug(f'like {picture.stem}' if picture else answer.query.words)}.html"
     write_atomically(path, html)
+    write_atomically(folder / NEWEST, html)
     return path
 
 
