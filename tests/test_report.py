@@ -117,6 +117,29 @@ def test_a_finished_run_ends_in_its_page(clipcoco, folder):
         assert not re.search("#0[1-4]0[1-4]0[1-4]|var\\(", path.read_text())
 
 
+def test_pictures_are_named_and_lead_to_their_files(folder):
+    page = Page(folder / "runs/first/report.html")
+    links = [one["href"] for one in page.all("a") if one["href"].endswith(".jpg")]
+    assert len(links) >= 2 * len(page.all("img")) > 0  # the picture, and its name
+    assert all((folder / "runs/first" / link).resolve().is_file() for link in links)
+    for one in page.all("img"):
+        assert f">{Path(one['title']).name.lstrip('0')}</a>" in page.source
+
+
+def test_the_first_screen_has_captions_that_are_right_and_captions_that_miss(folder):
+    record = json.loads((folder / "runs/first/evaluation.json").read_text())
+    page = Page(folder / "runs/first/report.html")
+    first = page.source[: page.source.index("What next")]
+    shown = [query for query in record["retrievals"]["texts"] if escape(query["caption"][:40]) in first]
+    right = [query for query in record["retrievals"]["texts"] if query["rank"] == 1]
+    assert first.count('<article class="glance">') == min(2, len(right)) + 2  # of 24 images and a toy
+    assert {query["rank"] == 1 for query in shown} == ({True, False} if right else {False})
+    counts = [list(map(int, row[1:])) for row in page.cells if row[0].strip() in ("of 24 images", "of 120 captions")]
+    assert list(map(sum, counts)) == [24, 120]
+    own = record["result"]["protocols"]["own"]
+    assert [row[0] for row in counts] == [round(own["i2t"]["r1"] * 0.24), round(own["t2i"]["r1"] * 1.2)]
+
+
 @pytest.mark.parametrize(("more", "verdict"), [(1.25, "1.25 points more."), (-0.5, "0.50 points less: it was not.")])
 def test_whether_training_was_worth_it(run, more, verdict):
     r1 = float(recalls(Page(run.report))["mean"][0])
