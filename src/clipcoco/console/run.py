@@ -22,8 +22,8 @@ WHILE_IT_RUNS = "Ctrl-C saves and stops"
 LINE_SECONDS = 30.0  # between two plain lines of progress
 # Phases before the training, and what passes an encoder in them.
 ONCE = {"features": "images", "sentences": "captions"}
-WORDS = {"evaluate": "encoding", "rank": "ranking", "check": "reading", "hash": "hashing"}
-WORDS |= {name: name for name in (*ONCE, "closed form")}
+WORDS = {name: name for name in (*ONCE, "closed form")}
+WORDS |= {"evaluate": "encoding", "rank": "ranking", "check": "reading", "hash": "hashing"}
 
 
 def _warning(message: str) -> Text:
@@ -38,8 +38,7 @@ def _recalls(event: events.ClosedForm | events.Evaluated) -> str:
 class RunConsole:
     """Shows the events of a run; call it with each. A context manager, so that the cursor always comes back.
 
-    Every line, and the plain form of what the panel shows, also goes to `log`. Without `RunStarted` (an
-    evaluation on its own) it shows a single bar that vanishes.
+    Each line, and the plain form of what the panel shows, goes to `log`. Without `RunStarted`: a bar that vanishes.
     """
 
     def __init__(self, terminal: Terminal, log: Callable[[str], None] = lambda line: None) -> None:
@@ -53,6 +52,7 @@ class RunConsole:
         self.closed_form: dict[str, Any] | None = None
         self.evaluations: list[dict[str, Any]] = []
         self.saved: events.CheckpointSaved | None = None
+        self.ended: events.RunEnded | None = None
         self.step_seconds: list[float] = []
         self._mark: tuple[float, int] | None = None  # when and where undisturbed steps began
         self._features_began: tuple[float, int] | None = None  # when and where
@@ -170,23 +170,20 @@ class RunConsole:
                 os.write(sys.stderr.fileno(), line.encode())
 
     def page(self, path: str) -> None:
-        """Name the page of the run, once it is there."""
-        if self._subtitle == WHILE_IT_RUNS:
-            self._subtitle += f" · page {path}"
+        self._subtitle += f" · page {path}" * (self._subtitle == WHILE_IT_RUNS)
         self._line(f"page {path}")
 
     def _end(self, event: events.RunEnded) -> None:
-        self._stop_panel()
         assert self.run
+        self.ended = event
+        self._stop_panel()
         if event.state == "finished":
-            why = f" ({event.reason})" if event.reason else ""
+            why = f" ({event.reason})" * bool(event.reason)
             self.show(f"Finished: {event.step:,} steps in {say_seconds(event.seconds)}{why}.")
-            return
-        took = f" in {say_seconds(self.saved.seconds)}" if self.saved and self.saved.step == event.step else ""
-        self.show(
-            f"Saved step {event.step:,} of {self.run.total_steps:,}{took}.",
-            f"Go on with: clipcoco resume {self.run.words}",
-        )
+        else:
+            took = f" in {say_seconds(self.saved.seconds)}" if self.saved and self.saved.step == event.step else ""
+            self.show(f"Saved step {event.step:,} of {self.run.total_steps:,}{took}.")
+            self.show(f"Go on with: clipcoco resume {self.run.words}")
 
     def _warn(self, message: str) -> None:
         self.show(_warning(message))
@@ -242,6 +239,8 @@ class RunConsole:
 
     def _time(self) -> str:
         left, phase = self._seconds_left(), self.phase
+        if self.run and self.ended:
+            return f"{self.ended.state} at step {self.ended.step:,} of {self.run.total_steps:,}"
         if phase.phase in ONCE:
             rest = self._features_left()
             what = "features" if phase.phase == "features" else "sentence vectors"
