@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipcoco.data import images
+from clipcoco.data import vision
 from clipcoco.data.images import decode, evaluation_view, read, sample_rng, training_view
 from clipcoco.data.viewer import UnreadableImage
 from harness import python
@@ -52,8 +52,8 @@ KINDS = {
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both must do: torchvision announces that its decoder will go."""
     if request.param == "Pillow":
-        monkeypatch.setattr(images, "decode_jpeg", None)
-    elif images.decode_jpeg is None:
+        monkeypatch.setattr(vision, "decode_jpeg", None)
+    elif vision.decode_jpeg is None:
         pytest.skip("this torchvision decodes no JPEG")
 
 
@@ -76,7 +76,7 @@ def test_a_transparent_palette_makes_no_noise(recwarn: pytest.WarningsRecorder) 
 
 def test_both_decoders_give_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = decode(JPEG)
-    monkeypatch.setattr(images, "decode_jpeg", None)
+    monkeypatch.setattr(vision, "decode_jpeg", None)
     assert torch.equal(decode(JPEG), fast)
 
 

@@ -323,7 +323,7 @@ def test_different_queries_in_other_scripts_have_different_pages():
 
 
 def answer(query: Query, hits: list[Hit]) -> Answer:
-    return Answer(query, "val2017", 24, 0, 0.01, tuple(hits), 0, 0.0, True)
+    return Answer(query, "val2017", 24, 0.01, tuple(hits), 0, 0.0, True)
 
 
 def test_the_page_stands_alone_and_escapes_all_that_strangers_wrote(tmp_path):

@@ -1,17 +1,17 @@
 """Train a CLIP-style image-text model on COCO captions, and measure its retrieval honestly.
 
-In Python: `load` a trained model, `train` one, `resume` a run, `load_config`, `recall_at_k` of any model's
-embeddings. See `clipcoco.api`; errors are those of `clipcoco.errors`.
+In Python: `load` a trained model, `train` one, `resume` a run, `evaluate`, `load_config`, `recall_at_k` of any
+model's embeddings. See `clipcoco.api`; errors are those of `clipcoco.errors`.
 """
 
 from typing import TYPE_CHECKING
 
 from clipcoco.version import __version__
 
-__all__ = ["__version__", "load", "load_config", "recall_at_k", "resume", "train"]
+__all__ = ["__version__", "evaluate", "load", "load_config", "recall_at_k", "resume", "train"]
 
 if TYPE_CHECKING:
-    from clipcoco.api import load, recall_at_k, resume, train
+    from clipcoco.api import evaluate, load, recall_at_k, resume, train
     from clipcoco.config.load import load_config
 else:
 

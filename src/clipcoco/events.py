@@ -75,8 +75,8 @@ class Progress:
 
     # "train" (steps), "evaluate" (images and captions), "rank" (parts of the scores of all pairs), "features"
     # (images past a frozen backbone), "sentences" (captions past a frozen text encoder), "closed form" (training
-    # images); before the run: "check" (validation images that are read once), "hash" (images of which it is not known
-    # yet what they hold)
+    # images), "encode" (images that Python gave); before the run: "check" (validation images that are read once),
+    # "hash" (images of which it is not known yet what they hold)
     phase: str
     done: int
     total: int

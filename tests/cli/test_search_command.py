@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,13 +71,15 @@ def test_the_hits_are_those_of_the_product_with_the_embeddings_of_eval(clipcoco,
     assert found["hits"][0]["caption"] == first
 
 
-def test_a_picture_asks_for_captions_as_eval_would(clipcoco, work, scenes):
+def test_a_picture_asks_for_other_pictures_as_eval_would(clipcoco, work, scenes):
     with np.load(work / "e.npz") as file:
-        scores = file["text_embeddings"] @ file["image_embeddings"][3]
-        picture = scenes / "val2017" / f"{file['image_ids'][3]:012}.jpg"
-    found = clipcoco("search", "--image", picture, "-k", 3, "--json", cwd=work).json
-    assert [hit["score"] for hit in found["hits"]] == pytest.approx(sorted(set(scores.tolist()))[:-4:-1], abs=1e-3)
-    assert all(hit["caption"] for hit in found["hits"])
+        scores, ids = file["image_embeddings"] @ file["image_embeddings"][3], file["image_ids"]
+    picture = scenes / "val2017" / f"{ids[3]:012}.jpg"
+    found = clipcoco("search", "--image", picture, "-k", 99, "--json", cwd=work).json
+    order = [row for row in np.argsort(-scores, kind="stable") if row != 3]
+    assert [hit["score"] for hit in found["hits"]] == pytest.approx(scores[order].tolist(), abs=1e-3)
+    assert sorted(int(Path(hit["file"]).stem) for hit in found["hits"]) == sorted(ids[order].tolist())  # each once
+    assert found["images"] == 23
     assert found["query"] == str(picture)
 
 
@@ -108,7 +113,8 @@ def test_the_list_stands_on_stdout_whole_and_all_else_on_stderr(clipcoco, work):
     assert ".jpg  " in lines[0]
     assert "…" not in done.stdout
     assert "\x1b" not in done.stdout
-    assert "first, best · 24 images of val2017 · " in done.stderr
+    assert done.stderr.splitlines()[0].startswith("first, best, step ")
+    assert "24 images of val2017 · " in done.stderr
     assert "pictures  runs/first/search/a-red-square.html" in done.stderr
 
 
@@ -268,7 +274,7 @@ class TestFolders:
         assert len(found["hits"]) == 12
         assert names(found).count("linked.jpg") == 1
 
-    def test_a_picture_finds_itself_first_turned_as_the_camera_noted(self, clipcoco, work, pictures, scenes):
+    def test_a_picture_finds_what_looks_like_it_turned_as_the_camera_noted(self, clipcoco, work, pictures, scenes):
         exif = Image.Exif()
         exif[274] = 6
         with Image.open(pictures / "00.jpg") as image:
@@ -276,9 +282,22 @@ class TestFolders:
             image.save(pictures / "00.png")
         words = ["--image", pictures / "turned.png", "-k", 2, "--json", "--images", pictures]
         found = clipcoco("search", *words, cwd=work).json
-        assert set(names(found)) <= {"00.png", "turned.png", "00.jpg"}
+        assert set(names(found)) <= {"00.png", "00.jpg"}
         assert found["hits"][0]["score"] == pytest.approx(1, abs=2e-3)
         assert found["hits"][0]["caption"] is None
+
+    def test_the_asked_picture_and_copies_of_a_file_are_not_shown_again(self, clipcoco, work, pictures):
+        shutil.copy(pictures / "00.jpg", pictures / "copy of the asked one.jpg")
+        for name in ("a.jpg", "b.jpg"):
+            shutil.copy(pictures / "02.jpg", pictures / name)
+        words = ["search", "--image", pictures / "00.jpg", "-k", "99", "--json", "--images"]
+        found = clipcoco(*words, pictures, cwd=work).json
+        assert len(found["hits"]) == found["images"] == 11
+        assert len({"02.jpg", "a.jpg", "b.jpg"} & set(names(found))) == 1
+        assert not {"00.jpg", "copy of the asked one.jpg"} & set(names(found))
+        (pictures / "alone").mkdir()
+        shutil.copy(pictures / "00.jpg", pictures / "alone")
+        assert_error(clipcoco(*words, pictures / "alone", cwd=work), 3, "no other picture in")
 
     def test_an_index_that_can_not_be_kept_is_a_note(self, clipcoco, work, pictures, tmp_path):
         shutil.copytree(work / "runs", tmp_path / "runs")
@@ -336,6 +355,157 @@ def test_a_query_that_can_not_be_understood_whole_is_noted(clipcoco, work):
     assert "the order means nothing" in strange.stderr
     assert (long.code, strange.code) == (0, 0)
     assert "note" not in clipcoco("search", "a red circle", cwd=work).stderr
+
+
+class TestHonesty:
+    """A search says what it does not know."""
+
+    @pytest.mark.parametrize(
+        ("words", "note"),
+        [
+            ("hund", "'hund' occurs in no training caption: the order means nothing"),
+            ("a RED Sofa.", "'sofa' occurs in no training caption"),
+            ("zebras above a dog", "'zebras' and 'dog' occur in no training caption"),
+            ("circl", "'circl' occurs in no training caption: the order means nothing"),  # a piece that is no word
+        ],
+    )
+    def test_words_that_no_training_caption_has_are_named(self, clipcoco, work, words, note):
+        for form in ([], ["-q"], ["--json"]):
+            lines = clipcoco("search", words, *form, cwd=work).ok().stderr.splitlines()
+            assert [line for line in lines if "training caption" in line] == [f"note: {note}"]
+
+    def test_every_word_of_the_training_captions_is_known(self, clipcoco, work, scenes):
+        captions = json.loads((scenes / "annotations/captions_train2017.json").read_text())["annotations"]
+        words = sorted({word for row in captions for word in re.findall(r"\w+", row["caption"].lower())})
+        content = torch.load(work / "runs/first/checkpoints/best.pt", weights_only=True)
+        assert content["words"].split(" ") == words
+
+    def test_weights_of_another_run_bring_their_words(self, clipcoco, work, scenes, tmp_path):
+        annotations = tmp_path / "data/annotations"
+        shutil.copytree(scenes, tmp_path / "data")
+        path = annotations / "captions_train2017.json"
+        path.write_text(re.sub("(?i)circle", "zebra", path.read_text()))
+        for name, weights in (("second", "runs/first/checkpoints/best.pt"), ("third", "old.pt")):
+            if name == "third":  # as an earlier version wrote them
+                content = torch.load(work / "runs/first/checkpoints/best.pt", weights_only=True)
+                del content["words"]
+                torch.save(content, work / "old.pt")
+            words = ["--name", name, "--init", weights, *TOY, f"data.root={tmp_path / 'data'}", "train.epochs=1"]
+            words += ["checkpoint.keep=0", "--runs-dir", tmp_path / "runs"]
+            clipcoco("train", "--preset", "demo", *words, cwd=work).ok()
+        known = clipcoco("search", "circle zebra hund", "--run", tmp_path / "runs/second", cwd=work).ok()
+        assert "note: 'hund' occurs in no training caption\n" in known.stderr
+        for unknown in (["--run", tmp_path / "runs/third"], ["--run", "old.pt"]):  # it does not know what it has read
+            done = clipcoco("search", "circle zebra hund", *unknown, cwd=work).ok()
+            assert "training caption" not in done.stderr
+
+    def test_the_first_line_says_what_the_model_is_worth(self, clipcoco, work, tmp_path):
+        recall = json.loads((work / "runs/first/evaluation.json").read_text())["result"]["r1"]
+        first = clipcoco("search", "a star", cwd=work).ok().stderr.splitlines()[0]
+        assert re.fullmatch(r"first, best, step \d+ of 18: mean R@1 [\d.]+ over 24 images \(chance 4.17\)", first)
+        assert f"mean R@1 {recall:.2f} " in first
+        content = torch.load(work / "runs/first/checkpoints/last.pt", weights_only=True)
+        content["metrics"], content["state"]["step"] = [], 5
+        torch.save(content, tmp_path / "young.pt")
+        words = ["search", "a star", "--run", tmp_path / "young.pt"]
+        unmeasured = "young, step 5: never measured"
+        assert clipcoco(*words, cwd=work).ok().stderr.splitlines()[0] == unmeasured
+        assert f"note: {unmeasured}" in clipcoco(*words, "-q", cwd=work).ok().stderr.splitlines()
+
+    def test_scores_that_do_not_differ_are_said(self, clipcoco, work, tmp_path):
+        content = torch.load(work / "runs/first/checkpoints/last.pt", weights_only=True)
+        head = content["model"]["visual.head.proj.weight"]
+        head.copy_(head[:, :1].clone().expand_as(head))  # one direction, whatever is seen
+        torch.save(content, tmp_path / "collapsed.pt")
+        done = clipcoco("search", "a star", "--run", tmp_path / "collapsed.pt", cwd=work).ok()
+        note = next(line for line in done.stderr.splitlines() if line.startswith("note: "))
+        assert re.fullmatch(r"note: all 24 pictures score alike, from (\S+) to \1: the order means nothing", note)
+
+
+def test_words_are_answered_without_torchvision_and_what_is_wrong_without_torch(work):
+    """In processes of their own: which modules are there, when the first line is and at the end."""
+    code = """
+import io, sys
+from clipcoco.cli import run
+
+class Watched(io.TextIOWrapper):
+    def isatty(self): return True
+    def write(self, text):
+        if "Reading" in text: said.append("torch" in sys.modules)
+        return super().write(text)
+
+said = []
+sys.stderr = Watched(sys.stderr.buffer)
+assert run(["search", "a red star"]) == 0
+assert said == [False], said
+assert "torch" in sys.modules and not {"torchvision", "torch._dynamo", "sympy"} & sys.modules.keys()
+"""
+    assert (
+        "a-red-star"
+        in subprocess.run([sys.executable, "-c", code], cwd=work, capture_output=True, text=True, check=True).stderr
+    )
+    code = """
+import sys
+sys.modules |= dict.fromkeys(("torch", "open_clip"))
+from clipcoco.cli import run
+for words, exits in (
+    (["--image", "none.jpg"], 3), (["--image", "texts/a.jpg"], 3), (["a", "--model", "ViT-B-32", "--images", "."], 2),
+    (["a", "--model", "local-dir:none", "--images", "."], 4), (["a", "--model", "local-dir:model", "--images", "."], 5),
+):
+    assert run(["search", *words]) == exits, words
+"""
+    (work / "texts").mkdir(exist_ok=True)
+    (work / "texts/a.jpg").write_text("no picture")
+    (work / "model").mkdir(exist_ok=True)
+    description = {"model_cfg": {"embed_dim": 8, "text_cfg": {"context_length": 16}}}
+    (work / "model/open_clip_config.json").write_text(json.dumps(description))
+    done = subprocess.run([sys.executable, "-c", code], cwd=work, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 5
+
+
+class TestQuestions:
+    """`clipcoco search` alone, on a terminal."""
+
+    def test_the_model_stays_open_and_an_error_of_one_question_ends_no_other(self, clipcoco, work, tmp_path):
+        pictures = tmp_path / "pictures"
+        pictures.mkdir()
+        Image.new("RGB", (64, 64), "red").save(pictures / "a.png")
+        terminal = Terminal(clipcoco, "search", "--images", str(pictures), cwd=work)
+        terminal.wait_for("Reading first, best …")
+        terminal.wait_for("search: ")
+        ask(terminal, "a red star", "a-red-star.html")
+        (pictures / "a.png").rename(tmp_path / "away.png")
+        ask(terminal, "a blue moon", "error: ")
+        (tmp_path / "away.png").rename(pictures / "a.png")
+        ask(terminal, "hund", "'hund' occurs in no training caption")
+        terminal.wait_for("hund.html")
+        os.write(terminal.master, b"\n")
+        assert terminal.wait() == 0
+        assert terminal.text().count("Reading") == terminal.text().count("mean R@1") == 1
+
+    @pytest.mark.parametrize(("keys", "code"), [(b"\x04", 0), (b"\n", 0), (b"\x03", 130), (b"a half\x03", 130)])
+    def test_it_ends_cleanly(self, clipcoco, work, keys, code):
+        terminal = Terminal(clipcoco, "search", cwd=work)
+        terminal.wait_for("search: ")
+        os.write(terminal.master, keys)
+        assert terminal.wait() == code
+        assert "Traceback" not in terminal.text()
+        assert terminal.screen.cursor.x == 0
+
+    def test_off_a_terminal_and_for_a_program_it_is_the_error_that_it_was(self, clipcoco, work):
+        assert_error(clipcoco("search", cwd=work), 2, "nothing to look for")
+        for form in ("-q", "--json"):
+            terminal = Terminal(clipcoco, "search", form, cwd=work)
+            assert terminal.wait() == 2
+            assert "nothing to look for" in terminal.text()
+
+
+def ask(terminal: Terminal, words: str, answer: str) -> None:
+    os.write(terminal.master, words.encode() + b"\n")
+    terminal.wait_for(answer)
+    while terminal.text().count("search: ") <= terminal.text().count(words):
+        assert terminal.read(), terminal.text()
 
 
 def test_hostile_words_stay_words_and_their_page_stays_in_its_folder(clipcoco, work, pictures):

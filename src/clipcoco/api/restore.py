@@ -19,7 +19,9 @@ def _kernels_brought_back() -> Iterator[None]:
     benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     rounding = [operation.fp32_precision for operation in FLOAT32_ON_CUDA]
     yield
-    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if now != (deterministic, warn_only):  # to be told so, torch imports its compiler, which takes a second and a half
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
     torch.backends.cudnn.benchmark = benchmark
     for operation, precision in zip(FLOAT32_ON_CUDA, rounding, strict=True):
         operation.fp32_precision = precision

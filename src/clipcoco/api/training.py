@@ -1,7 +1,8 @@
 """Train from Python, and go on with a run."""
 
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from clipcoco.runs.go import go
 from clipcoco.runs.names import Found, find_run
 from clipcoco.runs.resume import open_saved, plan_resume, resumed_run
 from clipcoco.runs.start import draw_missing_scenes, new_run, plan_run
+
+Overrides = Mapping[str, object] | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class TrainedRun:
 def train(
     config: Config | LoadedConfig | str | os.PathLike[str],
     *,
+    overrides: Overrides = (),
     name: str | None = None,
     runs_dir: str | Path = "runs",
     device: str | None = None,
@@ -44,20 +48,21 @@ def train(
 ) -> TrainedRun:
     """Train a model, as `clipcoco train` does, to the same bits; silent but for what `report` does.
 
-    `config`: a preset's name, a YAML file, what `load_config` gives, or a Config made of it. `report` gets each
+    `config`: a preset's name, a YAML file, what `load_config` gives, or a Config made of it. `overrides`: settings that
+    a preset or a file is changed by, {"train.epochs": 1} or as typed, ["train.epochs=1"]. `report` gets each
     event (`clipcoco.events`). `stop` is asked before each step; a reason, which ends the training resumably, or
     None. After a KeyboardInterrupt too, the last checkpoint is there: `resume` goes on.
     The figures of `best` are those that `clipcoco eval` gives for the best checkpoint; `clipcoco report NAME`
     writes the page that the command ends with.
 
-    >>> from clipcoco import load_config, train
-    >>> run = train(load_config(file="toy.yaml", overrides=["train.lr=1e-3"]), name="second")
+    >>> from clipcoco import train
+    >>> run = train("toy.yaml", overrides={"train.lr": 1e-3}, name="second")
     >>> run.state, run.step, run.best.i2t == run.model().recall["own"]["i2t"]
     ('finished', 12, True)
 
     Raises ConfigError, DataError, CheckpointError, EnvironmentProblem or NumericError.
     """
-    loaded, folder, listener = _loaded(config), Path(runs_dir), _Listener(report)
+    loaded, folder, listener = _loaded(config, overrides), Path(runs_dir), _Listener(report)
     with globals_restored():
         draw_missing_scenes(loaded, device)
         plan = plan_run(loaded, name=name, runs_dir=folder, device_name=device, init=None, report=listener)
@@ -68,7 +73,7 @@ def train(
 
 def resume(
     run: str | os.PathLike[str] | None = None,
-    changes: Sequence[str] = (),
+    changes: Overrides = (),
     *,
     runs_dir: str | Path = "runs",
     device: str | None = None,
@@ -78,7 +83,7 @@ def resume(
     """Go on with a stopped run, as `clipcoco resume` does, to the bits of a run without the stop.
 
     `run`: its name or path, a checkpoint file, or None for the newest in `runs_dir`. `changes`: what may change, as
-    "train.epochs=20". The other arguments and the errors are those of `train`.
+    {"train.epochs": 20} or ["train.epochs=20"]. The other arguments and the errors are those of `train`.
 
     >>> from clipcoco import resume, train
     >>> train("toy.yaml", name="third", stop=lambda: "enough for today").state
@@ -88,7 +93,7 @@ def resume(
     """
     folder, listener = Path(runs_dir), _Listener(report)
     found = find_run(folder, None if run is None else os.fspath(run))
-    with globals_restored(), open_saved(found, changes) as saved:
+    with globals_restored(), open_saved(found, as_typed(changes)) as saved:
         plan = plan_resume(saved, runs_dir=folder, device_name=device, report=listener)
         with resumed_run(saved, plan, folder) as (directory, note):
             return listener.trained(directory, go(plan, directory, note, listener, stop or (lambda: None)), device)
@@ -114,7 +119,18 @@ class _Listener:
         return TrainedRun(run.path.absolute(), ended.state, ended.reason, ended.step, self.best, device)
 
 
-def _loaded(config: Config | LoadedConfig | str | os.PathLike[str]) -> LoadedConfig:
+def as_typed(overrides: Overrides) -> list[str]:
+    if isinstance(overrides, str):
+        raise TypeError('settings come as {"train.epochs": 20} or ["train.epochs=20"], not as one string')
+    if isinstance(overrides, Mapping):
+        return [f"{name}={json.dumps(value, default=str)}" for name, value in overrides.items()]
+    return [*overrides]
+
+
+def _loaded(config: Config | LoadedConfig | str | os.PathLike[str], overrides: Overrides) -> LoadedConfig:
+    changes = as_typed(overrides)
+    if changes and isinstance(config, Config | LoadedConfig):
+        raise TypeError("overrides change a preset or a file: give them to load_config, or change the Config itself")
     if isinstance(config, LoadedConfig):
         return config
     if isinstance(config, Config):
@@ -122,5 +138,5 @@ def _loaded(config: Config | LoadedConfig | str | os.PathLike[str]) -> LoadedCon
         return LoadedConfig(checked, dict.fromkeys(SETTINGS, "Python"), {}, "python", ("base",), ("Python",))
     words = os.fspath(config)
     if words in preset_names() or not (words.endswith((".yaml", ".yml")) or Path(words).is_file()):
-        return load_config(words)
-    return load_config(file=Path(words))
+        return load_config(words, overrides=changes)
+    return load_config(file=Path(words), overrides=changes)

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,11 +27,12 @@ from clipcoco.cli.options import (
     write_out,
 )
 from clipcoco.config.load import override
-from clipcoco.console import RunConsole, Terminal, open_terminal, printable, say_seconds, show
+from clipcoco.console import RunConsole, Terminal, error_line, open_terminal, printable, say_seconds, show
 from clipcoco.disk.links import refuse_links
-from clipcoco.errors import CheckpointError, ConfigError, ExitCode
+from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError, ExitCode
 from clipcoco.runs.names import Found, find_run
 from clipcoco.search import check_folder, check_picture, check_words
+from clipcoco.search.folder import check_model
 
 if TYPE_CHECKING:
     from clipcoco.search.galleries import Gallery
@@ -67,84 +70,178 @@ def search(
     device: Device = None,
     debug: Debug = False,
 ) -> int:
-    """Find pictures by a sentence, or by a picture.
+    """Find pictures by a sentence, or by a picture; without either, asks for sentences.
 
     [bold]clipcoco search a dog on a sofa[/bold]
 
     [bold]clipcoco search "a red car" --images ~/Pictures -k 20[/bold]
     """
-    text = _checked(words, image, quiet and json_)
+    query = _checked(words, image, quiet, json_)
     if images is not None:
         check_folder(images)
     settings = data_changes(changes, [], "the search")
     found = find_run(runs_dir, run) if model is None or run is not None else None
     if found is None or found.run is None:
         refuse_links(runs_dir / "search", CheckpointError)
-    from clipcoco.search.page import write_page
-    from clipcoco.search.query import Query, Told, answer
-
-    searched, gallery = _open(found, images, model, settings)
-    name = found.run.name if found and found.run else None
-    home = found.run.path if found and found.run else runs_dir / "search" / searched.home
+    if found is None and images is None:
+        raise ConfigError("a model has no pictures of its own (--model). Add --images DIR, or --run RUN")
+    if model is not None:
+        check_model(model)
+    # ---- from here on torch, whose import takes seconds
     terminal = open_terminal()
-    with RunConsole(terminal) as console:
-        told = Told(console, lambda line: show(terminal.err, Text.assemble(("note: ", "yellow"), printable(line))))
-        result = answer(Query(text, image), searched, gallery, home / "index", device, count, told)
-    things = "captions" if result.captions else "images"
-    if result.encoded:
-        kept = ", kept for next time" if result.kept else ""
-        took = say_seconds(result.encoding_seconds)
-        show(terminal.err, f"Encoding {result.encoded:,} {things} … {took}{kept}")
-    about = f"{name + ', ' if name else ''}{searched.words} · {result.captions or result.images:,} {things} of "
-    about += result.gallery
+    if watched := sys.stderr.isatty() and not quiet:
+        show(terminal.err, f"Reading {model or (found and found.words)} …")
+    from clipcoco.runs.record import NEVER
+
+    searched, gallery, worth = _open(found, images, model, settings)
+    home = found.run.path if found and found.run else runs_dir / "search" / searched.home
+    named = f"{found.run.name}, {searched.words}" if found and found.run else searched.words
+    search = _Search(terminal, searched, gallery, home, device, count, f"{named}{worth}")
+    if watched:
+        show(terminal.err, search.about)
+    elif (quiet or json_) and worth.endswith(NEVER):
+        search.tell(search.about)
+    if query is None:
+        return _ask(search)
+    result = search.answer(query, image)
+    if quiet or json_:
+        search.say_encoded(result)
     if quiet:  # to a program as they are, in bytes: a file name need not be text
         as_text = sys.stdout.isatty()
         paths = (printable(str(hit.path)).encode() if as_text else os.fsencode(hit.path) for hit in result.hits)
         write_out(b"\n".join(paths))
-        return ExitCode.OK
-    try:
-        page = write_page(home / "search", result, about)
-    except OSError as error:
-        page = None
-        told.tell(f"the page of pictures can't be written: {error.strerror} ({error.filename or home / 'search'})")
-    if json_:
-        print_json(_plain(result, name, searched.source, page))
+    elif json_:
+        name = found.run.name if found and found.run else None
+        print_json(_plain(result, name, searched.source, search.page(result)))
     else:
-        _show(terminal, result, about, page)
+        if not watched:
+            show(terminal.err, search.about)
+        search.show(result)
     return ExitCode.OK
 
 
-def _checked(words: list[str] | None, image: Path | None, both_outputs: bool) -> str:
-    """The query in words, or the name of the picture."""
-    if both_outputs:
+@dataclass
+class _Search:
+    """A model and a gallery that stay open from question to question."""
+
+    terminal: Terminal
+    model: "Model"
+    gallery: "Gallery"
+    home: Path  # of the index, and of the pages
+    device: str | None
+    count: int
+    about: str  # the model, and what it is worth
+    told: set[str] = field(default_factory=set)
+
+    def tell(self, note: str) -> None:
+        """Each note once."""
+        if note not in self.told:
+            self.told.add(note)
+            show(self.terminal.err, Text.assemble(("note: ", "yellow"), printable(note)))
+
+    def answer(self, words: str, image: Path | None) -> "Answer":
+        from clipcoco.search.query import Query, Told, answer
+
+        with RunConsole(self.terminal) as console:
+            query, told = Query(words, image), Told(console, self.tell)
+            return answer(query, self.model, self.gallery, self.home / "index", self.device, self.count, told)
+
+    def say_encoded(self, result: "Answer") -> None:
+        if result.encoded:
+            kept = ", kept for next time" if result.kept else ""
+            took = say_seconds(result.encoding_seconds)
+            show(self.terminal.err, f"Encoding {result.encoded:,} images … {took}{kept}")
+
+    def page(self, result: "Answer") -> Path | None:
+        from clipcoco.search.page import write_page
+
+        try:
+            return write_page(self.home / "search", result, f"{self.about} · {_where(result)}")
+        except OSError as error:
+            why = f"{error.strerror} ({error.filename or self.home / 'search'})"
+            self.tell(f"the page of pictures can't be written: {why}")
+            return None
+
+    def show(self, result: "Answer") -> None:
+        self.say_encoded(result)
+        page, terminal, seconds = self.page(result), self.terminal, result.seconds
+        took = f"{max(1, round(1000 * seconds))} ms" if seconds < 0.95 else say_seconds(seconds)
+        show(terminal.err, f"{_where(result)} · {took}", "")
+        show(terminal.out, *_rows(terminal.out, result.hits))
+        if page:
+            show(terminal.err, "", Text.assemble("  pictures  ", _linked(str(page), page.absolute())))
+
+
+def _where(result: "Answer") -> str:
+    return f"{result.images:,} images of {result.gallery}"
+
+
+def _ask(search: _Search) -> int:
+    """Questions until an empty line; an error of one ends none of the others."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  # input() then has a history, and lines that can be edited
+    show(search.terminal.err, "Say what is in the picture; an empty line ends.")
+    while True:
+        show(search.terminal.err, "")
+        try:
+            words = input("search: ")
+            if not words.strip():
+                return ExitCode.OK
+            search.show(search.answer(words, None))
+        except EOFError:
+            show(search.terminal.err, "")
+            return ExitCode.OK
+        except KeyboardInterrupt:
+            show(search.terminal.err, "")
+            raise
+        except UnicodeDecodeError as error:
+            error_line(f"the question is not text: {error.reason} (terminal). Ask again")
+        except ClipcocoError as error:
+            error_line(str(error))
+
+
+def _checked(words: list[str] | None, image: Path | None, quiet: bool, json_: bool) -> str | None:
+    """The query in words, or the name of the picture; None where somebody is to be asked."""
+    if quiet and json_:
         raise ConfigError("-q and --json are both given (command line). Keep one")
     if words and image is not None:
         raise ConfigError("a text and --image are both given (command line). Keep one")
-    if words is None and image is None:
-        raise ConfigError('nothing to look for (command line). clipcoco search "a dog on a sofa", or --image FILE')
     if image is not None:
         check_picture(image)
         return image.name
-    check_words(text := " ".join(words or []))
+    if words is None:
+        if sys.stdin.isatty() and sys.stdout.isatty() and not (quiet or json_):
+            return None
+        raise ConfigError('nothing to look for (command line). clipcoco search "a dog on a sofa", or --image FILE')
+    check_words(text := " ".join(words))
     return text
 
 
-def _open(found: Found | None, images: Path | None, model: str | None, changes: list[str]) -> tuple["Model", "Gallery"]:
-    """The gallery first when it is a folder: a mistyped path is told before a model is loaded."""
-    if found is None and images is None:
-        raise ConfigError("a model has no pictures of its own (--model). Add --images DIR, or --run RUN")
+def _open(
+    found: Found | None, images: Path | None, model: str | None, changes: list[str]
+) -> tuple["Model", "Gallery", str]:
+    """With what the model was measured to be worth. A folder comes first: a mistyped path is told before a model loads.
+
+    No model has pictures of its own but a run's.
+    """
+    from clipcoco.runs.record import measured, say_measured
     from clipcoco.search import galleries, models
 
     gallery = galleries.folder_gallery(images) if images is not None else None
     searched = models.open_folder(model) if model is not None else None
     if gallery and searched:
-        return searched, gallery
+        return searched, gallery, ""
     assert found is not None
     ours, file = models.open_checkpoint(found.weights())
     if gallery is None:
         data = override(file.config, changes).data if changes else file.config.data
         gallery = galleries.validation_gallery(data, file.content.get("data", {}).get("source"))
-    return searched or ours, gallery
+    if searched:
+        return searched, gallery, ""
+    total = found.run.status().total_steps if found.run else None
+    step = f"step {file.content['state']['step']:,}" + (f" of {total:,}" if total else "")
+    recall = measured(found.run, file.content, file.config.model.text.caution)
+    return ours, gallery, f", {step}: {say_measured(recall)}"
 
 
 def _plain(result: "Answer", run: str | None, model: str, page: Path | None) -> dict[str, object]:
@@ -161,15 +258,6 @@ def _plain(result: "Answer", run: str | None, model: str, page: Path | None) -> 
         ],
         "page": str(page.absolute()) if page else None,
     }
-
-
-def _show(terminal: Terminal, result: "Answer", about: str, page: Path | None) -> None:
-    seconds = result.seconds
-    took = f"{max(1, round(1000 * seconds))} ms" if seconds < 0.95 else say_seconds(seconds)
-    show(terminal.err, f"{about} · {took}", "")
-    show(terminal.out, *_rows(terminal.out, result.hits))
-    if page:
-        show(terminal.err, "", Text.assemble("  pictures  ", _linked(str(page), page.absolute())))
 
 
 def _rows(console: Console, hits: tuple["Hit", ...]) -> list[Text]:

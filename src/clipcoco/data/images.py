@@ -15,11 +15,6 @@ from torch import Tensor
 
 from clipcoco.data.viewer import UnreadableImage, is_plain, opened, shown
 
-try:
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # its removal is announced; Pillow gives the same pixels more slowly
-    decode_jpeg = None
-
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 
@@ -32,11 +27,13 @@ def decode(data: bytes) -> Tensor:
     Raises UnreadableImage for all that cannot be decoded, truncated files and images of more than 64 megapixels
     included.
     """
+    from clipcoco.data import vision
+
     with opened(data) as picture:
-        if decode_jpeg is not None and is_plain(picture):
+        if vision.decode_jpeg is not None and is_plain(picture):
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             try:
-                pixels: Tensor = decode_jpeg(encoded, ImageReadMode.RGB)
+                pixels: Tensor = vision.decode_jpeg(encoded, vision.ImageReadMode.RGB)
                 return pixels
             except RuntimeError:
                 pass  # damaged, or a torchvision built without its decoder: Pillow has the last word

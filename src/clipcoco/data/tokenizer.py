@@ -22,6 +22,7 @@ PAD, START, END = 0, 1, 2
 _SPECIAL = ("<pad>", "<start>", "<end>")
 UNKNOWN = "[UNK]"  # of WordPiece
 _ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())  # 256 characters, one for each byte
+_WORD = re.compile(r"\w")
 _PRE_TOKEN = re.compile(r"\w+|[^\w\s]+")
 # The same in the syntax of `tokenizers`, whose \w and \s are not Python's.
 _PRE_TOKEN_PATTERN = r"[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s\x{1c}-\x{1f}]+"
@@ -33,6 +34,11 @@ def _pre_tokens(text: str) -> list[str]:
         # One by one: str.lower() of a whole text writes a final sigma differently, `tokenizers` does not.
         return _PRE_TOKEN.findall("".join(map(str.lower, unicodedata.normalize("NFC", whole))))
     return _PRE_TOKEN.findall(text.lower())
+
+
+def words_in(texts: Iterable[str]) -> dict[str, None]:
+    """Each word of the texts once, in lower case, in their order: runs of letters, digits and underscores."""
+    return {token: None for text in texts for token in _pre_tokens(text) if _WORD.match(token)}
 
 
 def pipeline(bpe: models.BPE) -> tokenizers.Tokenizer:

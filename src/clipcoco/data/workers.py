@@ -45,7 +45,7 @@ def image_loader(
     if workers:
         # Set explicitly: Python 3.14 changes the default, and a fork of a process with threads may hang.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["clipcoco.data.loader"])
+        context.set_forkserver_preload(["clipcoco.data.loader", "clipcoco.data.vision"])
     return DataLoader(
         dataset,
         batch_size=batch_size,

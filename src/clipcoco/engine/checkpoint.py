@@ -78,16 +78,17 @@ def _take_names(temporary: Path, folder: Path, best: bool, epoch: int | None, ke
         old.unlink()
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, mapped: bool = False) -> dict[str, Any]:
     """The content of a checkpoint file, on the CPU. Raises CheckpointError for all that is not a whole one.
 
-    Its plain parts are `checked`, its tensors are not: they may be a stranger's.
+    Its plain parts are `checked`, its tensors are not: they may be a stranger's. `mapped` leaves these in the file
+    until somebody reads them, and so the file must stay as it is.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}. See what is there: ls {path.parent}")
     try:
         check_sums(path, KIND)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file makes torch.load raise nearly anything; none of it is let past

@@ -25,7 +25,8 @@ from clipcoco.errors import DataError, EnvironmentProblem
 WHERE = "--from-embeddings"
 
 _NEEDED = ("image_embeddings", "text_embeddings", "image_ids", "caption_image_ids")
-_READ = (*_NEEDED, "caption_ids")
+_READ = (*_NEEDED, "caption_ids", "caution")
+_LINE = 200  # characters of a caution
 _ROUNDING = 1e-6  # of the length of a unit vector in float32
 _ROOM = 256 * 2**20  # bytes that arrays may unpack to, and this many times the size of the file:
 _FACTOR = 20  # embeddings compress by a third, ids by ten, a file made to fill the memory by a thousand
@@ -40,6 +41,7 @@ class Embeddings:
     image_ids: np.ndarray  # int64 (N,)
     caption_ids: np.ndarray  # int64 (M,)
     owners: Tensor  # int64 (M,): the row of each caption's image
+    caution: str = ""  # what stands beside each recall of them
 
 
 def write_embeddings(path: Path, embeddings: Embeddings) -> None:
@@ -50,6 +52,7 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
         "image_ids": embeddings.image_ids,
         "caption_ids": embeddings.caption_ids,
         "caption_image_ids": embeddings.image_ids[embeddings.owners.numpy()],
+        **({"caution": np.array(embeddings.caution)} if embeddings.caution else {}),
     }
     take_name(write_temporary(path, lambda file: np.savez(file, **arrays)), path)
 
@@ -89,7 +92,13 @@ def read_embeddings(path: Path) -> tuple[Embeddings, str]:
     if zeros := sum(int((rows == 0).all(dim=1).sum()) for rows in (image_rows, text_rows)):
         notes.append(f"{zeros:,} rows are zero")
     numbers = _numbers(ids), _numbers(caption_ids)[order]
-    return Embeddings(image_rows, text_rows, *numbers, torch.from_numpy(owners[order])), ", ".join(notes)
+    caution = _caution(arrays.get("caution"))
+    return Embeddings(image_rows, text_rows, *numbers, torch.from_numpy(owners[order]), caution), ", ".join(notes)
+
+
+def _caution(given: npt.NDArray[Any] | None) -> str:
+    text = str(given) if given is not None and given.dtype.kind == "U" and given.ndim == 0 else ""
+    return text if len(text) <= _LINE and text.isprintable() else ""
 
 
 def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:

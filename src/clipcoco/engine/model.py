@@ -10,7 +10,6 @@ from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from clipcoco.config.schema import ModelConfig, TextConfig, VisionConfig
@@ -37,6 +36,8 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: VisionConfig, projection_dim: int) -> None:
         super().__init__()
+        from clipcoco.data.vision import torchvision  # which a search with words does without
+
         self.trunk = torchvision.models.get_model(config.backbone, weights=None)
         setattr(self.trunk, classifier(self.trunk), nn.Identity())
         self.earlier = tuple(config.earlier)
@@ -203,8 +204,7 @@ class DualEncoder(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.visual = ImageEncoder(config.vision, config.projection_dim)
-        tower: type[TextEncoder | SentenceEncoder] = TextEncoder if config.text.weights == "none" else SentenceEncoder
-        self.text = tower(config.text, vocab_size, config.projection_dim)
+        self.text = text_tower(config, vocab_size)
         # log(1 / temperature), so that steps of the optimiser are relative ones
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
         self.logit_scale.requires_grad = config.learn_temperature
@@ -251,6 +251,11 @@ class DualEncoder(nn.Module):
     @torch.no_grad()
     def clamp_temperature(self) -> None:
         self.logit_scale.clamp_(max=MAX_SCALE)
+
+
+def text_tower(config: ModelConfig, vocab_size: int) -> TextEncoder | SentenceEncoder:
+    tower: type[TextEncoder | SentenceEncoder] = TextEncoder if config.text.weights == "none" else SentenceEncoder
+    return tower(config.text, vocab_size, config.projection_dim)
 
 
 def build(config: ModelConfig, vocab_size: int) -> DualEncoder:

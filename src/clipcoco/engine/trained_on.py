@@ -1,10 +1,10 @@
-"""The pictures that a run learns from, as its checkpoints keep them: ids, names and contents.
+"""What a run learns from, as its checkpoints keep it: of the pictures ids, names and contents, of the captions words.
 
 Letters: N images of the training split, M of the validation split, K of earlier runs or of earlier contents.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.contents import WIDTH, Digests, contents_of
 from clipcoco.data.split import Source
+from clipcoco.data.tokenizer import words_in
 from clipcoco.engine.weights import fits
 from clipcoco.events import Report
 
@@ -76,6 +77,17 @@ def learnt_from(pictures: Pictures | None, table: CaptionTable, source: Source, 
     named = set(zip(pictures["ids"].tolist(), map(bytes, pictures["names"].numpy()), strict=True))
     rows = zip(table.image_ids.tolist(), _names(table), contents_of(table, source, report), strict=True)
     return sum(content.tobytes() in contents or (image, name.tobytes()) in named for image, name, content in rows)
+
+
+def known_words(content: Mapping[str, Any]) -> set[str] | None:
+    """The words of the captions that a checkpoint's weights have learnt from; None when it does not say."""
+    words = content.get("words")
+    return set(words.split()) if isinstance(words, str) else None
+
+
+def words_with(captions: Iterable[str], earlier: set[str] | None) -> str | None:
+    """As a checkpoint keeps them: the words of the captions and those that the weights have learnt from `earlier`."""
+    return None if earlier is None else " ".join(sorted(earlier | words_in(captions).keys()))
 
 
 def _rows(matrix: Digests) -> set[bytes]:

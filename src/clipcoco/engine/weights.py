@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from clipcoco.config.backbones import BACKBONES
@@ -126,6 +125,8 @@ def file_sha256(path: Path) -> str:
 
 def _fetched(config: VisionConfig) -> Path:
     """Where the published weights are, fetched by torch when they are not there."""
+    from clipcoco.data.vision import torchvision
+
     variant = "IMAGENET1K_" + config.weights.removeprefix("imagenet-").upper()
     weights = torchvision.models.get_model_weights(config.backbone)[variant]
     target = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
@@ -153,6 +154,8 @@ def pretrained_backbone(config: VisionConfig, weights: Weights | None = None) ->
     weights = weights or read_weights(config)
     if weights is None:
         return None
+    from clipcoco.data.vision import torchvision
+
     with torch.device("meta"):
         expected = torchvision.models.get_model(config.backbone, weights=None)
     head = classifier(expected) + "."

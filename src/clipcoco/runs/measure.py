@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ def evaluate_checkpoint(
         model = device.place(model_file.model)
         embeddings = embed(model, Inputs(data, table, tokens, workers), device, report, stop=lambda: None)
     assert embeddings is not None, "only a stop gives none"
+    embeddings = replace(embeddings, caution=model_file.config.model.text.caution)
     found = ranks(embeddings.images, embeddings.texts, embeddings.owners, report)
     result = {
         "schema": SCHEMA,
@@ -112,8 +113,9 @@ def evaluate_embeddings(path: Path, protocols: tuple[str, ...]) -> Evaluation:
     _check_protocols(protocols, len(embeddings.images))
     found = ranks(embeddings.images, embeddings.texts, embeddings.owners)
     tables = _tables(embeddings, found, protocols, _order_of(embeddings.image_ids.tolist()))
-    known = {"schema": SCHEMA, "split": str(path), "source": note, **tables, "seconds": time.monotonic() - start}
-    return Evaluation(dict.fromkeys(KEYS) | known, embeddings, found, None, [])
+    known = {"schema": SCHEMA, "split": str(path), "source": note, **tables, "caution": embeddings.caution or None}
+    seconds = {"seconds": time.monotonic() - start}
+    return Evaluation(dict.fromkeys(KEYS) | known | seconds, embeddings, found, None, [])
 
 
 def _order_of(image_ids: list[int]) -> str:

@@ -26,6 +26,11 @@ class Found:
     run: RunDir | None
     checkpoint: Path | None  # None: the caller's choice
 
+    @property
+    def words(self) -> str:
+        """For a person: the run and which of its checkpoints, or the file."""
+        return f"{self.run.name}, {self.weights().stem}" if self.run else str(self.checkpoint)
+
     def weights(self) -> Path:
         """The checkpoint itself; of a run the best, or the last before there is a best."""
         if self.checkpoint is not None:

@@ -64,6 +64,7 @@ class Plan:
     init: str = ""  # what --init named
     content: dict[str, Any] | None = None  # of the checkpoint that the run goes on from
     before: Pictures | None = None  # those that the weights have learnt from already
+    words: set[str] | None = None  # of captions, from the same source; None: nobody knows them
     pictures: Pictures | None = None  # with those of this run; None: nobody has looked at them yet
 
     @property

@@ -3,6 +3,7 @@
 The file may be old, damaged or a stranger's; what does not fit these classes is refused.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, NotRequired, Self
 
@@ -15,6 +16,7 @@ from clipcoco.runs.directory import RunDir
 from clipcoco.runs.metrics import History
 
 SCHEMA = 1
+NEVER = "never measured"
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Base64 = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]*=*$")]
 Protocols = TypedDict("Protocols", {"own": RecallTable, "1k": NotRequired[FoldsTable | None]})
@@ -149,6 +151,32 @@ class Record(Part):
     thumbnails: dict[str, Base64]  # JPEG of at most 160 pixels a side, by file
     seed: int
     provenance: Provenance
+
+
+def measured(run: RunDir | None, content: Mapping[str, Any], caution: str) -> dict[str, Any] | None:
+    """The recall of the weights in the checkpoint `content`, and of no others: those of this very step.
+
+    By protocol, as in `eval --json`, and with the "caution" where there is one.
+    """
+    step, warned = content["state"].get("step"), {"caution": caution} if caution else {}
+    record, _ = read_record(run) if run else (None, "")
+    if record is not None and record.result.step == step:
+        own, folds = record.result.protocols["own"], record.result.protocols.get("1k")
+        return {"own": own.to_plain()} | ({"1k": folds.to_plain()} if folds else {}) | warned
+    for row in content.get("metrics", []):  # what training saw
+        if (row["event"], row["step"]) == ("evaluation", step):
+            seen = {key: row.get(key) for key in ("i2t", "t2i", "r1", "rsum")}
+            return {"own": {**seen, "images": content.get("data", {}).get("val_images")}} | warned
+    return None
+
+
+def say_measured(recall: Mapping[str, Any] | None) -> str:
+    """What `measured` gives, as half a sentence."""
+    if recall is None:
+        return NEVER
+    own, caution = recall["own"], recall.get("caution")
+    over = f" over {own['images']:,} images (chance {100 / own['images']:.2f})" if own["images"] else ""
+    return f"mean R@1 {own['r1']:.2f}{over}" + (f"; {caution}" if caution else "")
 
 
 def read_record(run: RunDir) -> tuple[Record | None, str]:

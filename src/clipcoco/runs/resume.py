@@ -17,7 +17,7 @@ from clipcoco.engine import checkpoint
 from clipcoco.engine.device import make_deterministic
 from clipcoco.engine.model_file import open_model
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.trained_on import recorded
+from clipcoco.engine.trained_on import known_words, recorded
 from clipcoco.engine.weights import file_sha256
 from clipcoco.errors import CheckpointError, ConfigError
 from clipcoco.events import Report, Warned
@@ -133,6 +133,8 @@ def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report
         init=init,
         content=content,
         before=recorded(content),
+        # An earlier version kept none: of a run that began from nothing they are those of its captions.
+        words=known_words(content) if "words" in content or "init" in content["data"] else set(),
     )
     _check_data(plan, content["data"], saved.name)
     if state.evaluated_epochs >= parts.derived.frozen_epochs:

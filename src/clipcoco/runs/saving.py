@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy
 import torch
-import torchvision
 
 from clipcoco.config.load import to_plain
 from clipcoco.data.viewer import VIEW
+from clipcoco.data.vision import torchvision
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import Device
 from clipcoco.engine.step import Stop, Training
-from clipcoco.engine.trained_on import changed, recorded
+from clipcoco.engine.trained_on import changed, recorded, words_with
 from clipcoco.errors import EnvironmentProblem
 from clipcoco.events import CheckpointSaved, Report, Warned
 from clipcoco.runs.directory import RunDir
@@ -35,6 +35,7 @@ class Saver:
         self.config = plan.parts.config
         self.plain, self.versions = to_plain(self.config), versions_of(plan.parts.device)
         self.fingerprint = plan.fingerprint
+        self.words = words_with(plan.parts.train_table.captions, plan.words)
         self.saved = (-1, -1)  # step and evaluated epochs of the newest file
         self.refused: set[int] = set()  # steps since then at which the disk refused
         self.owed: list[tuple[dict[str, Any], bool, int]] = []  # of epochs, whose weights would be gone
@@ -83,6 +84,7 @@ class Saver:
             "versions": self.versions,
             "data": self.fingerprint,
             "pictures": self.plan.pictures,
+            **({} if self.words is None else {"words": self.words}),
         }
 
 

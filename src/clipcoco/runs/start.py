@@ -18,7 +18,7 @@ from clipcoco.engine.model import DualEncoder, build
 from clipcoco.engine.model_file import open_model
 from clipcoco.engine.sentence import SentenceEncoder, read_bert
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.trained_on import recorded
+from clipcoco.engine.trained_on import known_words, recorded
 from clipcoco.engine.weights import pretrained_backbone, read_weights
 from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError, DistributedError
 from clipcoco.events import Report
@@ -96,6 +96,7 @@ def plan_run(
         began=began,
         init=origin,
         before=recorded(source.content) if source else None,
+        words=known_words(source.content) if source else set(),
     )
 
 

@@ -4,16 +4,19 @@ No code of its own, no link, no file and no model from elsewhere; decided on wha
 spell it.
 """
 
+import importlib.util
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clipcoco.config.text import expanded
 from clipcoco.disk.files import read_own
 from clipcoco.disk.links import refuse_links
-from clipcoco.errors import CheckpointError
+from clipcoco.errors import CheckpointError, ConfigError, EnvironmentProblem
 
+LOCAL = "local-dir:"
 HOW = (
     "Make a folder of it once, where there is a network: hf download OWNER/NAME --local-dir FOLDER, "
     "then --model local-dir:FOLDER"
@@ -22,6 +25,46 @@ _LISTS = ("tokenizer.json", "vocab.json", "added_tokens.json")  # words and thei
 _CODE = ("auto_map", "trust_remote_code", "custom_pipelines")
 _OWN_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _CLEANING = ("clean", "strip_sep_token")  # what open_clip itself takes of tokenizer_kwargs; SigLIP needs it
+
+
+def named_folder(words: str) -> Path:
+    """What --model names. Raises ConfigError for anything but a folder."""
+    if not words.startswith(LOCAL):
+        raise ConfigError(f"'{words}' is not a folder, and search downloads nothing (--model). {HOW}")
+    return expanded(words.removeprefix(LOCAL))
+
+
+def check_model(words: str) -> None:
+    """What can be told of --model without torch.
+
+    Raises ConfigError, CheckpointError for what no model of open_clip can be, and EnvironmentProblem without open_clip.
+    """
+    sizes(read_description(named_folder(words)))
+    try:
+        there = importlib.util.find_spec("open_clip") is not None
+    except ValueError:  # somebody has put another in its place
+        there = False
+    if not there:
+        raise needs("open_clip")
+
+
+def needs(package: str) -> EnvironmentProblem:
+    get = "'clipcoco[export]'" if package == "open_clip" else package
+    return EnvironmentProblem(
+        f"this model needs {package}, which is not installed (--model). Get it: pip install {get}"
+    )
+
+
+def sizes(description: Any) -> tuple[int, int]:
+    """D, and the tokens of a text."""
+    try:
+        model = description["model_cfg"]
+        width, length = model["embed_dim"], model["text_cfg"].get("context_length", 77)
+    except (KeyError, TypeError, AttributeError):
+        width = length = None
+    if not (type(width) is type(length) is int and 1 <= width <= 2**16 and 3 <= length <= 4096):
+        raise CheckpointError(f"open_clip_config.json has no usable model_cfg.embed_dim or .text_cfg (--model). {HOW}")
+    return width, length
 
 
 def read_description(folder: Path) -> Any:

@@ -12,11 +12,10 @@ from clipcoco.data.captions import CaptionTable
 from clipcoco.data.helpers import is_helper
 from clipcoco.data.split import open_splits
 from clipcoco.errors import DataError, EnvironmentProblem
-from clipcoco.search import check_folder
+from clipcoco.search import JPEG, PNG, check_folder
 from clipcoco.search.index import Item
 
 MAX_BYTES = 2**30  # of one file
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,8 @@ def _files_below(root: Path, closed: list[str], helpers: list[str]) -> Iterator[
 def read_picture(path: Path) -> bytes | None:
     """The content of a JPEG or PNG file, whatever its name; None of any other. Raises OSError."""
     with open(path, "rb") as file:
-        head = file.read(len(_PNG))
-        if not head.startswith((_JPEG, _PNG)) or os.fstat(file.fileno()).st_size > MAX_BYTES:
+        head = file.read(len(PNG))
+        if not head.startswith((JPEG, PNG)) or os.fstat(file.fileno()).st_size > MAX_BYTES:
             return None
         return head + file.read()
 

@@ -79,6 +79,10 @@ class Index:
         order = np.array([places[items[name][1]] for name in names], np.int64)
         return names, rows if np.array_equal(order, np.arange(len(rows))) else rows[order]
 
+    def content(self, name: str) -> str:
+        """The digest of what a file held, or why it has none."""
+        return self.file.about.items[name][1]
+
     def failures(self, why: str) -> list[str]:
         return [name for name, (_, content) in self.file.about.items.items() if content == why]
 
@@ -148,6 +152,10 @@ def refresh(index: Index, items: Sequence[Item], encoding: Encoding, report: Rep
         return encoded
 
 
+def digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
 class _Read(NamedTuple):
     item: Item
     content: str
@@ -161,7 +169,7 @@ def _read(item: Item, encoding: Encoding, known: Container[str]) -> _Read:
         return _Read(item, UNREAD)
     if data is None:
         return _Read(item, OTHER)
-    digest = hashlib.sha256(data).hexdigest()[:32]
+    digest = digest_of(data)
     try:
         return _Read(item, digest, None if digest in known else encoding.prepare(data))
     except UnreadableImage:

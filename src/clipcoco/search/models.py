@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,17 +18,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from clipcoco.config.text import expanded
 from clipcoco.data.images import evaluation_view
-from clipcoco.data.tokenizer import END, PAD, START
+from clipcoco.data.tokenizer import END, PAD, START, words_in
 from clipcoco.data.viewer import VIEW
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import Device, choose_as_trained, choose_device
-from clipcoco.engine.model_file import ModelFile, open_model
-from clipcoco.errors import CheckpointError, ConfigError, EnvironmentProblem, NumericError
-from clipcoco.search.folder import HOW, read_description
+from clipcoco.engine.model_file import ModelFile, read_model
+from clipcoco.engine.trained_on import known_words
+from clipcoco.errors import CheckpointError, NumericError
+from clipcoco.search.folder import HOW, LOCAL, named_folder, needs, read_description, sizes
 
-LOCAL = "local-dir:"
 MAX_RATIO = 8  # of a picture's sides: open_clip resizes the whole of it before it crops
 
 
@@ -50,32 +49,34 @@ class Model:
     key: str  # of the weights and the size of the view: what an index is made for
     width: int  # D
     tokenize: Callable[[list[str]], Tensor]  # -> (B,L)
-    note: Callable[[str], str | None]  # what a person should know about how a query is understood
+    notes: Callable[[str], Iterable[str]]  # what a person should know about how a query is understood
     place: Callable[[str | None], Towers]  # on the device of that name
 
 
 def open_checkpoint(path: Path) -> tuple[Model, ModelFile]:
-    """Raises CheckpointError."""
-    file = open_model(path)
-    model, text = file.model.eval(), file.config.model.text
-    size = file.config.data.image_size
+    """Its image tower is built when there is a picture to encode. Raises CheckpointError, then too."""
+    file = read_model(path)
+    tower, text, size = file.text.eval(), file.config.model.text, file.config.data.image_size
 
     def tokenize(texts: list[str]) -> Tensor:
         return torch.from_numpy(file.tokenizer.encode(texts, text.context_length))
 
     def place(name: str | None) -> Towers:
         device = choose_as_trained(name, file.content["state"].get("precision", "float32"))
-        placed = device.place(model)
-        return Towers(
-            partial(evaluation_view, size=size),
-            partial(_encode, device, placed.encode_images),
-            lambda tokens: _encode(device, placed.encode_texts, tokens[:, : int((tokens != PAD).sum(1).max())]),
-        )
 
-    key = f"{weights_sha256(model.state_dict())} {size} view {VIEW}"
+        def encode_images(batch: Tensor) -> Tensor:
+            return _encode(device, device.place(file.model.eval()).encode_images, batch)
+
+        def encode_texts(tokens: Tensor) -> Tensor:
+            longest, placed = int((tokens != PAD).sum(1).max()), tower.to(device.device)
+            return _encode(device, lambda batch: F.normalize(placed(batch), dim=1), tokens[:, :longest])
+
+        return Towers(partial(evaluation_view, size=size), encode_images, encode_texts)
+
+    key = f"{weights_sha256(file.content['model'])} {size} view {VIEW}"
     label = _file_name(path.stem)
     home, width = f"{label}-{_sum(path)}", file.config.model.projection_dim
-    return Model(path.stem, label, home, str(path), key, width, tokenize, partial(_note, file), place), file
+    return Model(path.stem, label, home, str(path), key, width, tokenize, partial(_notes, file), place), file
 
 
 def _file_name(name: str) -> str:
@@ -95,18 +96,29 @@ def _encode(device: Device, encode: Callable[[Tensor], Tensor], batch: Tensor) -
     return vectors
 
 
-def _note(file: ModelFile, query: str) -> str | None:
-    context = file.config.model.text.context_length
-    ids = file.tokenizer.encode([query], context + 1)[0]  # one more than fits
+def _notes(file: ModelFile, query: str) -> Iterator[str]:
+    text = file.config.model.text
+    ids = file.tokenizer.encode([query], text.context_length + 1)[0]  # one more than fits
     if ids[-1] != PAD:
-        return (
-            f"the query is longer than the model reads, it ends for it at: {file.tokenizer.decode(ids[: context - 1])}"
-        )
-    if set(ids.tolist()) - {PAD, START, END} <= file.tokenizer.last_resort:
-        trained = file.config.model.text.weights == "none"
+        end = file.tokenizer.decode(ids[: text.context_length - 1])
+        yield f"the query is longer than the model reads, it ends for it at: {end}"
+    trained, means_nothing = text.weights == "none", ": the order means nothing"
+    if new := unknown_words(file, query):
+        said = " and ".join(filter(None, (", ".join(map(repr, new[:-1])), repr(new[-1]))))
+        said += f" occur{'s' * (len(new) == 1)} in no training caption"
+        if not trained:
+            yield f"{said}: only what the text encoder learnt before can tell"
+        else:
+            yield said + means_nothing * (len(new) == len(words_in([query])))
+    elif set(ids.tolist()) - {PAD, START, END} <= file.tokenizer.last_resort:  # where nobody kept the words, or no word
         who = "no captions of the training data have a word" if trained else "the text encoder knows no word"
-        return f"{who} of this query: the order means nothing"
-    return None
+        yield f"{who} of this query{means_nothing}"
+
+
+def unknown_words(file: ModelFile, query: str) -> list[str]:
+    """Words of the query that are in no training caption; none where the checkpoint does not know these."""
+    known = known_words(file.content)
+    return [] if known is None else [word for word in words_in([query]) if word not in known]
 
 
 def open_folder(words: str) -> Model:
@@ -115,10 +127,8 @@ def open_folder(words: str) -> Model:
     Raises ConfigError for another name, CheckpointError for a folder without a model or that reaches beyond
     itself, and EnvironmentProblem when open_clip is not installed.
     """
-    if not words.startswith(LOCAL):
-        raise ConfigError(f"'{words}' is not a folder, and search downloads nothing (--model). {HOW}")
-    folder = expanded(words.removeprefix(LOCAL))
-    width, context = _sizes(read_description(folder))
+    folder = named_folder(words)
+    width, context = sizes(read_description(folder))
     loaded: list[tuple[Any, Any, Any]] = []
 
     def parts() -> tuple[Any, Any, Any]:
@@ -130,9 +140,10 @@ def open_folder(words: str) -> Model:
         tokens: Tensor = parts()[2](texts, context_length=length or context)
         return tokens
 
-    def note(query: str) -> str | None:
+    def notes(query: str) -> Iterator[str]:
         last, empty = tokenize([query, ""], context + 1)[:, -1].tolist()
-        return None if last == empty else f"the query is longer than the {context} tokens that the model reads"
+        if last != empty:
+            yield f"the query is longer than the {context} tokens that the model reads"
 
     def place(name: str | None) -> Towers:
         model, preprocess, _ = parts()
@@ -148,19 +159,7 @@ def open_folder(words: str) -> Model:
 
     name = folder.resolve().name
     label = f"{_file_name(name)}-{_sum(folder)}"
-    return Model(name, label, label, LOCAL + str(folder), f"{_key(folder)} view {VIEW}", width, tokenize, note, place)
-
-
-def _sizes(description: Any) -> tuple[int, int]:
-    """D, and the tokens of a text."""
-    try:
-        model = description["model_cfg"]
-        width, length = model["embed_dim"], model["text_cfg"].get("context_length", 77)
-    except (KeyError, TypeError, AttributeError):
-        width = length = None
-    if not (type(width) is type(length) is int and 1 <= width <= 2**16 and 3 <= length <= 4096):
-        raise CheckpointError(f"open_clip_config.json has no usable model_cfg.embed_dim or .text_cfg (--model). {HOW}")
-    return width, length
+    return Model(name, label, label, LOCAL + str(folder), f"{_key(folder)} view {VIEW}", width, tokenize, notes, place)
 
 
 def _key(folder: Path) -> str:
@@ -187,10 +186,7 @@ def _load(folder: Path) -> tuple[Any, Any, Any]:
             model, preprocess = open_clip.create_model_from_pretrained(name)
             return model.eval(), preprocess, open_clip.get_tokenizer(name)
         except ModuleNotFoundError as error:
-            package = "'clipcoco[export]'" if error.name == "open_clip" else error.name
-            raise EnvironmentProblem(
-                f"this model needs {error.name}, which is not installed (--model). Get it: pip install {package}"
-            ) from error
+            raise needs(str(error.name)) from error
         except Exception as error:  # open_clip has no error of its own for a folder that holds no whole model
             raise CheckpointError(f"{folder} holds no open_clip model: {_why(error)} (--model). {HOW}") from error
 

@@ -1,4 +1,4 @@
-"""A query and a gallery -> the nearest pictures or captions, by an exact product.
+"""A query and a gallery -> the nearest pictures, by an exact product.
 
 Letters: N rows of the gallery, D dimensions, k hits.
 """
@@ -20,10 +20,11 @@ from clipcoco.errors import DataError
 from clipcoco.events import Report
 from clipcoco.search import check_picture, check_words
 from clipcoco.search.galleries import Gallery, count_words, read_picture
-from clipcoco.search.index import DAMAGED, OTHER, UNREAD, Encoding, Index, Item, Tell, refresh
+from clipcoco.search.index import DAMAGED, OTHER, UNREAD, Encoding, Index, Tell, digest_of, refresh
 from clipcoco.search.models import Model, Towers
 
 CHUNK = 4096  # rows that are float32 at a time: they stay in the processor's cache
+ALIKE = 0.01  # of the scores of a whole gallery: less apart, a model tells no picture from another
 ROUNDING = 1e-5  # by which scores of unit vectors may differ for the order of their sums
 
 
@@ -54,7 +55,6 @@ class Answer:
     query: Query
     gallery: str
     images: int
-    captions: int  # that were searched; 0 when images were
     seconds: float  # from the query to the hits, without loading
     hits: tuple[Hit, ...]
     encoded: int  # what the index lacked
@@ -77,11 +77,19 @@ def nearest(rows: Tensor, query: Tensor, count: int) -> tuple[list[int], list[fl
     rows are compared, in float32; those that may be among the first are then summed again in float64, so that
     neither the number of threads nor the place of a row decides between equal ones.
     """
+    return _best(rows, query, _scores(rows, query), count)
+
+
+def _scores(rows: Tensor, query: Tensor) -> Tensor:
     scores = torch.empty(len(rows))
     room = torch.empty(min(CHUNK, len(rows)), rows.shape[1])
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
         torch.mv(room[: len(part)].copy_(part), query, out=scores[start : start + CHUNK])
+    return scores
+
+
+def _best(rows: Tensor, query: Tensor, scores: Tensor, count: int) -> tuple[list[int], list[float]]:
     count = min(count, len(rows))
     candidates = (scores >= scores.topk(count).values[-1] - ROUNDING).nonzero().flatten()
     exact = (rows[candidates].double() * query.double()).sum(dim=1).float()
@@ -96,46 +104,54 @@ def answer(
 
     Raises DataError for pictures that can't be read, ConfigError for a query without words.
     """
-    content = _picture(query.picture) if query.picture else None
-    tokens = None if query.picture else _tokens(query.words, model, told.tell)
-    over_captions = query.picture is not None and gallery.table is not None
-    index, items = _open(model, gallery, indexes, over_captions)
+    picture = _picture(query.picture) if query.picture else None
+    tokens = None if picture else _tokens(query.words, model, told.tell)
+    index = _index(model, gallery, indexes)
     # One text is sooner encoded on the CPU than a GPU has woken up.
-    here = device is None and tokens is not None and not index.stale(items)
+    here = device is None and tokens is not None and not index.stale(gallery.items)
     towers = model.place("cpu" if here else device)
     start = time.monotonic()
-    if content is not None:
-        vector = towers.encode_images(towers.view(content)[None])[0]
+    if picture:
+        vector = towers.encode_images(towers.view(picture.pixels)[None])[0]
     else:
         assert tokens is not None
         vector = towers.encode_texts(tokens)[0]
     query_seconds = time.monotonic() - start
     start = time.monotonic()
-    encoding = _captions(model, towers) if over_captions else _pictures(gallery, towers)
-    encoded = refresh(index, items, encoding, told.report, told.tell)
+    encoded = refresh(index, gallery.items, _pictures(gallery, towers), told.report, told.tell)
     encoding_seconds = time.monotonic() - start
     names, rows = index.gallery()
     for note in (*gallery.notes, *_failures(index)):
         told.tell(note)
+    if picture:
+        others = _others(picture, names, index, gallery)
+        names, rows = [names[place] for place in others], rows[others]
     if not names:
-        raise DataError(f"there is no picture in {gallery.words} (--images). Give a folder of JPEG or PNG files")
+        other = "other " if picture else ""
+        raise DataError(f"there is no {other}picture in {gallery.words} (--images). Give a folder of JPEG or PNG files")
     start = time.monotonic()
-    places, scores = nearest(torch.from_numpy(rows), vector, count)
-    found = [(names[place], score) for place, score in zip(places, scores, strict=True)]
-    return Answer(
-        query,
-        gallery.words,
-        len(gallery.items) if over_captions else len(names),
-        len(names) if over_captions else 0,
-        query_seconds + time.monotonic() - start,
-        tuple(_hits(gallery, found, over_captions)),
-        encoded,
-        encoding_seconds,
-        index.kept,
-    )
+    matrix = torch.from_numpy(rows)
+    scores = _scores(matrix, vector)
+    places, best = _best(matrix, vector, scores, count)
+    seconds = query_seconds + time.monotonic() - start
+    if len(names) > 1 and (low := float(scores.min())) > best[0] - ALIKE:
+        told.tell(f"all {len(names):,} pictures score alike, from {low:.3f} to {best[0]:.3f}: the order means nothing")
+    captions = gallery.captions()
+    hits = [
+        Hit(rank, score, names[place], gallery.shown(names[place]), captions.get(names[place]))
+        for rank, (place, score) in enumerate(zip(places, best, strict=True), 1)
+    ]
+    return Answer(query, gallery.words, len(names), seconds, tuple(hits), encoded, encoding_seconds, index.kept)
 
 
-def _picture(path: Path) -> Tensor:
+@dataclass(frozen=True)
+class _Picture:
+    path: Path
+    content: str  # as the index names it
+    pixels: Tensor  # uint8 RGB (3,H,W)
+
+
+def _picture(path: Path) -> _Picture:
     check_picture(path)
     try:
         data = read_picture(path)
@@ -144,28 +160,35 @@ def _picture(path: Path) -> Tensor:
     try:
         if data is None:
             raise UnreadableImage("neither a JPEG nor a PNG image")
-        return decode(data)
+        return _Picture(path, digest_of(data), decode(data))
     except UnreadableImage as error:
         raise DataError(f"{path} can't be read: {error} (--image). Give a whole JPEG or PNG file") from error
 
 
+def _others(picture: _Picture, names: list[str], index: Index, gallery: Gallery) -> list[int]:
+    """The rows of other pictures than the query, each content once: it may lie there twice, or as a smaller copy."""
+    seen, others, itself = {picture.content}, [], os.path.realpath(picture.path)
+    for place, name in enumerate(names):
+        content = index.content(name)
+        own = os.path.basename(name) == picture.path.name and os.path.realpath(gallery.shown(name)) == itself
+        if content not in seen and not own:
+            others.append(place)
+        seen.add(content)
+    return others
+
+
 def _tokens(words: str, model: Model, tell: Tell) -> Tensor:
     check_words(words)
-    if note := model.note(words):
+    for note in model.notes(words):
         tell(note)
     return model.tokenize([words])
 
 
-def _open(model: Model, gallery: Gallery, indexes: Path, over_captions: bool) -> tuple[Index, list[Item]]:
+def _index(model: Model, gallery: Gallery, indexes: Path) -> Index:
     name = gallery.words
     if gallery.table is None:
         name = "folder-" + hashlib.sha256(os.fsencode(os.path.realpath(gallery.folder))).hexdigest()[:16]
-    if not over_captions:
-        return Index(indexes / f"{name}-{model.label}.f16", model.key, model.width), gallery.items
-    assert gallery.table is not None
-    captions = dict.fromkeys(gallery.table.captions)  # each once
-    path = indexes / f"{name}-captions-{model.label}.f16"
-    return Index(path, model.key, model.width), [Item(caption) for caption in captions]
+    return Index(indexes / f"{name}-{model.label}.f16", model.key, model.width)
 
 
 def _pictures(gallery: Gallery, towers: Towers) -> Encoding:
@@ -173,13 +196,6 @@ def _pictures(gallery: Gallery, towers: Towers) -> Encoding:
         return towers.view(decode(data))
 
     return Encoding(gallery.read, prepare, towers.encode_images, min(8, usable_cores()))
-
-
-def _captions(model: Model, towers: Towers) -> Encoding:
-    def tokenize(data: bytes) -> Tensor:
-        return model.tokenize([data.decode("utf-8", "surrogateescape")])[0]
-
-    return Encoding(lambda name: name.encode("utf-8", "surrogateescape"), tokenize, towers.encode_texts, 1)
 
 
 def _failures(index: Index) -> Iterator[str]:
@@ -190,18 +206,3 @@ def _failures(index: Index) -> Iterator[str]:
     ):
         if names := index.failures(state):
             yield count_words(names, f"{'are' if len(names) > 1 else 'is'} {what}")
-
-
-def _hits(gallery: Gallery, found: list[tuple[str, float]], over_captions: bool) -> list[Hit]:
-    owners: dict[str, str] = {}  # the first picture of each caption
-    if over_captions:
-        assert gallery.table is not None
-        for text, image in zip(gallery.table.captions, gallery.table.owners.tolist(), strict=True):
-            owners.setdefault(text, gallery.table.files[image])
-    captions = gallery.captions()
-    hits = []
-    for rank, (name, score) in enumerate(found, 1):
-        file = owners.get(name, name)
-        caption = name if over_captions else captions.get(name)
-        hits.append(Hit(rank, score, file, gallery.shown(file), caption))
-    return hits
