@@ -1,5 +1,6 @@
 """`python -m clipcoco` and the `clipcoco` command."""
 
+import gc
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ def main() -> None:
             sys.stderr.write(f"error: {problem}\n")
             sys.exit(problem.exit_code)
         code = run(sys.argv[1:])
+        gc.freeze()  # what is there now stays to the end: without it Python looks through all of torch before it leaves
     except KeyboardInterrupt:  # during the imports, before the command line has its own answer
         code = 130
     sys.exit(code)

@@ -1,6 +1,7 @@
 """`clipcoco eval`."""
 
 import shlex
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,6 +122,8 @@ def _measure(
     protocols: tuple[str, ...],
     device: str | None,
 ) -> "Evaluation":
+    if sys.stderr.isatty():  # the import of torch takes seconds
+        show(open_terminal().err, f"Reading {found.words} …")
     from clipcoco.engine.model_file import open_model
     from clipcoco.runs.measure import evaluate_checkpoint
 

@@ -104,20 +104,25 @@ def search(
     if query is None:
         return _ask(search)
     result = search.answer(query, image)
-    if quiet or json_:
-        search.say_encoded(result)
-    if quiet:  # to a program as they are, in bytes: a file name need not be text
-        as_text = sys.stdout.isatty()
-        paths = (printable(str(hit.path)).encode() if as_text else os.fsencode(hit.path) for hit in result.hits)
-        write_out(b"\n".join(paths))
-    elif json_:
-        name = found.run.name if found and found.run else None
-        print_json(_plain(result, name, searched.source, search.page(result)))
-    else:
+    if not (quiet or json_):
         if not watched:
             show(terminal.err, search.about)
         search.show(result)
+        return ExitCode.OK
+    search.say_encoded(result)
+    if json_:
+        name = found.run.name if found and found.run else None
+        print_json(_plain(result, name, searched.source, search.page(result)))
+    else:
+        _write_paths(result)
     return ExitCode.OK
+
+
+def _write_paths(result: "Answer") -> None:
+    """To a program as they are, in bytes: a file name need not be text."""
+    as_text = sys.stdout.isatty()
+    paths = (printable(str(hit.path)).encode() if as_text else os.fsencode(hit.path) for hit in result.hits)
+    write_out(b"\n".join(paths))
 
 
 @dataclass
