@@ -101,7 +101,7 @@ def difference(toy: ModelFile, name: str, folder: Path, vision: dict, text: dict
     for weight, value in built.state_dict().items():  # no weight may be like another by accident
         if value.is_floating_point():
             value += 0.05 * torch.rand_like(value) if "var" in weight else 0.05 * torch.randn_like(value)
-    other = ModelFile(toy.path, config, toy.tokenizer, built, {**toy.content, "model": built.state_dict()})
+    other = ModelFile(toy.path, config, toy.tokenizer, {**toy.content, "model": built.state_dict()})
     data = config.data.model_copy(update={"root": "/nowhere"})  # of random weights recall says nothing
     return export_model(other, None, name, folder, data, lambda event: None).parity.difference
 
