@@ -439,7 +439,7 @@ def test_a_text_that_a_link_leads_out_to_is_not_read(clipcoco: ForkServer, tmp_p
 def test_without_pyarrow_the_line_that_gets_it_is_told(clipcoco: ForkServer, tmp_path: Path) -> None:
     put(tmp_path / "photos", {"a.parquet": b"PAR1"})
     line = refused(clipcoco, tmp_path, code=5, prelude="import sys\nsys.modules['pyarrow'] = None\n")
-    assert line.endswith("not installed here. pip install pyarrow")
+    assert line.endswith("not installed here. pip install 'clipcoco[parquet]'")
     put(tmp_path / "photos", sidecars("", [*SAID]))  # where other captions are, nobody needs it
     clipcoco(
         "prepare-data", "--images", "photos", cwd=tmp_path, prelude="import sys\nsys.modules['pyarrow'] = None\n"

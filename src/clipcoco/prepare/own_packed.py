@@ -154,7 +154,7 @@ def _parquet(path: Path) -> Any:
         from pyarrow import parquet
     except ModuleNotFoundError:
         raise EnvironmentProblem(
-            f"{path} is a Parquet file, which only pyarrow reads, not installed here. pip install pyarrow"
+            f"{path} is a Parquet file, which only pyarrow reads, not installed here. pip install 'clipcoco[parquet]'"
         ) from None
     try:
         return parquet.ParquetFile(path)
