@@ -200,6 +200,13 @@ def test_training_captions_are_also_as_people_search() -> None:
     assert (plain, single) == (500, 500)
 
 
+def test_the_first_query_of_the_readme_has_an_answer_in_the_gallery() -> None:
+    found = re.search(r'clipcoco search "(.+?)"', (Path(__file__).parents[1] / "README.md").read_text())
+    assert found
+    asked = read(found[1])
+    assert any(is_true(asked, known(scene)) for scene in scenes(500, "val")), found[1]
+
+
 def words(caption: str) -> list[str]:
     return sorted(set(re.findall("[a-z]+", caption.lower())) - {"a", "an"})
 
