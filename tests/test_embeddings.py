@@ -45,7 +45,7 @@ def refusal(path: Path) -> str:
 
 
 def same(one: Embeddings, other: Embeddings) -> bool:
-    return all((a == b).all() for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
+    return all(np.all(np.asarray(a == b)) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
 
 
 @pytest.fixture

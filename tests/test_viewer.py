@@ -143,7 +143,7 @@ WAYS: dict[str, Callable[[Path], Tensor]] = {
     "copy": lambda path: decode(reduced(path.read_bytes(), 48)),
     "copy of a small one": lambda path: decode(reduced(path.read_bytes(), 500)),
     "searched folder": searched,
-    "query": query._picture,
+    "query": lambda path: query._picture(path).pixels,
     "search page": lambda path: shown(page._data_uri(path)),
     "report": lambda path: tensor(Image.open(io.BytesIO(base64.b64decode(thumbnail(path, 160))))),
     "API path": lambda path: _pixels(0, path),

@@ -76,7 +76,7 @@ def bash(line):
         ("clipcoco train demo train.lr=", []),
         ("clipcoco train demo train.nothing=a", []),
         ("clipcoco inspect-config m", ["medium", "mine.yaml"]),
-        ("clipcoco inspect-config o", ["old.yml"]),
+        ("clipcoco inspect-config o", ["own", "old.yml"]),
         ("clipcoco eval nothing", []),  # the shell then offers files
         ("clipcoco eval ../", []),
     ],

@@ -88,6 +88,7 @@ def load(path: Path, mapped: bool = False) -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint at {path}. See what is there: ls {path.parent}")
     try:
         check_sums(path, KIND)
+        mapped = mapped and os.fsencode(path).isascii()  # torch maps no file whose name is not text
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except CheckpointError:
         raise
