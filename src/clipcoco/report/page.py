@@ -229,7 +229,7 @@ def _files(folder: Path) -> list[tuple[str, int]]:
         if name.parts[0] in OURS or any(part.startswith(".") for part in name.parts) or not path.is_file():
             continue
         with contextlib.suppress(FileNotFoundError):  # a run at work renames its checkpoints
-            if path != run.log:  # whose last lines come after the page
+            if path.name != "log.txt":  # whose last lines come after the page
                 found.append((name.as_posix(), path.stat().st_size))
     return found
 
