@@ -137,11 +137,11 @@ def _weights_to_get(config: Config) -> str:
 
 
 def _expected(images: int) -> str:
-    """From the learning curve of docs/study.md: 8 % at 750 images, 21.8 % at 6,000, 4.5 points a doubling between."""
+    """From the learning curve of docs/study.md: 7.6 % at 750 images, 21.2 % at 6,000, 4.5 points a doubling between."""
     among, of = "among 1,000 pictures (among fewer more)", "photographs of Flickr8k gave (docs/study.md)"
     if images < 500:
         return f"Expect a mean R@1 below 8 % {among}, which 750 {of}: few teach little. {SEARCH}"
     if images > 6_000:
-        return f"Expect a mean R@1 of 22 % or more {among}, which 6,000 {of}"
-    about = 8 + 4.6 * math.log2(images / 750)
+        return f"Expect a mean R@1 of 21 % or more {among}, which 6,000 {of}"
+    about = 7.6 + 4.5 * math.log2(images / 750)
     return f"Expect a mean R@1 of about {about:.0f} % {among}, as {of}; twice as many give about 4.5 points more"

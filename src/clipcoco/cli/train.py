@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from clipcoco.events import RunEnded
     from clipcoco.runs.plan import Plan
 
-NEXT = {"demo": "tiny", "tiny": "small", "small": "medium", "medium": "full"}
-WHAT = {"tiny": "real photographs", "small": "ten times as many", "medium": "half of COCO", "full": "all of COCO"}
-
 
 def train(
     words: Bare = None,
@@ -209,9 +206,8 @@ def _finish(
     """Of a finished run the best checkpoint is measured, shown and made into a page; of a stopped one the page."""
     from clipcoco.cli.evaluate import measure_best
     from clipcoco.report.expected import read_expected
-    from clipcoco.report.settings import read_settings
+    from clipcoco.report.verdict import read_verdict
     from clipcoco.runs.metrics import read_history
-    from clipcoco.runs.record import read_record
 
     terminal = console.terminal
     if ended.state == "stopped":
@@ -238,12 +234,9 @@ def _finish(
         rows.append(
             ("look at", "the report's notes (skipped steps, unreadable pictures), its curves; then another seed")
         )
-    rows.append(("report", str(run.report)))
-    if (record := read_record(run)[0]) and (query := record.retrievals.query()):
-        rows.append(("search", f"clipcoco search {shlex.quote(query)}"))
-    settings = read_settings(run)
-    if (larger := NEXT.get(settings.preset)) and all(at.name != "data.root" for at in settings.differing):
-        rows.append(("next", f"clipcoco prepare-data --preset {larger}    {WHAT[larger]}"))
+    *_, following, search = (None, *read_verdict(run).steps)
+    rows += [("report", str(run.report)), ("search", search.command if search else "")]
+    rows += [("next", f"{following.command}    {following.why.lower()}")] if following else []
     tables = recall_tables(result["split"], result["protocols"], *notes, closed_form=beside)
     console.show("", *tables, *summary_rows(rows), results=True)
     return ExitCode.OK

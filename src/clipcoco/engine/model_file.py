@@ -55,7 +55,7 @@ class ModelFile:
 def open_model(path: Path, content: dict[str, Any] | None = None) -> ModelFile:
     """`read_model` of `path` (or of its `content`, when that was read before), with its model built."""
     file = read_model(path, content)
-    assert file.model is not None
+    _ = file.model  # what is wrong with it is told here
     return file
 
 

@@ -68,7 +68,7 @@ def judge_run(
     ceiling = _ceiling(settings, record)
     title = _title(known, expected, ceiling)
     reasons = [ceiling, fit, easy]
-    steps = _steps(run, settings, record, known, expected, more, easy) if finished else ()
+    steps = _steps(run, settings, record, known, expected, more) if finished else ()
     return Verdict(
         title if finished else f"So far: {title[:1].lower()}{title[1:]}", tuple(filter(None, reasons)), steps
     )
@@ -161,12 +161,10 @@ def _steps(
     known: _Known,
     expected: Expected | None,
     more: str,
-    easy: str,
 ) -> tuple[Step, ...]:
     steps, config = [], settings.config
     own_data = any(at.name in ("data.train_fraction", "data.val_fraction") for at in settings.differing)
     larger = None if own_data else NEXT.get(settings.preset)
-    prepare = f"clipcoco prepare-data --preset {larger}"
     if record is None:
         steps.append(Step("Measure the best checkpoint, with intervals and retrievals", command(run, "report")))
     if known.chance is not None and known.low <= known.chance:
@@ -176,13 +174,13 @@ def _steps(
         steps.append(Step("Is it luck? The same with another seed", again(run, settings, f"seed={config.seed + 1}")))
     elif more == "epochs" and config:
         steps.append(Step("Train longer", again(run, settings, f"train.epochs={2 * config.train.epochs}")))
-    elif larger:
-        images = "Real photographs" if settings.preset == "demo" else "More images, and a larger gallery"
-        steps.append(Step(images, prepare))
-    elif more == "images" and config and config.train.epochs > 3:
+    elif more == "images" and not larger and config and config.train.epochs > 3:
         fewer = again(run, settings, "train.early_stop_epochs=2")
         steps.append(Step("Without more images: stop when R@1 no longer rises", fewer))
-    found = [query.caption for query in record.retrievals.texts if query.rank == 1] if record else []
-    words = ["clipcoco", "search", found[0] if found else "what is in the picture", "--run", run.name, *placed(run)]
+    if larger and (settings.preset == "demo" or not steps):
+        images = "Real photographs" if settings.preset == "demo" else "More images, and a larger gallery"
+        steps.append(Step(images, f"clipcoco prepare-data --preset {larger}"))
+    query = (record and record.retrievals.query()) or "what is in the picture"
+    words = ["clipcoco", "search", query, "--run", run.name, *placed(run)]
     steps.append(Step("See for yourself", shlex.join(words)))
     return tuple(steps)
