@@ -6,6 +6,7 @@ import pytest
 import test_scenes
 from clipcoco.config.load import dump, load_config
 from clipcoco.events import Evaluated, StepDone
+from clipcoco.report import verdict
 from clipcoco.report.expected import CEILING, Expected
 from clipcoco.report.settings import read_settings
 from clipcoco.report.verdict import Verdict, judge_run
@@ -39,24 +40,31 @@ def judged(tmp_path):
     return judge
 
 
-def commands(verdict: Verdict) -> list[str]:
-    return [step.command for step in verdict.steps]
+def commands(found: Verdict) -> list[str]:
+    return [step.command for step in found.steps]
 
 
 def test_a_run_that_learnt_nothing_is_said_to_guess(judged):
-    verdict = judged("small", history([0.1, 0.08], [5.5, 5.5], [5.5, 5.5]))
-    assert verdict.title.startswith("No better than guessing")
-    assert "clipcoco eval one --split train" in commands(verdict)
+    found = judged("small", history([0.1, 0.08], [5.5, 5.5], [5.5, 5.5]))
+    assert found.title.startswith("No better than guessing")
+    assert "clipcoco eval one --split train" in commands(found)
 
 
 @pytest.mark.parametrize(("r1", "title"), [(8.0, "Less than"), (20.0, "As good as"), (40.0, "More than")])
 def test_the_band_of_the_preset_decides_where_there_is_one(judged, r1, title):
     expected = Expected(12, 25, r1, "own", 1000, False, "")
-    verdict = judged("small", history([r1], [2.0], [1.9]), expected)
-    assert verdict.title.startswith(title)
+    found = judged("small", history([r1], [2.0], [1.9]), expected)
+    assert found.title.startswith(title)
     again = "clipcoco train --config runs/one/config.yaml seed=1"
-    assert (again in commands(verdict)) == (r1 == 8.0)
-    assert ("clipcoco prepare-data --preset medium" in commands(verdict)) == (r1 != 8.0)
+    assert (again in commands(found)) == (r1 == 8.0)
+    assert ("clipcoco prepare-data --preset medium" in commands(found)) == (r1 != 8.0)
+
+
+@pytest.mark.parametrize(("r1", "near"), [(90.9, False), (95.6, True)])
+def test_the_ceiling_is_near_where_the_interval_nearly_reaches_it(r1, near):
+    known = verdict._Known(r1, r1 - 1.3, 1.3, 500, 0.2)
+    title = verdict._title(known, Expected(88, 97, r1, "own", 500, False, ""), "it is known")
+    assert title == "As good as this preset promises" + (", and close to all that can be known." if near else ".")
 
 
 def test_of_a_changed_run_no_band_is_asked(judged):
@@ -65,18 +73,18 @@ def test_of_a_changed_run_no_band_is_asked(judged):
 
 
 def test_overfitting_is_seen_in_the_losses(judged):
-    verdict = judged("full", history([10, 20, 21, 20], [3.0, 2.0, 2.4, 3.0], [2.5, 1.5, 0.7, 0.2]))
-    assert "It overfits since epoch 2" in " ".join(verdict.reasons)
-    assert "training loss 0.200, validation loss 3.000 in epoch 4" in " ".join(verdict.reasons)
-    assert "the best epoch by R@1 is 3" in " ".join(verdict.reasons)
-    assert any("train.early_stop_epochs=2" in line for line in commands(verdict))  # there is no larger preset
+    found = judged("full", history([10, 20, 21, 20], [3.0, 2.0, 2.4, 3.0], [2.5, 1.5, 0.7, 0.2]))
+    assert "It overfits since epoch 2" in " ".join(found.reasons)
+    assert "training loss 0.200, validation loss 3.000 in epoch 4" in " ".join(found.reasons)
+    assert "the best epoch by R@1 is 3" in " ".join(found.reasons)
+    assert any("train.early_stop_epochs=2" in line for line in commands(found))  # there is no larger preset
 
 
 def test_a_run_that_still_rises_is_to_go_on(judged):
-    verdict = judged("small", history([5, 10, 15, 20], [3.0, 2.5, 2.2, 2.0], [3.0, 2.5, 2.2, 2.0]))
-    assert "the last 1 of 4 epochs added 5.0 points" in " ".join(verdict.reasons)
+    found = judged("small", history([5, 10, 15, 20], [3.0, 2.5, 2.2, 2.0], [3.0, 2.5, 2.2, 2.0]))
+    assert "the last 1 of 4 epochs added 5.0 points" in " ".join(found.reasons)
     epochs = 2 * load_config("small").config.train.epochs
-    assert f"clipcoco train --config runs/one/config.yaml train.epochs={epochs}" in commands(verdict)
+    assert f"clipcoco train --config runs/one/config.yaml train.epochs={epochs}" in commands(found)
 
 
 def test_a_model_that_knows_its_own_captions_better_needs_more_images(judged):
@@ -91,9 +99,9 @@ def test_a_gallery_that_has_no_room_is_named(judged):
 
 
 def test_before_the_end_nothing_is_advised(judged):
-    verdict = judged("small", history([20.0], [2.0], [1.9]), finished=False)
-    assert verdict.title.startswith("So far: 200 times")
-    assert verdict.steps == ()
+    found = judged("small", history([20.0], [2.0], [1.9]), finished=False)
+    assert found.title.startswith("So far: 200 times")
+    assert found.steps == ()
     assert judged("small", history([], [], [])).title == ""
 
 
