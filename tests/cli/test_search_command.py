@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -523,7 +524,6 @@ def test_hostile_words_stay_words_and_their_page_stays_in_its_folder(clipcoco, w
 def open_clip_folder(folder: Path) -> Path:
     """A tiny model of open_clip with random weights, as `local-dir:` wants it."""
     open_clip = pytest.importorskip("open_clip", reason="installed by make test-all")
-    safetensors = pytest.importorskip("safetensors.torch")
     config = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8},
@@ -533,7 +533,7 @@ def open_clip_folder(folder: Path) -> Path:
     model = open_clip.CLIP(**config)
     folder.mkdir()
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    safetensors.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    safetensors.torch.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return folder
 
 

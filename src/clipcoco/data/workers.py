@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from clipcoco.cores import usable_cores
 from clipcoco.errors import EnvironmentProblem
+from clipcoco.say import say_count
 
 # A worker and its helpers outlive a signal to the process group: only the main process decides.
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
@@ -189,7 +190,7 @@ def choose_workers(asked: int | str, device_type: str, size: int, batch: int) ->
         return 0, "on a CPU the step needs the cores"
     cores = usable_cores()
     wanted = min(8, max(1, cores - 1))
-    return (most, limit) if wanted > most else (wanted, f"{cores} core{'s' * (cores > 1)}")
+    return (most, limit) if wanted > most else (wanted, say_count(cores, "core"))
 
 
 def _room(batch_bytes: int) -> tuple[int, str]:

@@ -27,6 +27,7 @@ from clipcoco.prepare.own_packed import (
     suffix_of,
 )
 from clipcoco.prepare.own_rows import SPLIT_NAMES, Row, row
+from clipcoco.say import say_count
 
 READ = (
     "What is read: a .txt beside each picture, tables (CSV, TSV), JSON (lines, arrays, COCO's, Karpathy's, LAVIS's), "
@@ -262,7 +263,7 @@ def _nothing(images: Path, pictures: list[str], others: list[str], refused: list
     if not pictures and not others:
         real = "Name the folder that really holds them: --images DIR"
         return one_line(f"there is no picture in {images}, links out of it apart. {real}")
-    there = [f"{len(pictures):,} picture{'s' * (len(pictures) != 1)}"]
+    there = [say_count(len(pictures), "picture")]
     suffixes = Counter(map(suffix_of, others))
     for suffix, count in suffixes.most_common(4):
         first = next(name for name in others if suffix_of(name) == suffix)

@@ -51,7 +51,7 @@ def say_captions(config: Config, captions: int) -> str:
 def say_features(config: Config, derived: Derived) -> str:
     data = config.data
     size = 2 * config.model.vision.width * (data.cached_views * derived.train_images + derived.val_images)
-    crops = [f"{data.cached_crops} crop{'s' * (data.cached_crops > 1)}"] if data.cached_crops else []
+    crops = [say_count(data.cached_crops, "crop")] if data.cached_crops else []
     seen = ["each image", *["its mirror image"] * data.flip, *crops]
     passes = "pass" if len(seen) > 1 else "passes"
     return (

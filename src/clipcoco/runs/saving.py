@@ -19,6 +19,7 @@ from clipcoco.events import CheckpointSaved, Report, Warned
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.metrics import MetricsFile
 from clipcoco.runs.plan import Plan
+from clipcoco.say import say_count
 from clipcoco.version import __version__
 
 MAX_REFUSED = 3  # saves in a row that the disk may refuse: somebody can make room meanwhile
@@ -125,7 +126,7 @@ def changed_since(content: dict[str, Any], plan: Plan) -> list[str]:
     if many is None:
         other.append("pictures were not recorded")
     elif many:
-        other.append(f"{many:,} picture{'s' * (many > 1)} changed")
+        other.append(f"{say_count(many, 'picture')} changed")
     elif content["data"].get("copies") != plan.fingerprint.get("copies"):
         other.append("the copies were made again")
     return other
