@@ -38,8 +38,8 @@ from clipcoco.engine.step import Training
 from clipcoco.engine.train import train
 from clipcoco.events import ClosedForm, Evaluated, Progress, Report
 from clipcoco.prepare.resize import make_copies
-from clipcoco.runs.go import Cached, build_training, report_closed_form, sentence_vectors
 from clipcoco.runs.plan import Parts, read_parts
+from clipcoco.runs.training import Cached, build_training, report_closed_form, sentence_vectors
 
 NAME = "efficientnet_lite0"
 EARLIER = ("blocks.2", "blocks.4", "blocks.6")  # as wide as EfficientNet-B0's: 40, 112 and 320 channels

@@ -16,7 +16,7 @@ from clipcoco.engine import closed_form as closed
 from clipcoco.engine.evaluate import Inputs
 from clipcoco.engine.recall import recall_table
 from clipcoco.events import ClosedForm, Progress, StepDone, Warned
-from clipcoco.runs import go as going
+from clipcoco.runs import training as going
 from conftest import LIGHT
 from harness import Page, raising, rows
 from test_go import resume, start

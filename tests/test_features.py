@@ -28,8 +28,8 @@ from clipcoco.engine.weights import pretrained_backbone
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import Progress
 from clipcoco.prepare.resize import make_copies
-from clipcoco.runs.go import backbone_features, build_training
 from clipcoco.runs.plan import Parts, read_parts
+from clipcoco.runs.training import backbone_features, build_training
 from conftest import LIGHT, TOY
 from harness import flip_a_bit
 

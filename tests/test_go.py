@@ -18,6 +18,7 @@ from clipcoco.errors import DataError, EnvironmentProblem, NumericError
 from clipcoco.events import CheckpointSaved, Progress, RunEnded, RunStarted, StepDone, Warned
 from clipcoco.runs import go as going
 from clipcoco.runs import rehearse as rehearsing
+from clipcoco.runs import training
 from clipcoco.runs.directory import RunDir, Status
 from clipcoco.runs.names import Found
 from clipcoco.runs.resume import open_saved, plan_resume, resumed_run
@@ -68,10 +69,10 @@ def assert_same(run: RunDir, calm: RunDir, *names: str) -> None:
 @pytest.fixture
 def sick_evaluation(monkeypatch):
     """The second evaluation fails, by whatever is asked for."""
-    real, calls = going.embed, itertools.count(1)
+    real, calls = training.embed, itertools.count(1)
 
     def fail_with(error):
-        monkeypatch.setattr(going, "embed", lambda *given: (real if next(calls) != 2 else raising(error))(*given))
+        monkeypatch.setattr(training, "embed", lambda *given: (real if next(calls) != 2 else raising(error))(*given))
 
     return fail_with
 
@@ -271,7 +272,7 @@ def test_embeddings_that_can_not_be_ranked_name_the_best_where_there_is_one(
     if epoch == 2:
         sick_evaluation(error)
     else:
-        monkeypatch.setattr(going, "embed", raising(error))
+        monkeypatch.setattr(training, "embed", raising(error))
     with pytest.raises(NumericError) as told:
         start(scenes, tmp_path)
     assert ("--init" in str(told.value)) == (epoch == 2)

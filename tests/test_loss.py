@@ -3,7 +3,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from clipcoco.engine.loss import infonce
+from clipcoco.engine.loss import LOSSES
+
+infonce = LOSSES["infonce"].of
 
 
 def literal_loss(images, texts, temperature):

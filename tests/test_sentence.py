@@ -34,8 +34,8 @@ from clipcoco.errors import CheckpointError, ConfigError
 from clipcoco.export.formats import whole_tokenizer
 from clipcoco.export.write import export_model
 from clipcoco.runs.directory import RunDir
-from clipcoco.runs.go import build_training, sentence_vectors
 from clipcoco.runs.plan import Parts, read_parts
+from clipcoco.runs.training import build_training, sentence_vectors
 from conftest import LIGHT
 from harness import Page, flip_a_bit, one_line, rows
 from test_tokenizer import ODD

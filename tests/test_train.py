@@ -27,8 +27,8 @@ from clipcoco.engine.train import train
 from clipcoco.engine.watch import count_step, log_interval
 from clipcoco.errors import ConfigError, EnvironmentProblem, NumericError
 from clipcoco.events import Evaluated, Progress, StepDone, StepSkipped, Warned
-from clipcoco.runs.go import build_training
 from clipcoco.runs.plan import check_disk, read_parts
+from clipcoco.runs.training import build_training
 from conftest import TOY
 
 

@@ -12,6 +12,8 @@ def main() -> None:
             # During the imports, which turn what is raised in them into errors; then the command line decides.
             signal.signal(number, lambda *_: os._exit(143))
     _open_streams()
+    if "WORLD_SIZE" in os.environ:  # what torch's libraries say of a process that is gone, clipcoco says in one line
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         from clipcoco.errors import broken_package
 

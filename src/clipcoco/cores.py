@@ -1,4 +1,4 @@
-"""How many processor cores this process may use: a job on a shared machine has a part of it."""
+"""What this process may use, a part of a shared machine, and which of the processes of a run it is."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,22 @@ def usable_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
     return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def processes() -> tuple[int, int]:
+    """Which process of a run this is, from 0, and how many a launcher such as torchrun has started: (0, 1) alone."""
+    return _named("RANK", 0), max(1, _named("WORLD_SIZE", 1))
+
+
+def on_this_machine() -> tuple[int, int]:
+    """The same among those of this machine, which share its cores and its GPUs."""
+    rank, size = processes()
+    return _named("LOCAL_RANK", rank), max(1, _named("LOCAL_WORLD_SIZE", size))
+
+
+def _named(variable: str, otherwise: int) -> int:
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() else otherwise  # where they meet, what is wrong is told
 
 
 def cpu_quota(system: Path = Path("/")) -> float | None:

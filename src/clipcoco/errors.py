@@ -6,7 +6,8 @@ ClipcocoError
 ├── CheckpointError    4  a checkpoint that is missing, damaged or does not fit
 ├── EnvironmentProblem 5  disk, device, permission, lock, network
 ├── NumericError       6  loss or gradient that is not finite
-└── DistributedError   7  several processes
+└── DistributedError   7  several processes of one run
+    └── Unheard           the first of them is gone, which speaks for all
 
 The message is one line, `WHAT (WHERE). NEXT`: what is wrong, in which file and line, and what to do.
 """
@@ -63,6 +64,10 @@ class NumericError(ClipcocoError):
 
 class DistributedError(ClipcocoError):
     exit_code = ExitCode.DISTRIBUTED
+
+
+class Unheard(DistributedError):
+    """The first process is gone, which speaks for all: it falls to this one to say so."""
 
 
 _PAIR = "torch torchvision"  # each is built for one version of the other

@@ -12,6 +12,7 @@ from clipcoco.config.load import LoadedConfig, config_from_plain, load_config, p
 from clipcoco.config.schema import SETTINGS, Config
 from clipcoco.events import Evaluated, Event, RunEnded, RunStarted, check_row
 from clipcoco.runs.directory import RunDir
+from clipcoco.runs.follow import refuse_many_processes
 from clipcoco.runs.go import go
 from clipcoco.runs.names import Found, find_run
 from clipcoco.runs.resume import open_saved, plan_resume, resumed_run
@@ -62,6 +63,7 @@ def train(
 
     Raises ConfigError, DataError, CheckpointError, EnvironmentProblem or NumericError.
     """
+    refuse_many_processes("training from Python")
     loaded, folder, listener = _loaded(config, overrides), Path(runs_dir), _Listener(report)
     with globals_restored():
         draw_missing_scenes(loaded, device)
@@ -91,6 +93,7 @@ def resume(
     >>> resume("third").step
     12
     """
+    refuse_many_processes("training from Python")
     folder, listener = Path(runs_dir), _Listener(report)
     found = find_run(folder, None if run is None else os.fspath(run))
     with globals_restored(), open_saved(found, as_typed(changes)) as saved:

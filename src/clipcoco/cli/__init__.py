@@ -15,7 +15,16 @@ from clipcoco.cli.habits import say_usage
 from clipcoco.cli.signals import NAMES, handled
 from clipcoco.config.text import shown
 from clipcoco.console import error_line
-from clipcoco.errors import ClipcocoError, ConfigError, EnvironmentProblem, ExitCode, broken_package, is_out_of_memory
+from clipcoco.cores import processes
+from clipcoco.errors import (
+    ClipcocoError,
+    ConfigError,
+    EnvironmentProblem,
+    ExitCode,
+    Unheard,
+    broken_package,
+    is_out_of_memory,
+)
 from clipcoco.version import __version__
 
 app = typer.Typer(
@@ -51,6 +60,8 @@ def _root(
         typer.echo(f"clipcoco {__version__}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
+    elif processes()[0] and context.invoked_subcommand not in ("train", "resume"):
+        raise typer.Exit  # one of many that a launcher started: the first one is enough for it
     elif context.invoked_subcommand != "env":
         try:  # before torch is imported, which without a working directory ends the process in a way of its own
             os.getcwd()
@@ -105,6 +116,8 @@ def _tell(error: Exception, words: Sequence[str]) -> int:
         with suppress(OSError):
             traceback.print_exc()
     known = error if isinstance(error, ClipcocoError) else broken_package(error)
+    if processes()[0] and not isinstance(error, Unheard):  # process 0 says it for all
+        return known.exit_code if known else ExitCode.BUG
     if known is not None:
         error_line(*(known.mistakes if isinstance(known, ConfigError) else [str(known)]))
         return known.exit_code

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,9 +28,10 @@ from clipcoco.cli.options import (
 )
 from clipcoco.cli.report import write_or_warn
 from clipcoco.cli.signals import stop_signals
-from clipcoco.config.load import LoadedConfig, load_config
+from clipcoco.config.load import LoadedConfig, flatten, load_config
 from clipcoco.config.schema import DataConfig
 from clipcoco.console import RunConsole, Terminal, open_terminal, recall_tables, show, summary_rows
+from clipcoco.cores import processes
 from clipcoco.data.annotations import check_captions
 from clipcoco.errors import ExitCode
 from clipcoco.runs.directory import RunDir, check_name, free_name
@@ -65,6 +66,9 @@ def train(
     """
     # ---- what needs no torch, whose import takes seconds
     loaded = load_from(preset, config, changes, words, runs_dir)
+    asked = flatten(loaded.config)
+    if processes()[0] and not dry_run:
+        return _follow(asked)
     terminal = open_terminal(plain)
     show(terminal.err, *(f"warning: {note}" for note in loaded.notes))
     there = find_resumable(runs_dir, name, clear=not dry_run) if or_resume else None
@@ -78,24 +82,30 @@ def train(
     drawing = to_be_drawn(loaded) and not dry_run
     if not drawing and device in (None, "auto", "cpu") and loaded.config.train.precision in ("auto", "float32"):
         check_captions(loaded.config.data, loaded.chain[-1])  # another device may be missing, which is told first
+    from clipcoco.runs.follow import refuse_many_processes, together
     from clipcoco.runs.rehearse import rehearse
     from clipcoco.runs.start import draw_missing_scenes, new_run, plan_run
 
     if there is not None:
-        return _resume(Found(there, None), [], runs_dir, device, terminal, json_, same=loaded)
-    if drawing:
-        draw_missing_scenes(loaded, device, lambda line: show(terminal.err, line, ""))
+        return _resume(Found(there, None), [], asked, runs_dir, device, terminal, json_, same=loaded)
+    if dry_run:
+        refuse_many_processes("--dry-run")
     # ---- check, then go
-    console = RunConsole(terminal)
-    with _panel(console):
-        plan = plan_run(loaded, name=name, runs_dir=runs_dir, device_name=device, init=start_from, report=console)
-        if dry_run:
-            told = rehearse(plan, console)
-        else:
-            plan = plan.looked_at(console)
-            run, ended = _go(plan, new_run(plan, runs_dir, name), console)
-    if not dry_run:
-        return _finish(run, ended, loaded.config.data, device, console, json_)
+    with together() as group:
+        if drawing:
+            draw_missing_scenes(loaded, device, lambda line: show(terminal.err, line, ""))
+        console = RunConsole(terminal)
+        with _panel(console):
+            plan = plan_run(
+                loaded, name=name, runs_dir=runs_dir, device_name=device, init=start_from, report=console, group=group
+            )
+            if dry_run:
+                told = rehearse(plan, console)
+            else:
+                plan = plan.looked_at(console)
+                run, ended = _go(plan, new_run(plan, runs_dir, name), asked, console)
+        if not dry_run:
+            return group.end(_finish(run, ended, loaded.config.data, device, console, json_))
     if json_:
         print_json({"schema": 1, **{label or "versions": text for label, text in told.items()}})
     else:
@@ -118,16 +128,19 @@ def resume(
 
     [bold]clipcoco resume small --set train.epochs=40[/bold]
     """
-    terminal = open_terminal(plain)
     word, bare = split_words(words)
     changes = [*(changes or []), *bare]
     load_config("base", overrides=changes)  # whether they are settings at all, without the checkpoint
-    return _resume(find_run(runs_dir, word), changes, runs_dir, device, terminal, json_)
+    asked = {"settings": " ".join(changes)}
+    if processes()[0]:
+        return _follow(asked)
+    return _resume(find_run(runs_dir, word), changes, asked, runs_dir, device, open_terminal(plain), json_)
 
 
 def _resume(
     found: Found,
     changes: list[str],
+    asked: Mapping[str, object],
     runs_dir: Path,
     device: str | None,
     terminal: Terminal,
@@ -136,10 +149,11 @@ def _resume(
 ) -> int:
     """A run goes on in its directory, a checkpoint of no run in a new one; `same` is what it must be of."""
     from clipcoco.report.page import is_measured
+    from clipcoco.runs.follow import together
     from clipcoco.runs.resume import check_same, open_saved, plan_resume, resumed_run
 
     console = RunConsole(terminal)
-    with open_saved(found, changes) as saved:
+    with together() as group, open_saved(found, changes) as saved:
         if same is not None:
             check_same(saved, same)
         run, step = saved.run, saved.state.step
@@ -151,13 +165,26 @@ def _resume(
                 f"train.epochs={saved.config.train.epochs + 1}, or start a new run from its weights: "
                 f"clipcoco train --preset NAME --init {saved.words}",
             )
-            return ExitCode.OK
+            group.said(None)  # to the others, that there is nothing to do
+            return group.end(ExitCode.OK)
         alone = f"{saved.name}, of step {step:,}, belongs to no run: it goes on in a new one in {runs_dir}."
         show(terminal.err, where_it_stands(run, step) if run else alone, *saved.changed, "")
         with _panel(console):
-            plan = plan_resume(saved, runs_dir=runs_dir, device_name=device, report=console)
-            run, ended = _go(plan, resumed_run(saved, plan, runs_dir), console)
-        return _finish(run, ended, saved.config.data, device, console, json_)
+            plan = plan_resume(saved, runs_dir=runs_dir, device_name=device, report=console, group=group)
+            run, ended = _go(plan, resumed_run(saved, plan, runs_dir), asked, console)
+        return group.end(_finish(run, ended, saved.config.data, device, console, json_))
+
+
+def _follow(asked: Mapping[str, object]) -> int:
+    """What every process but the first does, which alone speaks and writes."""
+    from clipcoco.runs.follow import follow, hear, together
+
+    with together() as group:
+        told = hear(group)
+        if told is not None:
+            with stop_signals(lambda signal: None) as stop:
+                follow(group, told, asked, stop)
+        return group.end(ExitCode.OK)
 
 
 @contextmanager
@@ -184,9 +211,12 @@ def _what_remains(run: RunDir) -> str:
 Directory = AbstractContextManager[tuple[RunDir, str]]
 
 
-def _go(plan: "Plan", directory: Directory, console: RunConsole) -> tuple[RunDir, "RunEnded"]:
+def _go(
+    plan: "Plan", directory: Directory, asked: Mapping[str, object], console: RunConsole
+) -> tuple[RunDir, "RunEnded"]:
     """From here on a signal asks the run to stop; until here it ended the process."""
     from clipcoco.report.live import LivePage
+    from clipcoco.runs.follow import lead
     from clipcoco.runs.go import go
     from clipcoco.runs.metrics import LogFile
 
@@ -194,6 +224,7 @@ def _go(plan: "Plan", directory: Directory, console: RunConsole) -> tuple[RunDir
         console.log = LogFile(run.log)
         page = LivePage(run, console)
         try:
+            lead(plan, run, asked)
             return run, go(plan, run, note, page, stop)
         except BaseException:
             page.end()

@@ -29,6 +29,7 @@ class Derived:
     frozen_epochs: int
     frozen_reason: str
     cached: bool  # all epochs are frozen, so that train.cached holds: `as_cached`
+    normalised: bool  # BatchNorm of the backbone is trained, over the rows of a piece
     backbone_lr_scale: float
     parameters: int  # with a full vocabulary; small training sets yield a smaller one
     checkpoint_bytes: int
@@ -73,6 +74,49 @@ def resolve_warmup(warmup_steps: int | float, total_steps: int) -> int:
             "Give a share, as in --set train.warmup_steps=0.05"
         )
     return warmup_steps
+
+
+def micro_batch(train: TrainConfig, processes: int, normalised: bool, stored: int = 0) -> int:
+    """The rows of a piece, of which each process takes equally many; 0 where the first step has to find them out.
+
+    `normalised`: BatchNorm takes its statistics over a piece, which makes its size a part of the experiment. `stored`
+    is that of a run that goes on. Raises ConfigError with the numbers that fit.
+    """
+    batch, asked = train.batch_size, train.micro_batch_size
+    fitting = [size for size in range(1, batch + 1) if batch % size == 0 and batch // size % processes == 0]
+    if stored and asked in ("auto", "whole"):
+        if stored in fitting:
+            return stored
+        if normalised:
+            others = [str(many) for many in range(1, batch // stored + 1) if batch // stored % many == 0]
+            raise ConfigError(
+                f"this run's BatchNorm takes its statistics over pieces of {stored} of a batch of {batch}, which "
+                f"{processes} processes can't share (WORLD_SIZE). Start {_either(others)}"
+            )
+    if not fitting:
+        others = [str(many) for many in range(1, processes) if batch % many == 0]
+        raise ConfigError(
+            f"{processes} processes can't share a batch of {batch} equally (train.batch_size). Start {_either(others)}"
+        )
+    if asked == "auto" and normalised:
+        raise ConfigError(
+            "train.micro_batch_size can't be auto where BatchNorm is trained: its statistics would come of what "
+            f"fits into the memory. Give a number: {_either([str(size) for size in fitting[-4:]])}"
+        )
+    if isinstance(asked, str):
+        return fitting[-1] if asked == "whole" else 0
+    if asked not in fitting:
+        below = [size for size in fitting if size < asked][-1:] + [size for size in fitting if size > asked][:1]
+        shared = f" that {processes} processes share equally" if processes > 1 else ""
+        raise ConfigError(
+            f"pieces of {asked} leave a remainder of a batch of {batch}{shared} (train.micro_batch_size). "
+            f"Give {_either([str(size) for size in below])}"
+        )
+    return asked
+
+
+def _either(choices: list[str]) -> str:
+    return " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
 
 
 def as_cached(config: Config, auto: TrainConfig | CachedConfig | None = None) -> Config:
@@ -160,6 +204,7 @@ def derive(
         frozen_epochs=train.epochs if cached else frozen_epochs,
         frozen_reason=frozen_reason,
         cached=cached,
+        normalised=weights == "none" and frozen_epochs < config.train.epochs and not cached,
         backbone_lr_scale=resolve_backbone_lr_scale(train, weights),
         parameters=parameters,
         checkpoint_bytes=_BYTES_A_PARAMETER * (parameters - frozen) + _BYTES_A_FROZEN_ONE * frozen,

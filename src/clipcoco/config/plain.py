@@ -20,6 +20,7 @@ LATER = {
     "model.vision.feature_dropout": 0.0,
     "model.text.weights": "none",
     "model.text.pool": "end",
+    "train.micro_batch_size": "whole",
     "expected.protocol": "own",
     "expected.cached": "none",
     "expected.trained": "none",

@@ -142,6 +142,9 @@ class CachedConfig(Section):
 class TrainConfig(Section):
     epochs: int = Field(ge=1, le=100_000)
     batch_size: int = Field(ge=2, le=65_536)  # sets the negatives of each image: batch_size - 1
+    # rows that pass the encoders at once: memory, and not the gradient. whole: the batch, or the share of a process;
+    # auto: the most that fit
+    micro_batch_size: Literal["auto", "whole"] | Annotated[int, Field(ge=1, le=65_536)]
     lr: float = Field(gt=0, le=10)
     backbone_lr_scale: Literal["auto"] | Annotated[float, Field(ge=0, le=10)]  # auto: 0.1 with weights, 1 from scratch
     frozen_epochs: Literal["auto", "all"] | Annotated[int, Field(ge=0)]  # trained from cached features of the backbone

@@ -48,18 +48,36 @@ class Batch:
         moved: dict[str, Any] = {k: v.to(device, non_blocking=True) for k, v in given.items() if v is not None}
         return replace(self, **moved)
 
+    def split(self, size: int) -> list["Batch"]:
+        """In pieces of `size` rows, one after another, each as if it had been a batch of its own."""
+        count = len(self.image_ids)
+        if count <= size:
+            return [self]
+        names = ("images", "features", "tokens", "image_ids", "sentences")
+        parts = {name: value.split(size) for name in names if (value := getattr(self, name)) is not None}
+        parts["tokens"] = tuple(part[:, : padded((part != PAD).sum(dim=1))] for part in parts["tokens"])
+        return [
+            replace(self, **{name: part[i] for name, part in parts.items()}, replaced=())
+            for i in range(-(-count // size))
+        ]
+
+
+def padded(lengths: Tensor) -> int:
+    """The length of captions side by side: the longest of them rounded up to 8, at least 16."""
+    return max(16, -(-int(lengths.max()) // 8) * 8)
+
 
 class _EpochBatches(Sampler[list[tuple[int, int]]]):
     """Yields (epoch, row) pairs: workers are told the epoch, for they never see an attribute set later."""
 
-    def __init__(self, seed: int, images: int, batch_size: int) -> None:
-        self.seed, self.images, self.batch_size = seed, images, batch_size
+    def __init__(self, seed: int, images: int, batch_size: int, share: slice) -> None:
+        self.seed, self.images, self.batch_size, self.share = seed, images, batch_size, share
         self.epoch = self.start = 0  # set before each iteration, in the main process
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = epoch_order(self.seed, self.epoch, self.images).tolist()
         for batch in range(self.start, self.images // self.batch_size):
-            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size][self.share]
             yield [(self.epoch, row) for row in rows]
 
 
@@ -153,14 +171,15 @@ class TrainingLoader:
         pin_memory: bool,
         stop: Callable[[], object] = lambda: None,
         sentences: Sentences | None = None,
+        share: slice = slice(None),
     ) -> None:
         """`tokens`: int32 (M,context), one row a caption of `table`, as are the rows of `sentences`. `stop` is asked
-        while a worker is waited for."""
+        while a worker is waited for. `share`: which rows of each batch are this process's."""
         self.table, self.stop, self.sentences = table, stop, sentences
         self.tokens = torch.from_numpy(tokens)
         self.lengths = (self.tokens != PAD).sum(dim=1)
         self.steps_per_epoch = len(table.files) // batch_size
-        self._batches = _EpochBatches(seed, len(table.files), batch_size)
+        self._batches = _EpochBatches(seed, len(table.files), batch_size, share)
         self._images = _TrainingImages(config, table, seed)
         self._loader = image_loader(self._images, workers, pin_memory, batch_sampler=self._batches)
 
@@ -179,11 +198,10 @@ class TrainingLoader:
                     f"neither {file} nor the {MAX_REPLACEMENTS} images after it can be read (data.root). "
                     f"Is the disk there, and the folder whole?"
                 )
-            length = max(16, -(-int(self.lengths[captions].max()) // 8) * 8)
             yield Batch(
                 None if features else views,
                 torch.from_numpy(features.take(rows, views)) if features else None,
-                self.tokens[captions, :length],
+                self.tokens[captions, : padded(self.lengths[captions])],
                 torch.from_numpy(self.table.image_ids)[rows],
                 tuple(asked[asked != rows].tolist()),
                 torch.from_numpy(self.sentences.take(captions)) if self.sentences else None,
@@ -191,10 +209,16 @@ class TrainingLoader:
 
 
 def evaluation_images(
-    config: DataConfig, table: CaptionTable, workers: int, pin_memory: bool, stop: Callable[[], object] = lambda: None
+    config: DataConfig,
+    table: CaptionTable,
+    workers: int,
+    pin_memory: bool,
+    stop: Callable[[], object] = lambda: None,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
-    """All images of the table in its order, or until a stop: uint8 (B,3,H,W), B = EVALUATION_BATCH but for the last."""
-    rows = range(len(table.files))
+    """All images of the table, or those of `rows`, or until a stop: uint8 (B,3,H,W), B = EVALUATION_BATCH but for the
+    last."""
+    rows = range(len(table.files)) if rows is None else rows
     for images, broken in evaluation_views(table, rows, config.image_size, workers, pin_memory, Crops(), stop):
         refuse_unreadable(table, broken)
         yield images[:, 0]

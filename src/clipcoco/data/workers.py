@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from clipcoco.cores import usable_cores
+from clipcoco.cores import on_this_machine, usable_cores
 from clipcoco.errors import EnvironmentProblem
 from clipcoco.say import say_count
 
@@ -188,7 +188,7 @@ def choose_workers(asked: int | str, device_type: str, size: int, batch: int) ->
         return asked, "asked for"
     if device_type == "cpu":
         return 0, "on a CPU the step needs the cores"
-    cores = usable_cores()
+    cores = max(1, usable_cores() // on_this_machine()[1])
     wanted = min(8, max(1, cores - 1))
     return (most, limit) if wanted > most else (wanted, say_count(cores, "core"))
 

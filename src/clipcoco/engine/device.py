@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from clipcoco.config.messages import check_device
+from clipcoco.cores import on_this_machine
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.engine.model import DualEncoder
 from clipcoco.errors import EnvironmentProblem, is_out_of_memory
@@ -87,12 +88,16 @@ def _device(name: str) -> tuple[torch.device, str]:
         if not torch.backends.mps.is_available():
             raise EnvironmentProblem(f"{name} is not available here (--device). Use --device auto or cpu")
         return device, "mps"
-    index = device.index or 0
+    ours, local = on_this_machine()
+    index = device.index if device.index is not None else ours if local > 1 else 0
     if not torch.cuda.is_available() or index >= torch.cuda.device_count():
         found = f"{torch.cuda.device_count()} CUDA devices found"
         raise EnvironmentProblem(f"{name} is not available here: {found} (--device). Use --device auto or cpu")
-    properties = torch.cuda.get_device_properties(index)
-    return torch.device("cuda", index), f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    properties, many = torch.cuda.get_device_properties(index), torch.cuda.device_count()
+    said = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if many > 1 and local == 1:
+        said += f", 1 of {many} (all: torchrun --nproc-per-node {many} -m clipcoco ...)"
+    return torch.device("cuda", index), said
 
 
 def _precisions(device: torch.device) -> tuple[str, str, list[str]]:
@@ -139,8 +144,9 @@ def true_float32(device: torch.device) -> None:
 def training_in_memory(batch_size: int, device: Device) -> AbstractContextManager[None]:
     """Where there is not enough memory inside, say what a smaller batch would change."""
     half = batch_size // 2
-    smaller = f"--set train.batch_size={half} ({half - 1} negatives an image, not {batch_size - 1})"
-    advice = smaller if half > 1 else "a smaller data.image_size or another --device"
+    pieces = f"--set train.micro_batch_size={half} (the same negatives, more time)"
+    smaller = f"train.batch_size={half} ({half - 1} negatives an image, not {batch_size - 1})"
+    advice = f"{pieces}, or {smaller}" if half > 1 else "a smaller data.image_size or another --device"
     return in_memory(f"a training batch of {batch_size}", device, f"(train.batch_size). Try {advice}")
 
 

@@ -3,7 +3,7 @@
 Letters: N images, M captions, D dimensions.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from clipcoco.data.features import Features, Sentences
 from clipcoco.data.loader import EVALUATION_BATCH, evaluation_images
 from clipcoco.data.tokenizer import PAD, distinct_by_length
 from clipcoco.engine.device import Device
+from clipcoco.engine.distributed import ALONE, Group
 from clipcoco.engine.embeddings import Embeddings
 from clipcoco.engine.loss import Loss
 from clipcoco.engine.model import DualEncoder
@@ -34,61 +35,73 @@ class Inputs:
     features: Features | None = None  # of a frozen backbone: then no image is read
     sentences: Sentences | None = None  # of a frozen text encoder, which then makes nothing of the tokens
 
-    def images(self, pin_memory: bool, stop: Callable[[], object] = lambda: None) -> Iterator[Tensor]:
-        """Batches of at most EVALUATION_BATCH, until a stop: uint8 (B,3,H,W)."""
-        return evaluation_images(self.config, self.table, self.workers, pin_memory, stop)
+    def images(
+        self, pin_memory: bool, stop: Callable[[], object] = lambda: None, rows: Sequence[int] | None = None
+    ) -> Iterator[Tensor]:
+        """All images or those of `rows`, in batches of at most EVALUATION_BATCH, until a stop: uint8 (B,3,H,W)."""
+        return evaluation_images(self.config, self.table, self.workers, pin_memory, stop, rows)
 
-    def kept(self) -> Iterator[Tensor]:
+    def kept(self, rows: Sequence[int]) -> Iterator[Tensor]:
         """The same images in the same batches, as a frozen backbone saw them: float16 (B,F)."""
         assert self.features is not None
-        for rows in torch.arange(len(self.table.files)).split(EVALUATION_BATCH):
-            yield torch.from_numpy(self.features.take(rows.tolist(), [0] * len(rows)))
+        for some in torch.tensor(rows).split(EVALUATION_BATCH):
+            yield torch.from_numpy(self.features.take(some.tolist(), [0] * len(some)))
 
 
 @torch.inference_mode()
 def embed(
-    model: DualEncoder, inputs: Inputs, device: Device, report: Report, stop: Callable[[], object]
+    model: DualEncoder,
+    inputs: Inputs,
+    device: Device,
+    report: Report,
+    stop: Callable[[], str | None],
+    group: Group = ALONE,
 ) -> Embeddings | None:
     """Encode every image and every distinct caption once, in batches of a fixed size; None when stopped.
 
-    Raises DataError for an image that can't be read.
+    `group` shares the batches, and each has all embeddings. Raises DataError for an image that can't be read.
     """
     was_training = model.training
     model.eval()
     try:
-        images, texts = [], []
         distinct, inverse = distinct_by_length(inputs.tokens)
-        total, done = len(inputs.table.files) + len(distinct), 0
+        of_images = group.batches(len(inputs.table.files), EVALUATION_BATCH)
+        of_texts = group.batches(len(distinct), EVALUATION_BATCH)
+        images, texts = list[Tensor](), list[Tensor]()
+        total, done = sum(map(len, of_images + of_texts)), 0
         encode: Callable[[Tensor], Tensor] = model.encode_images
-        batches = inputs.images(device.device.type == "cuda", stop)
+        rows = [row for some in of_images for row in some]
+        batches = inputs.images(device.device.type == "cuda", stop, rows)
         if inputs.features is not None and inputs.features.readable.all():  # else the images say which can't be read
-            batches, encode = inputs.kept(), model.encode_features
+            batches, encode = inputs.kept(rows), model.encode_features
         if stop():  # before any worker is started for it
-            return None
+            batches, of_texts = iter(()), []
         for batch in batches:
             with device.autocast():
                 images.append(encode(batch.to(device.device, non_blocking=True)).cpu())
             report(Progress("evaluate", done := done + len(batch), total))
             if stop():
-                return None
+                break
         captions = np.unique(inverse, return_index=True)[1]  # the first that is equal to each of `distinct`
-        both = (torch.from_numpy(one).split(EVALUATION_BATCH) for one in (distinct, captions))
-        for tokens, rows in zip(*both, strict=True):
+        for some in of_texts:
+            if stop():
+                break
+            tokens = torch.from_numpy(distinct[some])
             longest = int((tokens[-1] != PAD).sum())
             with device.autocast():
                 if inputs.sentences:
-                    kept = torch.from_numpy(inputs.sentences.take(rows.tolist()))
+                    kept = torch.from_numpy(inputs.sentences.take(captions[some].tolist()))
                     texts.append(model.encode_sentences(kept.to(device.device)).cpu())
                 else:
                     texts.append(model.encode_texts(tokens[:, :longest].to(device.device)).cpu())
             report(Progress("evaluate", done := done + len(tokens), total))
-            if stop():
-                return None
     finally:
         model.train(was_training)
+    if group.agreed(stop())[0]:
+        return None
     return Embeddings(
-        torch.cat(images),
-        torch.cat(texts)[torch.from_numpy(inverse)],
+        group.put_together(images, of_images),
+        group.put_together(texts, of_texts)[torch.from_numpy(inverse)],
         inputs.table.image_ids,
         inputs.table.caption_ids,
         torch.from_numpy(inputs.table.owners),

@@ -28,11 +28,13 @@ from clipcoco.data.tokenizer import PAD, distinct_by_length
 from clipcoco.disk.files import FULL, need_room
 from clipcoco.disk.rows import RowFile, locked
 from clipcoco.engine.device import Device
+from clipcoco.engine.distributed import ALONE, Group
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import Progress, Report, Warned
 
 Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B,3,H,W) -> (B,F), or int (B,L) -> (B,S)
-Blocks = Iterator[tuple[list[Any], torch.Tensor]]  # names of rows, and the rows
+Block = tuple[list[int], torch.Tensor, list[int]]  # numbers of rows, the rows, and which of them can't be read
+Blocks = Iterator[Block]
 File = TypeVar("File", bound=RowFile[Any])
 _SAVE_SECONDS = 5.0
 _UNSAVED_BYTES = 2**26  # that wait in memory at most, and are lost to a kill or a full disk
@@ -75,7 +77,8 @@ def cache_features(
     workers: int,
     device: Device,
     report: Report,
-    stop: Callable[[], object],
+    stop: Callable[[], str | None],
+    group: Group = ALONE,
 ) -> Features | None:
     """The features of the table's images, from `root`/.clipcoco or computed into it; of a root that is for reading
     only, from a folder below TORCH_HOME, where the backbone's weights lie too.
@@ -89,8 +92,15 @@ def cache_features(
         stamps[:] = stamps or stamps_of(table, source)
         return file.missing(table, stamps)
 
-    def seen(file: FeatureFile, rows: list[int]) -> Blocks:
-        return _seen(file, key, encode, table, stamps, rows, workers, device, stop)
+    def seen(rows: list[int]) -> Blocks:
+        return _seen(key, encode, table, rows, workers, device, stop)
+
+    def named(file: FeatureFile, rows: list[int], unreadable: list[int]) -> list[int]:
+        # Rows last: without them the rest is not saved.
+        file.about.stamps += [stamps[row] for row in rows]
+        file.about.unreadable += table.image_ids[unreadable].tolist()
+        ids: list[int] = table.image_ids[rows].tolist()
+        return ids
 
     file = _completed(
         "features",
@@ -100,8 +110,10 @@ def cache_features(
         lambda path: FeatureFile(path, key),
         missing,
         seen,
+        named,
         report,
         stop,
+        group,
     )
     return file.features(table) if file else None
 
@@ -114,7 +126,8 @@ def cache_sentences(
     root: Path,
     device: Device,
     report: Report,
-    stop: Callable[[], object],
+    stop: Callable[[], str | None],
+    group: Group = ALONE,
 ) -> list[Sentences] | None:
     """What a frozen text encoder, of the SHA-256 `weights`, makes of the captions of each split, int32 (M,context);
     kept as `cache_features` keeps its rows, in one file. Equal captions pass it once.
@@ -124,13 +137,13 @@ def cache_sentences(
     distinct, places = distinct_by_length(np.concatenate(tokens))
     names = [hashlib.sha256(row[row != PAD].tobytes()).hexdigest()[:32] for row in distinct]
 
-    def made(file: RowFile[_NoMore], rows: list[int]) -> Blocks:
+    def made(rows: list[int]) -> Blocks:
         """Always the same captions side by side, the shorter ones first: a kill leaves no trace."""
         for some in np.split(np.array(rows), range(EVALUATION_BATCH, len(rows), EVALUATION_BATCH)):
             longest = int((distinct[some[-1]] != PAD).sum())
             with device.autocast():
                 vectors = encode(torch.from_numpy(distinct[some, :longest]).to(device.device))
-            yield [names[row] for row in some], vectors
+            yield some.tolist(), vectors, []
 
     file = _completed(
         "sentences",
@@ -140,8 +153,10 @@ def cache_sentences(
         lambda path: RowFile(path, key, (MINILM.width,), _NoMore, names="captions"),
         lambda file: [row for row, name in enumerate(names) if name not in file.places],
         made,
+        lambda file, rows, unreadable: [names[row] for row in rows],
         report,
         stop,
+        group,
     )
     if file is None:
         return None
@@ -160,26 +175,33 @@ def _completed(
     name: str,
     open_file: Callable[[Path], File],
     missing: Callable[[File], list[int]],
-    compute: Callable[[File, list[int]], Blocks],
+    compute: Callable[[list[int]], Blocks],
+    named: Callable[[File, list[int], list[int]], list[Any]],
     report: Report,
-    stop: Callable[[], object],
+    stop: Callable[[], str | None],
+    group: Group,
 ) -> File | None:
-    """The file with all rows, from where it is whole or with what `compute` gives of those that are missing.
+    """The file with all rows, from where it is whole or with what `compute` gives of those that are missing, which
+    `named` notes in it. All `group` compute, and the first one writes.
 
     `phase` is what they are, and `instead` what helps where they can't be kept.
     """
+    if group.rank:
+        return _followed(open_file, missing, compute, stop, group)
     digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()
     path, own = (folder / name for folder in (root / ".clipcoco", Path(torch.hub.get_dir(), "clipcoco", digest[:12])))
     try:
         for kept in (path, own):  # before any lock: to read what is whole asks for no permission
             file = open_file(kept)
             if not missing(file):
+                group.said(([], kept))
                 return file
         if not _may_write(path):
             report(Warned(0, 1, f"{path.parent} can't be written: the {phase} are kept in {own.parent}"))
             path = own
         with locked(path, f"run is computing {phase} into", lambda line: report(Warned(0, 1, line)), stop) as alone:
             if alone is None:
+                group.said(([], None))
                 return None
             file = open_file(path)
             file.shared = not alone
@@ -187,7 +209,11 @@ def _completed(
             if file.note:
                 report(Warned(0, 1, f"{file.note}: recomputing"))
             need_room(path.parent, len(rows) * file.row_bytes, f"the {phase} need", "data.root", instead)
-            return file if not rows or _fill(file, compute(file, rows), len(rows), phase, report, stop) else None
+            group.said((rows, path))
+            if not rows:
+                return file
+            whole = _fill(file, _in_turn(group, compute, rows, stop), named, len(rows), phase, report)
+            return file if group.said(whole) else None
     except OSError as error:
         mend = "Free space" if error.errno in FULL else "Make it writable"
         raise EnvironmentProblem(
@@ -195,17 +221,54 @@ def _completed(
         ) from error
 
 
+def _followed(
+    open_file: Callable[[Path], File],
+    missing: Callable[[File], list[int]],
+    compute: Callable[[list[int]], Blocks],
+    stop: Callable[[], str | None],
+    group: Group,
+) -> File | None:
+    """The file that the first process fills with what this one computes too."""
+    rows, path = group.said((list[int](), Path()))
+    if path is None:
+        return None
+    for _ in _in_turn(group, compute, rows, stop):
+        pass
+    if rows and not group.said(True):
+        return None
+    file = open_file(path)
+    if missing(file):
+        raise EnvironmentProblem(f"{path} is not what the first process has there (data.root). Share that folder")
+    return file
+
+
+def _in_turn(
+    group: Group, compute: Callable[[list[int]], Blocks], rows: list[int], stop: Callable[[], str | None]
+) -> Blocks:
+    """The blocks of these rows in their order, or until a stop, each computed by one of the `group`."""
+    own = compute([rows[i] for some in group.batches(len(rows), EVALUATION_BATCH) for i in some])
+    while not group.agreed(stop())[0]:
+        block = next(own, None)
+        blocks = group.collected(block and (block[0], block[1].to(torch.float16).cpu(), block[2]))
+        yield from (one for one in blocks if one is not None)
+        if None in blocks:  # the last ones have none any more
+            return
+
+
 def _fill(
-    file: RowFile[Any], blocks: Blocks, total: int, phase: str, report: Report, stop: Callable[[], object]
+    file: File,
+    blocks: Blocks,
+    named: Callable[[File, list[int], list[int]], list[Any]],
+    total: int,
+    phase: str,
+    report: Report,
 ) -> bool:
     done, saved = 0, time.monotonic()
     try:
-        for names, rows in blocks:
-            file.append(names, rows.to(torch.float16).cpu().numpy())
-            done += len(names)
+        for numbers, rows, unreadable in blocks:
+            file.append(named(file, numbers, unreadable), rows.numpy())
+            done += len(numbers)
             report(Progress(phase, done, total))
-            if stop():
-                break
             if time.monotonic() - saved > _SAVE_SECONDS or sum(block.nbytes for block in file.unsaved) > _UNSAVED_BYTES:
                 file.save()
                 saved = time.monotonic()
@@ -220,15 +283,13 @@ def _fill(
 
 
 def _seen(
-    file: FeatureFile,
     key: FeatureKey,
     encode: Encode,
     table: CaptionTable,
-    stamps: list[str],
     missing: list[int],
     workers: int,
     device: Device,
-    stop: Callable[[], object],
+    stop: Callable[[], str | None],
 ) -> Blocks:
     """Always the same images side by side, for a batch decides the last bits: a kill then leaves no trace."""
     done = 0
@@ -245,10 +306,7 @@ def _seen(
                 f"{len(unreadable)} of {len(rows)} images can't be read, first {table.files[unreadable[0]]} "
                 f"(data.root). Is the disk there, and the folder whole?"
             )
-        # Rows last: without them the rest is not saved.
-        file.about.stamps += [stamps[row] for row in rows]
-        file.about.unreadable += table.image_ids[unreadable].tolist()
-        yield table.image_ids[rows].tolist(), torch.stack(seen, dim=1)
+        yield rows, torch.stack(seen, dim=1), unreadable
         done += len(images)
 
 

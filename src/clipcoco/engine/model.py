@@ -57,7 +57,7 @@ class ImageEncoder(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 (B,3,H,W) -> what the trunk sees in them, (B,F)."""
-        pixels = (images.float() - self.mean) / self.std
+        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
         if next(self.trunk.parameters()).is_contiguous(memory_format=torch.channels_last):
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return seen_by(self.trunk, self.earlier, pixels)
@@ -67,9 +67,9 @@ class ImageEncoder(nn.Module):
 
     def project(self, features: Tensor) -> Tensor:
         """What the trunk saw, now or earlier, (B,F) -> float32 (B,D)."""
-        # In float32 even under autocast: its cost is nil, and rounding here would make ties.
+        # In the weights' float32 even under autocast: its cost is nil, and rounding here would make ties.
         with torch.autocast(features.device.type, enabled=False):
-            embeddings: Tensor = self.head(features.float())
+            embeddings: Tensor = self.head(features.to(self.mean.dtype))
             return embeddings
 
 
@@ -189,12 +189,13 @@ class TextEncoder(nn.Module):
         x = self.transformer["resblocks"](x)
         ends = (tokens == END).int().argmax(dim=1)
         read = x[torch.arange(x.shape[0], device=x.device), ends]
+        dtype = self.text_projection.dtype
         with torch.autocast(tokens.device.type, enabled=False):
             if self.ln_mean is not None:
                 till_end = torch.arange(x.shape[1], device=x.device) <= ends[:, None]
-                weights = till_end.float() / (ends[:, None] + 1)
-                read = read + (weights[:, None] @ self.ln_mean(x.float())).squeeze(1)
-            embeddings: Tensor = self.ln_final(read.float()) @ self.text_projection
+                weights = till_end.to(dtype) / (ends[:, None] + 1)
+                read = read + (weights[:, None] @ self.ln_mean(x.to(dtype))).squeeze(1)
+            embeddings: Tensor = self.ln_final(read.to(dtype)) @ self.text_projection
             return embeddings
 
 
@@ -238,8 +239,12 @@ class DualEncoder(nn.Module):
             images = self.encode_images(batch.images)
         else:
             assert batch.features is not None
-            images = self.encode_features(self.visual.dropout(batch.features.float()))
-        return images, texts, (-self.logit_scale).exp()
+            images = self.encode_features(self.visual.dropout(batch.features.to(self.visual.mean.dtype)))
+        return images, texts, self.temperature()
+
+    def temperature(self) -> Tensor:
+        """What divides the similarities, a scalar."""
+        return (-self.logit_scale).exp()
 
     def _texts_by_length(self, tokens: Tensor) -> Tensor:
         """`encode_texts` in groups of like length: to a CPU padding is as much work as words, half of a batch."""

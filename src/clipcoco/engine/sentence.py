@@ -132,8 +132,8 @@ class Bert(nn.Module):
         for layer in self.layers:
             x = layer(x, till_end[:, None, None, :])
         with torch.autocast(tokens.device.type, enabled=False):
-            weights = till_end.float() / (ends + 1)
-            mean: Tensor = (weights[:, None] @ x.float()).squeeze(1)
+            weights = till_end.to(self.ln.weight.dtype) / (ends + 1)
+            mean: Tensor = (weights[:, None] @ x.to(weights.dtype)).squeeze(1)
             return mean
 
 
@@ -160,5 +160,6 @@ class SentenceEncoder(nn.Module):
     def project(self, sentences: Tensor) -> Tensor:
         """What the encoder made of captions, now or earlier, (B,S) -> float32 (B,D)."""
         with torch.autocast(sentences.device.type, enabled=False):
-            embeddings: Tensor = self.linear(sentences.float()) + self.mlp(sentences.float())
+            sentences = sentences.to(self.linear.weight.dtype)
+            embeddings: Tensor = self.linear(sentences) + self.mlp(sentences)
             return embeddings

@@ -40,6 +40,8 @@ class TrainState:
     precision: _Precision = "float32"  # as resolved at the start; evaluation uses it too
     # as resolved at the start: a resume on another device must not change it
     frozen_epochs: Annotated[int, Field(strict=True, ge=-1, le=10**6)] = -1
+    # rows of a piece, in which a batch is encoded; 0: not known yet, or all in one as in an older checkpoint
+    micro_batch_size: Count = 0
     seconds: Seconds = 0.0  # of training so far, over all stops
 
     @property

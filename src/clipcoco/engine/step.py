@@ -1,6 +1,6 @@
 """One training step in two calls: the gradient of a batch, and the update along it.
 
-Letters: B images or captions.
+Letters: B images or captions, D dimensions of the shared space.
 """
 
 import math
@@ -14,11 +14,13 @@ from clipcoco.config.schema import TrainConfig
 from clipcoco.data.features import Features
 from clipcoco.data.loader import Batch, TrainingLoader
 from clipcoco.engine.device import Device
+from clipcoco.engine.distributed import ALONE, Group
 from clipcoco.engine.loss import Loss
-from clipcoco.engine.model import DualEncoder
+from clipcoco.engine.model import DualEncoder, ImageEncoder
 from clipcoco.engine.optim import set_learning_rate
 from clipcoco.engine.results import RecallTable
 from clipcoco.engine.state import TrainState
+from clipcoco.errors import is_out_of_memory
 
 Stop = Callable[[], str | None]  # the reason to stop, when there is one
 
@@ -50,6 +52,7 @@ class Training:
     features: Features | None  # of the training images, for the epochs with a frozen backbone
     evaluate: Callable[[], tuple[float, RecallTable] | None]
     save: Callable[[bool, int | None], None]  # (as the best too, as the file of this epoch too)
+    group: Group = ALONE  # this process and the others that train the same run
 
     @property
     def chance_loss(self) -> float:
@@ -75,13 +78,13 @@ def start_epoch(model: DualEncoder, epoch: int, frozen_epochs: int) -> None:
 
 
 def train_step(training: Training, batch: Batch, rate: float) -> Step:
-    """One step of the optimiser at the learning rate `rate`; `batch` is on the device.
+    """One step of the optimiser at the learning rate `rate`; `batch` has the rows of this process.
 
     When its loss or gradient is not finite, every parameter, buffer and moment is afterwards what it was before.
     """
     model = training.model
     # One bad forward would leave NaN in BatchNorm's running statistics before any loss is looked at.
-    buffers = [] if model.visual.pretrained else list(model.visual.trunk.buffers())
+    buffers = running_statistics(model.visual)
     before = [buffer.clone() for buffer in buffers]
     loss, norm, calibrating = update(training, gradient(training, batch), rate)
     if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -91,13 +94,95 @@ def train_step(training: Training, batch: Batch, rate: float) -> Step:
 
 
 def gradient(training: Training, batch: Batch) -> Tensor:
-    """Add the gradient of the batch's loss to the parameters; the loss, a scalar on the device."""
-    torch.manual_seed(step_seed(training.schedule.seed, training.state.step))
-    with training.device.autocast():
-        images, texts, temperature = training.model(batch)
-    loss = training.loss.of(images, texts, temperature)
-    training.scaler.scale(loss).backward()
-    return loss.detach()
+    """Add the gradient of the batch's loss to the parameters; the loss, a scalar on the device.
+
+    In pieces of `state.micro_batch_size` rows, in the memory of one, it is exactly the gradient of the whole (Gao et
+    al., 2021): the loss asks for embeddings alone, so each piece is encoded once for them, and once more to take their
+    gradient back. So do several processes, each with pieces of its own.
+    """
+    model, group, scaler = training.model, training.group, training.scaler
+    size = training.state.micro_batch_size or len(batch.image_ids)
+    pieces = [piece.to(training.device.device) for piece in batch.split(size)]
+    moved = _Moved(model.visual, len(pieces) * group.size)
+
+    def encoded(number: int) -> tuple[Tensor, Tensor]:
+        whole = group.rank * len(pieces) + number  # of the pieces of all processes
+        torch.manual_seed(step_seed(training.schedule.seed, training.state.step, whole))
+        moved.begin()
+        with training.device.autocast():
+            images, texts, _ = model(pieces[number])
+        return images, texts
+
+    # ---- the embeddings of every piece; the last one keeps its graph, and is not encoded again
+    last = len(pieces) - 1
+    with torch.no_grad():
+        seen = [encoded(number) for number in range(last)]
+    kept = encoded(last)
+    # ---- the loss of the whole batch, once, and its gradient for the embeddings
+    images, texts = (group.gathered(torch.cat(one)) for one in zip(*seen, kept, strict=True))
+    rows = group.rows(len(images))
+    loss = training.loss.of(images.requires_grad_(), texts.requires_grad_(), model.temperature(), rows) / group.size
+    scaler.scale(loss).backward()
+    assert images.grad is not None
+    assert texts.grad is not None
+    back = [group.added(one)[rows].split(size) for one in (images.grad, texts.grad)]
+    # ---- back through the encoders, piece by piece
+    for number in reversed(range(len(pieces))):
+        embeddings = kept if number == last else encoded(number)
+        moved.note()
+        torch.autograd.backward(embeddings, [one[number] for one in back])
+    moved.end(group)
+    group.add_gradients(model.parameters())
+    return group.added(loss.detach())
+
+
+def find_micro_batch(training: Training, batch: Batch) -> int:
+    """The most rows of a piece whose gradient fits into the memory beside all else that a step needs, found by trying:
+    all of them first, then at most half as many, which share `batch` equally. The same for all processes."""
+    model, size, found = training.model, len(batch.image_ids), 0
+    while not found:
+        moments = []
+        try:
+            if not training.optimizer.state:
+                moments = [torch.zeros_like(one) for one in model.parameters() if one.requires_grad for _ in range(2)]
+            with training.device.autocast():
+                images, texts, _ = model(batch.split(size)[0].to(training.device.device))
+            (images.sum() + texts.sum()).backward()
+            found = size
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+            size = next(less for less in range(size // 2, 0, -1) if len(batch.image_ids) % less == 0)
+        training.optimizer.zero_grad(set_to_none=True)
+        del moments
+    return min(training.group.collected(found))
+
+
+class _Moved:
+    """BatchNorm's running statistics move once a step, by the mean of what its pieces would move them by."""
+
+    def __init__(self, visual: ImageEncoder, pieces: int) -> None:
+        self.buffers = running_statistics(visual) if pieces > 1 else []
+        self.pieces = pieces
+        self.before = [buffer.clone() for buffer in self.buffers]
+        self.sums = [torch.zeros_like(buffer) for buffer in self.buffers]
+
+    def begin(self) -> None:
+        for buffer, value in zip(self.buffers, self.before, strict=True):
+            buffer.copy_(value)
+
+    def note(self) -> None:
+        for total, buffer in zip(self.sums, self.buffers, strict=True):
+            total += buffer
+
+    def end(self, group: Group) -> None:
+        for buffer, total in zip(self.buffers, self.sums, strict=True):
+            buffer.copy_(group.added(total) / self.pieces)
+
+
+def running_statistics(visual: ImageEncoder) -> list[Tensor]:
+    """What a forward pass in training mode changes: of a pretrained trunk nothing, whose BatchNorm is in eval."""
+    return [] if visual.pretrained else list(visual.trunk.buffers())
 
 
 def update(training: Training, loss: Tensor, rate: float) -> tuple[float, float, bool]:
@@ -122,9 +207,9 @@ def update(training: Training, loss: Tensor, rate: float) -> tuple[float, float,
     return loss_value, norm_value, calibrating
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Of all that a step draws, dropout above all, whatever was drawn before."""
-    return ((seed << 31) + step) % 2**63
+def step_seed(seed: int, step: int, piece: int = 0) -> int:
+    """Of all that a piece of a step's batch draws, dropout above all, whatever was drawn before."""
+    return ((seed << 31) + step + piece * 0x9E3779B97F4A7C15) % 2**63  # far from any other step's
 
 
 @torch.no_grad()

@@ -4,10 +4,10 @@ import time
 
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.optim import learning_rate
-from clipcoco.engine.step import Stop, Training, start_epoch, train_step
+from clipcoco.engine.step import Stop, Training, find_micro_batch, start_epoch, train_step
 from clipcoco.engine.watch import count_step, log_interval, note_replaced, watch_overfitting
 from clipcoco.errors import ClipcocoError
-from clipcoco.events import Evaluated, Progress, Report, RunEnded
+from clipcoco.events import Evaluated, Progress, Report, RunEnded, Warned
 
 
 def train(training: Training, report: Report, stop: Stop) -> RunEnded:
@@ -16,18 +16,19 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
     `stop` is asked before each step, and meanwhile by what takes long: waiting for a batch, an evaluation.
     """
     state, schedule, per_epoch = training.state, training.schedule, training.loader.steps_per_epoch
-    began = time.monotonic() - state.seconds
-    stopped = False
+    began, group = time.monotonic() - state.seconds, training.group
+    reason: str | None = None
 
     def save(best: bool = False, epoch: int | None = None) -> None:
         state.seconds = time.monotonic() - began
         training.save(best, epoch)
 
-    while not stopped:
+    while not reason:
         # ---- an epoch's end: save, evaluate, save -------------------------------------------------------
         if state.step // per_epoch > state.evaluated_epochs:
             save()  # an evaluation may fail, and must not take the epoch with it
             if not finish_epoch(training, report):
+                reason = group.agreed(stop())[0]
                 break
             save(state.best_epoch == state.evaluated_epochs, state.evaluated_epochs)
         if state.is_finished(schedule.config):
@@ -36,24 +37,34 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
         # ---- the steps of an epoch ----------------------------------------------------------------------
         epoch = state.step // per_epoch
         start_epoch(training.model, epoch, schedule.frozen_epochs)
+        sought = schedule.config.micro_batch_size == "auto"
+        if sought and state.step == schedule.frozen_epochs * per_epoch:  # from here on the backbone needs memory too
+            state.micro_batch_size = 0
         features = training.features if epoch < schedule.frozen_epochs else None
         batches = training.loader.epoch(epoch, state.step % per_epoch, features)
         for _ in range(per_epoch - state.step % per_epoch):
             start = time.monotonic()
             try:
                 batch = None if stop() else next(batches, None)
-            except ClipcocoError:  # of the images or of a worker
+                reason = None if batch else stop() or "stopped"
+                reason, replaced = group.agreed(reason, batch.replaced if batch else ())
+            except ClipcocoError:  # of the images, of a worker or of another process
                 if state.step % per_epoch:  # what was learnt since the last save is kept
                     save()
                 raise
-            if stopped := batch is None:
+            if reason or batch is None:
                 break
             state.interval_waited += time.monotonic() - start
-            note_replaced(state, epoch + 1, training.loader.table, batch.replaced, report)
+            note_replaced(state, epoch + 1, training.loader.table, replaced, report)
+            if sought and not state.micro_batch_size:
+                state.micro_batch_size = find_micro_batch(training, batch)
+                if state.micro_batch_size < len(batch.image_ids):
+                    message = f"more than {state.micro_batch_size} images at once do not fit: train.micro_batch_size"
+                    report(Warned(state.step, epoch + 1, f"{message} is {state.micro_batch_size} from here on"))
             rate = learning_rate(state.step, schedule.total_steps, schedule.warmup_steps, schedule.config.lr)
 
             # ------------------------------ one training step ------------------------------
-            step = train_step(training, batch.to(training.device.device), rate)
+            step = train_step(training, batch, rate)
             state.step += 1
             # -------------------------------------------------------------------------------
 
@@ -66,7 +77,7 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
                 save()
 
     save()
-    return _ended(training, report, "stopped", stop() or "stopped")
+    return _ended(training, report, "stopped", reason or "stopped")
 
 
 def finish_epoch(training: Training, report: Report) -> bool:

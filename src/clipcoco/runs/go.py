@@ -1,46 +1,27 @@
 """A planned run trains in its directory: records, status, checkpoints."""
 
 import contextlib
-import time
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from clipcoco.config.load import flatten
-from clipcoco.data.features import Features, Sentences
-from clipcoco.data.loader import TrainingLoader
-from clipcoco.data.readable import refuse_unreadable
 from clipcoco.disk.files import open_to_append
-from clipcoco.engine.checkpoint import weights_sha256
-from clipcoco.engine.closed_form import closed_form
-from clipcoco.engine.device import encoding_in_memory, training_in_memory
-from clipcoco.engine.evaluate import Inputs, embed, in_order, validation_loss
-from clipcoco.engine.features import cache_features, cache_sentences, feature_key
-from clipcoco.engine.model import DualEncoder
-from clipcoco.engine.optim import build_optimizer, learning_rate, restore_moments, set_learning_rate
-from clipcoco.engine.recall import chance_levels, recall_table
-from clipcoco.engine.results import RecallTable
-from clipcoco.engine.sentence import SentenceEncoder
+from clipcoco.engine.device import training_in_memory
+from clipcoco.engine.recall import chance_levels
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.step import Schedule, Stop, Training, temperature
+from clipcoco.engine.step import Stop
 from clipcoco.engine.train import train
-from clipcoco.errors import (
-    CheckpointError,
-    ClipcocoError,
-    DataError,
-    EnvironmentProblem,
-    ExitCode,
-    NumericError,
-    is_out_of_memory,
-)
+from clipcoco.errors import ClipcocoError, DataError, DistributedError, EnvironmentProblem, ExitCode, NumericError
 from clipcoco.events import CheckpointSaved, ClosedForm, Event, Report, RunEnded, RunStarted, Warned
 from clipcoco.runs.directory import RunDir, Status
 from clipcoco.runs.metrics import MetricsFile, fan_out
-from clipcoco.runs.plan import Parts, Plan
+from clipcoco.runs.plan import Plan
 from clipcoco.runs.saving import Saver
 from clipcoco.runs.tensorboard import TensorBoard
+from clipcoco.runs.training import make_ready
 
 
 def go(plan: Plan, run: RunDir, note: str, show: Report, stop: Stop) -> RunEnded:
@@ -49,7 +30,7 @@ def go(plan: Plan, run: RunDir, note: str, show: Report, stop: Stop) -> RunEnded
     `note` is what there is to say of that lock. A reason to stop is a text.
     """
     assert plan.pictures is not None, "somebody has looked at them"
-    parts, model, state, content = plan.parts, plan.model, plan.state, plan.content
+    parts, state, content = plan.parts, plan.state, plan.content
     config = parts.config
     # ---- the records: each event reaches all of them
     metrics = MetricsFile(run.metrics, content["metrics"] if content else [])
@@ -61,17 +42,9 @@ def go(plan: Plan, run: RunDir, note: str, show: Report, stop: Stop) -> RunEnded
                 report(_started(run, plan, tuple(metrics.rows) if content else ()))
                 for message in filter(None, (note, *(() if content else parts.warnings))):
                     report(Warned(state.step, 1, message))
-                # ---- what a frozen encoder sees or makes, once for all epochs in which it is frozen
-                frozen = state.evaluated_epochs < parts.derived.frozen_epochs
-                cached = backbone_features(parts, model, report, stop) if frozen else None
+                # ---- what it trains with
                 known = any(row["event"] == ClosedForm.event for row in metrics.rows)  # before a stop at step 0
-                if cached and parts.derived.cached and not state.step and not known:
-                    report_closed_form(parts, cached, report, stop)
-                sentences = sentence_vectors(parts, model, report, stop)
-                # ---- model, optimiser and random state, as they were where the run goes on
-                training = build_training(parts, model, state, cached, report, stop, sentences)
-                if content:
-                    _restore(training, content)
+                training = make_ready(parts, plan.model, state, content, report, stop, compared=known)
                 # ---- the steps
                 save = Saver(run, plan, training, metrics, report, stop)
                 return train(replace(training, save=save), report, stop)
@@ -82,9 +55,13 @@ def go(plan: Plan, run: RunDir, note: str, show: Report, stop: Stop) -> RunEnded
             raise
 
 
+# Errors that leave what was saved as good as it was.
+_GOES_ON = DataError, EnvironmentProblem, NumericError, DistributedError
+
+
 def _name_what_is_saved(run: RunDir, saved: Status, state: TrainState, error: BaseException) -> None:
     """The error of a run that has saved ends in how to go on."""
-    if saved.checkpoint is None or not isinstance(error, DataError | EnvironmentProblem | NumericError):
+    if saved.checkpoint is None or not isinstance(error, _GOES_ON):
         return
     onward = f"go on there with clipcoco resume {run.words}"
     if isinstance(error, NumericError):  # the same steps would end in the same numbers
@@ -112,143 +89,6 @@ def _note_failure(run: RunDir, state: TrainState, error: BaseException) -> None:
             run.write_status(**status)
     with contextlib.suppress(OSError), open_to_append(run.log) as log:
         log.write(traceback.format_exc().encode("utf-8", "backslashreplace"))
-
-
-def _restore(training: Training, content: dict[str, Any]) -> None:
-    """Moments, scale, random state and the rate of the last step as they were: what is saved next tells of no stop."""
-    last, schedule = max(0, training.state.step - 1), training.schedule
-    rate = learning_rate(last, schedule.total_steps, schedule.warmup_steps, schedule.config.lr)
-    set_learning_rate(training.optimizer, rate)
-    try:
-        restore_moments(training.optimizer, content["optimizer"])
-        if content["scaler"]:  # of a run in float16
-            training.scaler.load_state_dict(content["scaler"])
-        torch.set_rng_state(content["rng"]["torch"])
-    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"the optimiser of this checkpoint does not fit its model: {error}") from error
-
-
-@dataclass(frozen=True)
-class Cached:
-    """A frozen backbone's features of both splits."""
-
-    train: Features
-    val: Features
-
-
-def backbone_features(parts: Parts, model: DualEncoder, report: Report, stop: Stop) -> Cached | None:
-    """What the frozen backbone sees in the training and the validation images, computed where it is not kept yet.
-
-    None when stopped meanwhile.
-    """
-    config, device, root = parts.config, parts.device, parts.config.data.folder
-    device.place(model).eval()
-    weights = weights_sha256(model.visual.trunk.state_dict())
-    cached = []
-    for table, training in ((parts.val_table, False), (parts.train_table, True)):
-        key = feature_key(config, weights, device, parts.source, training)
-        with encoding_in_memory("the backbone's features", device):
-            features = cache_features(
-                model.visual.features, key, table, root, parts.source, parts.workers, device, report, stop
-            )
-        if features is None:
-            return None
-        if not training:
-            refuse_unreadable(table, (~features.readable).nonzero()[0].tolist())
-        cached.append(features)
-    return Cached(val=cached[0], train=cached[1])
-
-
-def report_closed_form(parts: Parts, cached: Cached, report: Report, stop: Stop) -> None:
-    """What the features give without training, told before its first step; not when stopped meanwhile."""
-    began, data = time.monotonic(), parts.config.data
-    train = Inputs(data, parts.train_table, parts.tokens[0], parts.workers, cached.train)
-    val = Inputs(data, parts.val_table, parts.tokens[1], parts.workers, cached.val)
-    try:
-        table = closed_form(train, val, report, stop)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        report(Warned(0, 1, "the closed form is left out: it does not fit into the memory"))
-        return
-    if table is not None:
-        clock = {"seconds": time.monotonic() - began}
-        report(ClosedForm(0, 1, table.i2t, table.t2i, table.r1, table.rsum, clock))
-
-
-def sentence_vectors(parts: Parts, model: DualEncoder, report: Report, stop: Stop) -> list[Sentences] | None:
-    """What a frozen text encoder makes of the captions of train and val, computed where it is not kept yet.
-
-    None when the text tower is trained, or when stopped meanwhile.
-    """
-    if not isinstance(model.text, SentenceEncoder):
-        return None
-    device, encoder = parts.device, model.text.encoder
-    device.place(model).eval()
-    with encoding_in_memory("the sentence vectors", device):
-        weights, root = weights_sha256(encoder.state_dict()), parts.config.data.folder
-        return cache_sentences(encoder, weights, parts.tokens, root, device, report, stop)
-
-
-def build_training(
-    parts: Parts,
-    model: DualEncoder,
-    state: TrainState,
-    cached: Cached | None,
-    report: Report,
-    stop: Stop,
-    sentences: list[Sentences] | None = None,
-) -> Training:
-    """Model on its device, optimiser, loader and evaluation; saving comes with the run directory."""
-    config, derived, device = parts.config, parts.derived, parts.device
-    device.place(model)
-    if not derived.cached:  # augmentation does what dropped features do
-        model.visual.dropout.p = 0.0
-    train_tokens, val_tokens = parts.tokens
-    of_train, of_val = sentences or (None, None)
-    val = Inputs(config.data, parts.val_table, val_tokens, parts.workers, sentences=of_val)
-
-    def evaluate() -> tuple[float, RecallTable] | None:
-        frozen = cached is not None and state.evaluated_epochs < derived.frozen_epochs
-        inputs = replace(val, features=cached.val) if cached is not None and frozen else val
-        with encoding_in_memory("an evaluation", device):
-            embeddings = embed(model, inputs, device, report, stop)
-            if embeddings is None:
-                return None
-            ordered = in_order(embeddings, parts.val_table.order)
-            val_loss = validation_loss(ordered, parts.loss, config.train.batch_size, temperature(model))
-            return val_loss, recall_table(embeddings.images, embeddings.texts, embeddings.owners)
-
-    return Training(
-        model=model,
-        loss=parts.loss,
-        optimizer=build_optimizer(model, config.train.lr, config.train.weight_decay, derived.backbone_lr_scale),
-        scaler=device.scaler(),
-        device=device,
-        schedule=Schedule(
-            config=config.train,
-            seed=config.seed,
-            total_steps=derived.total_steps,
-            warmup_steps=derived.warmup_steps,
-            frozen_epochs=derived.frozen_epochs,
-            checkpoint_steps=config.checkpoint.every_steps,
-        ),
-        state=state,
-        loader=TrainingLoader(
-            config.data,
-            parts.train_table,
-            train_tokens,
-            config.train.batch_size,
-            config.seed,
-            parts.workers,
-            pin_memory=device.device.type == "cuda",
-            stop=stop,
-            sentences=of_train,
-        ),
-        features=cached.train if cached else None,
-        evaluate=evaluate,
-        save=lambda best, epoch: None,
-    )
 
 
 def _keep_status(run: RunDir, plan: Plan, event: Event) -> None:

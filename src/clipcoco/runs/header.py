@@ -28,15 +28,22 @@ def say_model(config: Config, parameters: int, origin: str) -> str:
     )
 
 
-def say_training(config: Config, derived: Derived) -> str:
+def say_training(config: Config, derived: Derived, micro_batch: int, processes: int) -> str:
     frozen = ""
     if derived.frozen_epochs:
         many = "all epochs" if derived.cached else say_count(derived.frozen_epochs, "epoch")
         frozen = f", backbone frozen for {many} ({derived.frozen_reason})"
         frozen += ", hence as train.cached says" * derived.cached
+    pieces = ""
+    if config.train.micro_batch_size == "auto":
+        pieces = f" in pieces of {micro_batch or 'what fits'}"
+    elif micro_batch < config.train.batch_size:
+        pieces = f" in pieces of {micro_batch}" + " with BatchNorm statistics of their own" * derived.normalised
+    if processes > 1:
+        pieces += f" on {processes} processes"
     return (
         f"{say_count(config.train.epochs, 'epoch')} x {say_count(derived.steps_per_epoch, 'step')} "
-        f"x {say_count(config.train.batch_size, 'image')}, "
+        f"x {say_count(config.train.batch_size, 'image')}{pieces}, "
         f"lr {config.train.lr:g}, seed {config.seed}{frozen}"
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from clipcoco.config.derive import Derived, as_cached, count_parameters, derive, fitting
+from clipcoco.config.derive import Derived, as_cached, count_parameters, derive, fitting, micro_batch
 from clipcoco.config.load import LoadedConfig
 from clipcoco.config.schema import Config
 from clipcoco.data.annotations import prepare_command
@@ -20,6 +20,7 @@ from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.data.workers import choose_workers
 from clipcoco.disk.files import need_room
 from clipcoco.engine.device import Device, choose_as_trained, choose_device
+from clipcoco.engine.distributed import ALONE, Group
 from clipcoco.engine.loss import LOSSES, Loss
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.sentence import read_tokenizer
@@ -43,6 +44,8 @@ class Parts:
     tokens: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]  # of the captions of train and val
     derived: Derived
     workers: int
+    micro_batch: int  # rows that pass the encoders at once; 0: as many as fit, which the first step finds out
+    group: Group
     warnings: tuple[str, ...]
     header: tuple[tuple[str, str], ...]  # (label, text) for a person
 
@@ -98,11 +101,13 @@ def read_parts(
     origin: str = "",
     source_like: str | None = None,
     frozen_epochs: int | None = None,
+    micro_batch_size: int = 0,
+    group: Group = ALONE,
 ) -> Parts:
     """Choose the device, then read the data and check it. `tokenizer` None trains one on the captions.
 
-    Of a run that goes on: `source_like` is where it read its images from, `precision` and `frozen_epochs` what was
-    resolved; on a device without that precision it goes on in float32.
+    Of a run that goes on: `source_like` is where it read its images from, `precision`, `frozen_epochs` and
+    `micro_batch_size` what was resolved; on a device without that precision it goes on in float32.
     To tell a person: `preset` is the one to prepare data for, `origin` where the weights are from.
     """
     get_them = prepare_command(config.data, preset)
@@ -120,6 +125,7 @@ def read_parts(
         derived = replace(derived, frozen_reason="as the run began")
     if derived.cached:
         config = as_cached(config, fitting(config.train.cached, derived.train_images))
+    rows = micro_batch(config.train, group.size, derived.normalised, micro_batch_size)
     if tokenizer is None and config.model.text.weights != "none":
         tokenizer = read_tokenizer(config.model.text)
     if tokenizer is None:
@@ -133,11 +139,12 @@ def read_parts(
         ("", f"clipcoco {__version__} · torch {torch.__version__} · {device.description}"),
         ("data", say_data(config, train_table, val_table, source, workers, why)),
         ("model", say_model(config, count_parameters(config.model, tokenizer.vocab_size), origin)),
-        ("train", say_training(config, derived)),
+        ("train", say_training(config, derived, rows, group.size)),
         *([("features", say_features(config, derived))] if derived.frozen_epochs else []),
         *([("captions", say_captions(config, sum(map(len, tokens))))] if config.model.text.caution else []),
     )
-    return Parts(config, device, train_table, val_table, source, tokenizer, tokens, derived, workers, warnings, header)
+    found = (config, device, train_table, val_table, source, tokenizer, tokens, derived, workers, rows, group)
+    return Parts(*found, warnings, header)
 
 
 def check_disk(runs_dir: Path, derived: Derived) -> None:

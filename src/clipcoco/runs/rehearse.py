@@ -18,8 +18,8 @@ from clipcoco.engine.evaluate import Inputs, embed
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.step import Training, start_epoch, train_step
 from clipcoco.events import Report, Warned
-from clipcoco.runs.go import build_training
 from clipcoco.runs.plan import Parts, Plan
+from clipcoco.runs.training import build_training
 
 
 def rehearse(plan: Plan, report: Report) -> dict[str, str]:

@@ -15,6 +15,7 @@ from clipcoco.data.readable import check_readable
 from clipcoco.disk.files import remove_leftovers
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import make_deterministic
+from clipcoco.engine.distributed import ALONE, Group
 from clipcoco.engine.model_file import open_model
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.trained_on import known_words, recorded
@@ -26,7 +27,7 @@ from clipcoco.runs.directory import RunDir
 from clipcoco.runs.names import Found
 from clipcoco.runs.plan import Plan, check_disk, read_parts
 from clipcoco.runs.saving import changed_since
-from clipcoco.runs.start import new_run, refuse_many_processes
+from clipcoco.runs.start import new_run
 
 # What a resume may change: nothing that would make it another experiment.
 CHANGEABLE = {
@@ -93,12 +94,11 @@ def open_saved(found: Found, changes: Sequence[str]) -> Iterator[Saved]:
         yield Saved(run, path, content, state, before, config, tuple(changes), changed, tuple(notes))
 
 
-def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report: Report) -> Plan:
+def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report: Report, group: Group = ALONE) -> Plan:
     """The run as it goes on; writes nothing but what it remembers of the pictures. All that can fail is checked.
 
     A checkpoint of no run goes on in a new one in `runs_dir`.
     """
-    refuse_many_processes()
     path, content, state = saved.path, saved.content, saved.state
     for note in saved.notes:
         report(Warned(state.step, 1, note))
@@ -110,7 +110,8 @@ def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report
             f"{path} holds weights but no {', '.join(sorted(missing))}. Train on from its weights: "
             f"clipcoco train --preset NAME --init {path}"
         )
-    # ---- device and data, as they were
+    # ---- device and data, as they were; a checkpoint of one process that says nothing of pieces took a batch at once
+    train = saved.config.train
     parts = read_parts(
         saved.config,
         device_name,
@@ -119,8 +120,10 @@ def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report
         origin=str(path),
         source_like=content["data"].get("source"),
         frozen_epochs=_frozen_epochs(state, saved.before.train, saved.config.train),
+        micro_batch_size=state.micro_batch_size or (0 if train.micro_batch_size == "auto" else train.batch_size),
+        group=group,
     )
-    state.frozen_epochs = parts.derived.frozen_epochs
+    state.frozen_epochs, state.micro_batch_size = parts.derived.frozen_epochs, parts.micro_batch
     state.check(parts.derived.steps_per_epoch, path)
     loaded, init = settings_after(saved.run, saved.config, saved.changes, path.stem)
     plan = Plan(
@@ -171,16 +174,23 @@ def resumed_run(saved: Saved, plan: Plan, runs_dir: Path) -> Iterator[tuple[RunD
     yield run, ""
 
 
+def _free(config: Config) -> set[str]:
+    """What a resume may change; where BatchNorm is trained, the size of a piece is part of the experiment."""
+    trained = config.model.vision.weights == "none" and config.train.frozen_epochs != "all"
+    return CHANGEABLE if trained else CHANGEABLE | {"train.micro_batch_size"}
+
+
 def _changed_settings(before: Config, after: Config) -> tuple[str, ...]:
     """Raises ConfigError for a setting that would change the meaning of the run."""
     old, new = flatten(before), flatten(after)
     # What is trained stands in `train`; beside it train.cached tells of nothing.
     changed = [key for key in new if old.get(key) != new[key] and key not in CACHED.values()]
+    free = _free(before)
     refused = [
         f"{key} can't change at a resume: {old[key]} -> {new[key]} (--set). "
         f"Start a new run from the weights: clipcoco train --init RUN"
         for key in changed
-        if key not in CHANGEABLE
+        if key not in free
     ]
     for own, cached in CACHED.items():
         if new[cached] not in (old[cached], new[own]):
@@ -214,7 +224,7 @@ def check_same(saved: Saved, loaded: LoadedConfig) -> None:
     if before.train.frozen_epochs == "all" and asked.train.frozen_epochs in ("auto", "all"):
         asked = as_cached(asked, before.train)
     old, new = flatten(before), flatten(asked)
-    free = {*CHANGEABLE, *CACHED.values()}
+    free = {*_free(before), *CACHED.values()}
     differing = sorted(key for key in new if key not in free and old[key] != new[key])
     if differing:
         raise ConfigError(

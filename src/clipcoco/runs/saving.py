@@ -8,6 +8,7 @@ import numpy
 import torch
 
 from clipcoco.config.load import to_plain
+from clipcoco.cores import processes
 from clipcoco.data.viewer import VIEW
 from clipcoco.data.vision import torchvision
 from clipcoco.engine import checkpoint
@@ -109,12 +110,13 @@ def versions_of(device: Device) -> dict[str, str]:
         "device": device.kind,
         "threads": str(torch.get_num_threads()),
         "view": str(VIEW),
+        "processes": str(processes()[1]),
     }
 
 
 def changed_versions(content: dict[str, Any], device: Device) -> list[str]:
     """`name old -> new` for each version that differs from the checkpoint's."""
-    old = {"view": "1"} | content.get("versions", {})  # the first view had no number
+    old = {"view": "1", "processes": "1"} | content.get("versions", {})  # what the first versions did not say
     return [f"{name} {old.get(name)} -> {new}" for name, new in versions_of(device).items() if old.get(name) != new]
 
 

@@ -1,6 +1,5 @@
 """A run begins: planned and checked first, then given its directory."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,13 +13,14 @@ from clipcoco.config.schema import CACHED, Config, ModelConfig
 from clipcoco.data.readable import check_readable
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import choose_device, make_deterministic
+from clipcoco.engine.distributed import ALONE, Group
 from clipcoco.engine.model import DualEncoder, build
 from clipcoco.engine.model_file import open_model
 from clipcoco.engine.sentence import SentenceEncoder, read_bert
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.trained_on import known_words, recorded
 from clipcoco.engine.weights import pretrained_backbone, read_weights
-from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError, DistributedError
+from clipcoco.errors import CheckpointError, ClipcocoError, ConfigError
 from clipcoco.events import Report
 from clipcoco.prepare.scenes import draw_scenes, to_be_drawn
 from clipcoco.runs.config_file import write_settings
@@ -32,7 +32,6 @@ def draw_missing_scenes(
     loaded: LoadedConfig, device_name: str | None, tell: Callable[[str], object] = lambda line: None
 ) -> None:
     """Draw the embedded data set where `to_be_drawn` says so, unless the run can't begin on this device anyway."""
-    refuse_many_processes()
     choose_device(device_name, loaded.config.train.precision)
     if to_be_drawn(loaded):
         tell(f"Drawing 6,500 scenes into {loaded.config.data.root}, once.")
@@ -47,12 +46,12 @@ def plan_run(
     device_name: str | None,
     init: Path | None,
     report: Report,
+    group: Group = ALONE,
 ) -> Plan:
     """A new run; writes nothing. All that can fail is checked, in the order of the exit codes.
 
-    Raises DistributedError, ConfigError, DataError, CheckpointError or EnvironmentProblem.
+    Raises ConfigError, DataError, CheckpointError or EnvironmentProblem.
     """
-    refuse_many_processes()
     if name is not None:
         check_name(runs_dir, name)
     # ---- settings: with --init the architecture comes with the weights
@@ -67,6 +66,7 @@ def plan_run(
         source.tokenizer if source else None,
         preset=loaded.chain[-1],
         origin=origin,
+        group=group,
     )
     loaded, config = _as_trained(loaded, parts.config), parts.config
     if not parts.derived.frozen_epochs:  # else the features tell, which are computed before the first step
@@ -91,7 +91,11 @@ def plan_run(
         loaded=loaded,
         parts=parts,
         model=model,
-        state=TrainState(precision=parts.device.precision, frozen_epochs=parts.derived.frozen_epochs),
+        state=TrainState(
+            precision=parts.device.precision,
+            frozen_epochs=parts.derived.frozen_epochs,
+            micro_batch_size=parts.micro_batch,
+        ),
         header=(*parts.header, *(("weights", f"{said}, SHA-256 {digest[:12]}") for digest in began.values())),
         began=began,
         init=origin,
@@ -149,16 +153,6 @@ def _take_checkpoint(run: RunDir, plan: Plan, content: dict[str, object]) -> Non
     best = evaluated and state.best_epoch == state.evaluated_epochs
     held = {**content, "config": to_plain(config)}
     checkpoint.save(run.checkpoints, held, best=best, epoch=None, keep=config.checkpoint.keep)
-
-
-def refuse_many_processes() -> None:
-    """Raise DistributedError where a launcher such as torchrun has started several: each would train the whole run."""
-    many = os.environ.get("WORLD_SIZE", "")
-    if many.isdecimal() and int(many) > 1:
-        raise DistributedError(
-            f"{many} processes were started, and each would train the same run by itself (WORLD_SIZE). "
-            f"Start one, without torchrun: training with several is not supported yet"
-        )
 
 
 def _with_model_of(loaded: LoadedConfig, other: Config, init: Path) -> LoadedConfig:

@@ -1,0 +1,280 @@
+"""One run on several processes, which talk by gloo: the same run, whatever happens to one of them."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipcoco.engine import checkpoint
+from conftest import LIGHT
+from harness import rows, until
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def started(clipcoco, size, *words, cwd, each=lambda rank: (), **more):
+    """The processes of a launcher: each is told who it is, and where they meet."""
+    port = str(free_port())
+    known = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **more.pop("env", {})}
+    return [
+        clipcoco.start(*words, *each(rank), cwd=cwd, env={**known, "RANK": str(rank)}, **more) for rank in range(size)
+    ]
+
+
+def finished(clipcoco, size, *words, **more):
+    return [process.wait() for process in started(clipcoco, size, *words, **more)]
+
+
+# Six epochs of three steps; BatchNorm sees 4 images of 2 x 2 places in its last layers.
+TRAIN = ("train", "--preset", "demo", *LIGHT, "data.image_size=64", "train.batch_size=16", "train.micro_batch_size=4")
+TRAIN = (*TRAIN, "train.epochs=6", "train.lr=1e-4", "train.warmup_steps=0")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+def step_losses(run):
+    return [row["loss"] for row in rows(run) if row["event"] == "step"]
+
+
+@pytest.fixture(scope="module")
+def calm(clipcoco, scenes, folder) -> Path:
+    """On one process, without a stop."""
+    clipcoco(*TRAIN, f"data.root={scenes}", "--name", "calm", cwd=folder).ok()
+    return folder / "runs/calm"
+
+
+@pytest.mark.parametrize("steps", [4, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+def test_gradients_and_losses_are_those_of_one_process(clipcoco, scenes, tmp_path, steps):
+    env = {"ROOT": str(scenes), "FOUND": str(tmp_path), "STEPS": str(steps)}
+    for size in (1, 2, 4):
+        for process in started(clipcoco, size, cwd=tmp_path, env=env, prelude="import ranks; ranks.main()"):
+            assert process.wait(1200).code == 0, process.stderr
+    one = torch.load(tmp_path / "1-0.pt")
+    for size in (2, 4):
+        found = [torch.load(tmp_path / f"{size}-{rank}.pt") for rank in range(size)]
+        for kind, limit in (("float64", 1e-9), ("float32", 1e-5)):
+            shares = [[ids for _, _, ids in each[kind]] for each in found]
+            assert [[*itertools.chain(*ids)] for ids in zip(*shares, strict=True)] == [ids for _, _, ids in one[kind]]
+            for each in found:
+                losses, norms, _ = zip(*each[kind], strict=True)
+                of_losses, of_norms, _ = zip(*one[kind], strict=True)
+                torch.testing.assert_close(torch.tensor(losses), torch.tensor(of_losses), rtol=limit, atol=0)
+                torch.testing.assert_close(torch.tensor(norms), torch.tensor(of_norms), rtol=limit, atol=0)
+        for each in found:
+            for name, gradient in one["gradient"].items():
+                assert (each["gradient"][name] - gradient).abs().max() <= 1e-9 * gradient.abs().max(), name
+            norm, moved = each["skipped"]
+            assert norm == float("inf")
+            assert not moved, "what is not finite on one process is skipped by all"
+            for ours, theirs in zip(each["embeddings"], one["embeddings"], strict=True):
+                assert torch.equal(ours, theirs), "to the bit, and so every recall to the digit"
+            assert each["features"] == one["features"]
+
+
+def test_two_processes_train_the_run_of_one_and_the_first_alone_speaks(clipcoco, scenes, folder, calm):
+    first, second = finished(clipcoco, 2, *TRAIN, f"data.root={scenes}", "--name", "two", cwd=folder)
+    run = folder / "runs/two"
+    assert (first.ok().code, second.code) == (0, 0)
+    assert "16 images in pieces of 4 with BatchNorm statistics of their own on 2 processes" in first.stderr
+    assert second.stdout + second.stderr == ""
+    assert "Evaluated(step=3" in (run / "log.1.txt").read_text()
+    for ours, theirs in zip(step_losses(run)[:10], step_losses(calm)[:10], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("finished", 0)
+
+
+def stop_after(run, step, processes, rank=0):
+    """SIGTERM to one of them alone, once the first has noted that step."""
+    until(lambda: len(step_losses(run)) >= step, processes[0])
+    processes[rank].signal(signal.SIGTERM)
+    return [process.wait().code for process in processes]
+
+
+def test_a_run_goes_on_with_another_number_of_processes(clipcoco, scenes, folder, calm):
+    """SIGTERM to the second of two, then one alone, then four: a quarter of the batch is a piece."""
+    run = folder / "runs/changing"
+    two = started(clipcoco, 2, *TRAIN, f"data.root={scenes}", "--name", "changing", cwd=folder)
+    assert stop_after(run, 2, two, rank=1) == [75, 75]
+    assert json.loads((run / "status.json").read_text())["reason"] == "SIGTERM"
+    assert "Go on with: clipcoco resume changing" in two[0].stderr
+    one = [clipcoco.start("resume", "changing", cwd=folder)]
+    assert stop_after(run, 5, one) == [75]
+    assert "processes 2 -> 1" in one[0].stderr
+    four = finished(clipcoco, 4, "resume", "changing", cwd=folder)
+    assert [done.code for done in four] == [0, 0, 0, 0], four[0].stderr
+    assert "processes 1 -> 4" in four[0].stderr
+    for ours, theirs in zip(step_losses(run)[:10], step_losses(calm)[:10], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    assert len(step_losses(run)) == 18
+    again = finished(clipcoco, 2, "resume", "changing", cwd=folder)
+    assert [done.code for done in again] == [0, 0]
+    assert "is finished" in again[0].stderr
+    eight = finished(clipcoco, 8, "resume", "changing", "train.epochs=7", cwd=folder)
+    assert [done.code for done in eight] == [2] * 8
+    assert "pieces of 4 leave a remainder of a batch of 16 that 8 processes share equally" in eight[0].stderr
+
+
+def test_a_killed_process_ends_the_others_in_one_line(clipcoco, scenes, folder):
+    run = folder / "runs/killed"
+    going = started(clipcoco, 2, *TRAIN, f"data.root={scenes}", "train.epochs=50", "--name", "killed", cwd=folder)
+    until(lambda: len(step_losses(run)) >= 8, going[0])
+    going[1].signal(signal.SIGKILL)
+    first = going[0].wait(60)
+    status = json.loads((run / "status.json").read_text())
+    assert (first.code, status["state"], status["exit_code"]) == (7, "failed", 7)
+    assert first.stderr.count("error: ") == 1
+    assert "error: process 1 of 2 is gone, or answers no more (RANK)" in first.stderr
+    assert f"Step {status['step']} is saved, go on there with clipcoco resume killed" in first.stderr
+    assert checkpoint.load(run / "checkpoints/last.pt")["state"]["step"] == status["step"] >= 8
+
+
+def test_where_the_first_process_is_killed_another_says_so(clipcoco, scenes, folder):
+    run = folder / "runs/headless"
+    going = started(clipcoco, 3, *TRAIN, f"data.root={scenes}", "train.batch_size=24", "--name", "headless", cwd=folder)
+    until(lambda: (run / "checkpoints/last.pt").exists(), going[0])
+    going[0].signal(signal.SIGKILL)
+    others = [process.wait(60) for process in going[1:]]
+    assert [done.code for done in others] == [7, 7]
+    assert "error: process 0 of 3 is gone" in others[0].stderr
+    assert "error: " not in others[1].stderr
+    clipcoco("resume", "headless", cwd=folder).ok()
+
+
+def test_a_process_that_hangs_is_waited_for_only_so_long(clipcoco, scenes, folder):
+    run, words = folder / "runs/hung", (*TRAIN, f"data.root={scenes}", "--name", "hung")
+    going = started(clipcoco, 2, *words, "train.epochs=50", cwd=folder, env={"CLIPCOCO_TIMEOUT": "3"})
+    until(lambda: len(step_losses(run)) >= 2, going[0])
+    going[1].signal(signal.SIGSTOP)
+    first = going[0].wait(60)
+    going[1].signal(signal.SIGKILL)
+    assert first.code == 7
+    assert "error: process 1 of 2 is gone, or answers no more" in first.stderr
+
+
+def test_an_error_on_one_process_is_told_once_with_its_own_exit_code(clipcoco, scenes, folder, tmp_path):
+    """More unreadable images than would be replaced: the process that finds the last of them ends all."""
+    root = tmp_path / "data"
+    shutil.copytree(scenes, root)
+    images = sorted((root / "train2017").iterdir())
+    for image in images[:1]:
+        image.write_bytes(b"no image")
+    first, second = finished(clipcoco, 2, *TRAIN, f"data.root={root}", "--name", "one-bad", cwd=folder)
+    replaced = [row for row in rows(folder / "runs/one-bad") if row["event"] == "replaced"]
+    assert (first.ok().code, second.code, len(replaced)) == (0, 0, 1)
+    for image in images[:20]:
+        image.write_bytes(b"no image")
+    first, second = finished(clipcoco, 2, *TRAIN, f"data.root={root}", "--name", "bad", cwd=folder)
+    assert (first.code, second.code, second.stderr) == (3, 3, "")
+    assert first.stderr.count("error: ") == 1
+    assert "training images can't be read" in first.stderr
+
+
+def test_processes_that_were_asked_for_different_things_end_at_once(clipcoco, scenes, folder, tmp_path):
+    def other_rate(rank):
+        return ("train.lr=2e-4",) if rank else ()
+
+    words = (*TRAIN, f"data.root={scenes}", "--name", "different")
+    first, second = finished(clipcoco, 2, *words, cwd=folder, each=other_rate)
+    assert (first.code, second.code, second.stderr) == (2, 2, "")
+    assert "error: process 1 has another train.lr than process 0: 0.0002, not 0.0001 (RANK)" in first.stderr
+    assert not (folder / "runs/different").exists()
+    # ---- and where each has a disk of its own, and they are not alike
+    for rank in (0, 1):
+        shutil.copytree(scenes, tmp_path / str(rank) / "data")
+    captions = tmp_path / "1/data/annotations/captions_train2017.json"
+    content = json.loads(captions.read_text())
+    content["annotations"][0]["caption"] = "something else"
+    captions.write_text(json.dumps(content))
+    port = str(free_port())
+    known = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    going = [
+        clipcoco.start(*TRAIN, "data.root=data", cwd=tmp_path / str(rank), env={**known, "RANK": str(rank)})
+        for rank in (0, 1)
+    ]
+    first, second = (process.wait() for process in going)
+    assert (first.code, second.code) == (2, 2)
+    assert "process 1 has another training images than process 0" in first.stderr
+
+
+def test_a_full_disk_ends_all_processes(clipcoco, scenes, small_disk):
+    words = (*TRAIN, f"data.root={scenes}", "--runs-dir", small_disk, "--name", "no-room")
+    first, second = finished(clipcoco, 2, *words, cwd=small_disk.parent)
+    assert (first.code, second.code, second.stderr) == (5, 5, "")
+
+
+@pytest.mark.parametrize(
+    ("env", "why"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1"}, "MASTER_PORT"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "PORT"}, "EADDRINUSE"),
+    ],
+)
+def test_processes_that_can_not_meet_say_why(clipcoco, scenes, folder, env, why):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        env = {name: value.replace("PORT", str(taken.getsockname()[1])) for name, value in env.items()}
+        done = clipcoco(*TRAIN, f"data.root={scenes}", cwd=folder, env={**env, "CLIPCOCO_TIMEOUT": "3"})
+    assert done.code == 5
+    if env.get("RANK") != "1":
+        assert done.stderr.startswith("error: 2 processes can't meet: ")
+        assert why in done.stderr
+
+
+def test_several_processes_are_refused_where_one_is_meant(clipcoco, scenes, folder):
+    env = {"WORLD_SIZE": "2", "RANK": "0"}
+    done = clipcoco(*TRAIN, f"data.root={scenes}", "--dry-run", cwd=folder, env=env)
+    assert (done.code, done.stderr.count("\n")) == (7, 1)
+    assert "2 processes were started, and --dry-run is for one" in done.stderr
+    second = clipcoco("inspect-config", "demo", cwd=folder, env={"WORLD_SIZE": "2", "RANK": "1"}).ok()
+    assert second.stdout == second.stderr == ""
+
+
+def test_torchrun_restarts_a_run_that_lost_a_process_to_the_same_weights(scenes, folder, calm):
+    """The launcher itself: it ends the others, starts all again, and they resume."""
+    words = [*TRAIN, f"data.root={scenes}", "checkpoint.every_steps=4", "--name", "elastic", "--or-resume", "--plain"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "3"]
+    run = folder / "runs/elastic"
+    going = subprocess.Popen(
+        [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "clipcoco", *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    until(lambda: len(step_losses(run)) >= 9, going)
+    # of the children the one that is not first: its environment says so
+    for process in Path("/proc").iterdir():
+        try:
+            if "RANK=1" in (process / "environ").read_text().split("\0") and process.joinpath(
+                "stat"
+            ).read_text().split()[3] == str(going.pid):
+                os.kill(int(process.name), signal.SIGKILL)
+        except (OSError, ValueError):
+            continue
+    _, stderr = going.communicate(timeout=300)
+    assert going.returncode == 0, stderr
+    assert "process 1 of 2 is gone" in stderr
+    assert "Finished: 18 steps" in stderr
+    two = checkpoint.load(folder / "runs/two/checkpoints/last.pt")["model"]
+    assert checkpoint.weights_sha256(
+        checkpoint.load(run / "checkpoints/last.pt")["model"]
+    ) == checkpoint.weights_sha256(two)
