@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
-from clipcoco.console.terminal import hanging
+from clipcoco.console.terminal import wrapped
 
 FOLDER = Path(__file__).with_suffix("")
 COLUMNS = 88
@@ -118,7 +118,7 @@ def shape(text: str) -> set[str]:
 def draw(name: str, text: str) -> str:
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     for line in picked(text):
-        console.print(hanging(Text.from_ansi(line), console))
+        console.print(wrapped(Text.from_ansi(line), COLUMNS))
     console.print()
     return console.export_svg(title=COMMANDS[name], theme=THEME, code_format=FORMAT, unique_id=name)
 

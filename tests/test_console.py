@@ -1,5 +1,6 @@
 """What a person sees: in a real pseudo-terminal read by a terminal emulator, in a pipe, and in the log."""
 
+import io
 import os
 import re
 import subprocess
@@ -9,10 +10,13 @@ from types import SimpleNamespace
 from typing import Self
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
 from clipcoco.console import (
     RunConsole,
     open_terminal,
+    panel,
     printable,
     recall_tables,
     say_bytes,
@@ -20,6 +24,7 @@ from clipcoco.console import (
     say_seconds,
     summary_rows,
     table,
+    wrapped,
 )
 from clipcoco.events import Progress
 from screen import COLOURS, Screen
@@ -212,6 +217,47 @@ def test_the_panel_fits_a_narrow_and_low_terminal(tmp_path: Path) -> None:
         assert all(len(line) == 62 for line in rows)
         assert any("chance    3.466    0.20      0.20      0.20" in line for line in rows)
         assert "Go on with: clipcoco resume demo-1" in terminal.go_on()
+
+
+@pytest.mark.parametrize("width", [80, 60, 50])
+def test_a_panel_cuts_the_name_not_the_time_and_shows_the_page_whole(width: int) -> None:
+    recalls = {"r1": 1.0, "r5": 2.0, "r10": 3.0}
+    step = {"loss": 1.2, "lr": 1e-3, "temperature": 0.07, "clock": {"images_per_second": 33.0, "data_wait": 0.01}}
+    page = "runs/small-20261124-021502/report.html"
+    view = panel.View(
+        *("small-20261124-021502", "epoch 2 of 4 · 1 min 22 s", "Ctrl-C saves and stops", page, 10, 20, "3 min left"),
+        *([3.0, 1.2], 4.1, {"i2t": recalls, "t2i": recalls}, None, step, []),
+    )
+    console = Console(width=width, file=io.StringIO())
+    console.print(panel.draw(view, width, 40))
+    lines = console.file.getvalue().splitlines()
+    assert {len(line) for line in lines} == {width}
+    assert lines[0].startswith("╭─ small-2")
+    assert re.search(r"[0-9…] · epoch 2 of 4 · 1 min 22 s ─+╮$", lines[0])
+    assert f"page {page}" in (lines[-1] if width == 80 else lines[3])
+    assert "Ctrl-C saves and stops" in lines[-1]
+    for figure in ("chance +4.100", "lr +1.0e-03", "speed +33 images/s", "waiting for data +1 %", "temp +0.070"):
+        assert any(re.search(figure, line) for line in lines), figure  # on one line
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("error: no file. Get it: clipcoco prepare-data --root 'a b, c d', or use yours: --set data.root=DIR", 3),
+        ("  a sentence of which the end, at 40 columns, is on the second line", 2),
+        ("03:19:23 eval epoch 1 R@1 2.50 i2t 4.17/8.33/20.83", 2),
+        ("名" * 30, 1),
+        ("", 1),
+    ],
+)
+def test_lines_are_broken_between_words_alone(line: str, shown: int) -> None:
+    lines = wrapped(Text(line), 40).plain.split("\n")
+    assert len(lines) == shown
+    assert " ".join(part.strip() for part in lines) == line.strip()
+    assert all(len(part) <= 40 or "clipcoco" in part or " " not in part for part in lines)
+    assert all("clipcoco" not in part or part.endswith("'a b, c d',") for part in lines)
+    indent = {"0": 9, " ": 2}.get(line[:1], 0)
+    assert all(part.startswith(" " * indent) for part in lines[1:])
 
 
 def test_below_60_columns_lines_not_a_panel(tmp_path: Path) -> None:

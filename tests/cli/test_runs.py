@@ -263,7 +263,8 @@ def test_runs_of_older_versions_have_intervals_that_overlap_or_do_not(clipcoco, 
     lines = lines_of(clipcoco, tmp_path, "one", "other")
     assert "  i2t R@1    10.00 ±  1.0   11.50 ±  1.0   +1.50  intervals overlap" in lines
     assert "  mean R@1   10.50 ±  0.5   12.00 ±  0.5   +1.50  intervals do not overlap" in lines
-    assert "B has no hits by image, which pair the runs. Measure it again: clipcoco" in lines[-2]
+    assert "B has no hits by image, which pair the runs. Measure it again:" in lines[-2]
+    assert lines[-1] == "  clipcoco report other"
     assert not any("noise" in line for line in lines)
     narrow = lines_of(clipcoco, tmp_path, "one", "other", columns=50)
     assert "  mean R@1   10.50   12.00   +1.50  apart" in narrow

@@ -233,12 +233,12 @@ def test_paths_are_as_they_are_for_a_program_and_escaped_for_a_person(clipcoco, 
 
 
 def test_a_terminal_gets_links_and_captions_cut_to_its_width(clipcoco, work, scenes):
-    terminal = Terminal(clipcoco, "search", "a red square", cwd=work, columns=60)
+    terminal = Terminal(clipcoco, "search", "a red square", cwd=work)
     assert terminal.wait() == 0
     hits = [line for line in terminal.text().splitlines() if ".jpg  " in line]
     assert len(hits) == 5
     assert any(line.endswith("…") for line in hits)
-    assert all(len(line) <= 60 for line in hits)
+    assert all(len(line) <= 80 for line in hits)
     for hit in hits:
         assert (scenes / "val2017" / hit.split()[2]).as_uri().encode() + b"\x1b\\" in terminal.written
     assert (work / "runs/first/search/a-red-square.html").as_uri().encode() in terminal.written

@@ -59,7 +59,7 @@ def test_an_ascii_terminal_gets_a_panel_in_ascii(clipcoco, scenes, tmp_path):
     assert "image -> text" in terminal.text()
 
 
-@pytest.mark.parametrize("changes", [{"columns": 50}, {"CI": "true"}, {"TERM": "dumb", "FORCE_COLOR": "1"}])
+@pytest.mark.parametrize("changes", [{"CI": "true"}, {"TERM": "dumb", "FORCE_COLOR": "1"}])
 def test_plain_lines_where_nothing_may_move(clipcoco, scenes, tmp_path, changes):
     words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "--name", "run", "train.epochs=1"]
     terminal = Terminal(clipcoco, *words, cwd=tmp_path, **changes)
@@ -67,6 +67,78 @@ def test_plain_lines_where_nothing_may_move(clipcoco, scenes, tmp_path, changes)
     assert "saved checkpoints/last.pt" in terminal.text()
     assert "╭" not in terminal.text()
     assert set(re.findall(rb"\x1b\[[0-9;?]*([A-Za-z])", terminal.written)) <= (set() if "TERM" in changes else {b"m"})
+
+
+@pytest.fixture(scope="module")
+def narrow(clipcoco, scenes, tmp_path_factory) -> tuple[Path, Terminal]:
+    """A run that was trained on a terminal of 40 columns, and that terminal."""
+    folder = tmp_path_factory.mktemp("narrow")
+    words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "--name", "a-run-with-a-long-name"]
+    terminal = Terminal(clipcoco, *words, "train.epochs=1", cwd=folder, columns=40)
+    assert terminal.wait() == 0
+    return folder, terminal
+
+
+def lines_of(terminal: Terminal, columns: int) -> list[str]:
+    """What was written, line by line, as it can be copied; longer than the terminal is only what has no gap."""
+    lines = re.sub(rb"\x1b(\[[0-9;?]*[A-Za-z]|\]8;[^\x1b]*\x1b\\)", b"", terminal.written).decode().split("\r\n")
+    for line in lines:
+        assert len(line) <= columns or re.fullmatch(r" *(clipcoco [^.,;]*[.,;]?|[a-z_]+: \S+|\S+)", line), line
+    return lines
+
+
+def test_a_run_on_a_narrow_terminal(clipcoco, narrow):
+    folder, terminal = narrow
+    lines = lines_of(terminal, 40)
+    [search, *_] = clipcoco("runs", "a-run-with-a-long-name", "--json", cwd=folder).json["next"][-1:]
+    assert search.startswith("clipcoco search ")
+    assert len(search) > 40
+    assert f"    {search}" in lines
+    assert any(re.fullmatch(r"\d\d:\d\d:\d\d step 1/6 epoch 1/1 loss \d\.\d{3}", line) for line in lines)
+    assert any("saved checkpoints/last.pt" in line for line in lines)
+    assert "╭" not in terminal.text()
+    assert set(re.findall(rb"\x1b\[[0-9;?]*([A-Za-z])", terminal.written)) <= {b"m"}
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+def test_recalls_on_a_narrow_terminal_are_those_of_a_wide_one(clipcoco, narrow, columns):
+    own = clipcoco("eval", "--json", cwd=narrow[0]).json["protocols"]["own"]
+    terminal = Terminal(clipcoco, "eval", cwd=narrow[0], columns=columns)
+    assert terminal.wait() == 0
+    lines = lines_of(terminal, columns)
+    head = next(number for number, line in enumerate(lines) if line.split() == ["R@1", "R@5", "R@10"])
+    for way, name, row in (("i2t", "image -> text", lines[head + 1]), ("t2i", "text -> image", lines[head + 3])):
+        assert row.startswith(f"  {name} ")
+        ends = [lines[head].index(title) + len(title) for title in ("R@1", "R@5", "R@10")]
+        assert [row[end - 6 : end].strip() for end in ends] == [f"{own[way][key]:.2f}" for key in ("r1", "r5", "r10")]
+        assert f"{name} {own[way]['median_rank']:g}" in " ".join(" ".join(lines).split())
+    assert lines[head + 2].split()[0] == lines[head + 4].split()[0] == "±"
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+@pytest.mark.parametrize(
+    "command",
+    ["runs", "runs a-run", "runs a-run a-run", "env", "search red -k 2", "train small", "prepare-data --all --dry-run"],
+)
+def test_what_people_copy_is_whole_on_a_narrow_terminal(clipcoco, narrow, columns, command):
+    words = command.split()
+    terminal = Terminal(clipcoco, *words, cwd=narrow[0], columns=columns)
+    assert terminal.wait() == (3 if words[0] == "train" else 0)
+    lines = lines_of(terminal, columns)
+    whole = clipcoco(*words, cwd=narrow[0])
+    copied = r"clipcoco [a-z-]+(?: [^\s(,]+)*(?<![.:])|\S+/\S+/\S*[^\s,.:…]"  # a command, a path that is not cut
+    pieces = set(re.findall(copied, whole.stdout + whole.stderr))
+    assert pieces - {piece for piece in pieces if any(piece in line for line in lines)} == set()
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+def test_a_configuration_copied_from_a_narrow_terminal_is_the_same(clipcoco, tmp_path, columns):
+    words = ["inspect-config", "medium", "data.root=/a/folder/with/a/path/that/is/long"]
+    terminal = Terminal(clipcoco, *words, cwd=tmp_path, columns=columns)
+    assert terminal.wait() == 0
+    (tmp_path / "mine.yaml").write_text("\n".join(lines_of(terminal, columns)))
+    copied, ours = (clipcoco(*one, "--json", cwd=tmp_path).json for one in (["inspect-config", "mine.yaml"], words))
+    assert copied["config"] == ours["config"]
 
 
 @pytest.mark.parametrize(

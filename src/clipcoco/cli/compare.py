@@ -1,6 +1,5 @@
 """`clipcoco runs A B`: what `clipcoco.report.comparison` finds, in lines or as JSON; more runs in a page."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ from rich.text import Text
 
 from clipcoco.cli.options import print_json
 from clipcoco.config.text import shown
-from clipcoco.console import Terminal, printable, say_half, show, summary_rows, table
+from clipcoco.console import Terminal, printable, say_half, show, summary_rows, table, table_or_blocks, wrapped
 from clipcoco.errors import ConfigError, ExitCode
 from clipcoco.report.comparison import CUTOFFS, DIRECTIONS, Comparison, Row, between
 from clipcoco.runs.directory import RunDir
@@ -86,50 +85,52 @@ def _lines(runs: list[Standing], found: Comparison, width: int) -> list[str | Te
         values = [
             [printable(shown(value)) for value in of_one] for of_one in zip(*found.settings.values(), strict=True)
         ]
-        lines += table({"setting": list(found.settings), "A": values[0], "B": values[1]}, width, cut={"A": 6, "B": 6})
+        lines += table_or_blocks({"setting": list(found.settings), "A": values[0], "B": values[1]}, width)
     elif not found.unread:
         lines.append("  No setting differs.")
     lines.append("")
     if found.rows:
-        for cuts in range(4):  # where `width` does not suffice, names become short, then words, then intervals go
-            rows = table(_columns(found, long_names=cuts < 1, long_words=cuts < 2, intervals=cuts < 3), width)
+        for cuts in range(5):
+            rows = table(_columns(found, cuts), width)
             if max(row.cell_len for row in rows) <= width:
                 break
         lines += [*rows, ""]
         if any(row.beyond is not None for row in found.rows):
             holds = "within the noise: the 95 % interval of B - A, on the same images for both, holds 0."
-            lines += indented(holds, width) + indented(
-                "Another seed moves recall too, and it does not hold that.", width
-            )
+            lines += indented(holds, width)
+            lines += indented("Another seed moves recall too, and it does not hold that.", width)
     said = [*found.notes, *(f"{text}." for text in found.obstacles)]
     if found.obstacles:
         said.append("So these recalls do not compare.")
     return lines + [line for text in said for line in indented(text, width)]
 
 
-def indented(text: str, width: int) -> list[str]:
-    """A sentence in lines of at most `width` columns."""
-    return textwrap.wrap(printable(text), max(width, 20), initial_indent="  ", subsequent_indent="  ")
+def indented(text: str, width: int) -> list[Text]:
+    """A sentence in lines of at most `width` columns, as far as its commands and paths allow."""
+    return [*wrapped(Text(f"  {printable(text)}"), width).split("\n")]
 
 
-def _columns(found: Comparison, long_names: bool, long_words: bool, intervals: bool) -> dict[str, list[str]]:
+def _columns(found: Comparison, cuts: int) -> dict[str, list[str]]:
+    """Where the width does not suffice, names become short, then words, then intervals go, then the R@ of names."""
     of_difference = [row.difference_interval for row in found.rows]
-    halves = intervals and not any(of_difference)
+    halves = cuts < 3 and not any(of_difference)
 
     def value(recall: float, interval: tuple[float, float] | None) -> str:
         return f"{recall:6.2f}" + (f" ± {say_half(interval):>4}" if interval and halves else "")
 
+    names = [f"{DIRECTIONS[row.direction] if cuts < 1 else row.direction} {CUTOFFS[row.metric]}" for row in found.rows]
     columns = {
-        "": [
-            f"{DIRECTIONS[row.direction] if long_names else row.direction} {CUTOFFS[row.metric]}" for row in found.rows
-        ],
+        "" if cuts < 4 else "R@": names if cuts < 4 else [name.replace("R@", "") for name in names],
         "     A": [value(row.a, row.a_interval) for row in found.rows],
         "     B": [value(row.b, row.b_interval) for row in found.rows],
         " B - A": [f"{row.b - row.a:+6.2f}" for row in found.rows],
     }
-    if intervals and any(of_difference):
+    if cuts < 3 and any(of_difference):
         columns["95 % interval"] = [f"[{one[0]:+.2f}, {one[1]:+.2f}]" if one else "" for one in of_difference]
-    return columns if found.obstacles else {**columns, " ": [_judgement(row, long_words) for row in found.rows]}
+    if found.obstacles:
+        return columns
+    head = " " if cuts < 2 else "noise" if any(row.beyond is not None for row in found.rows) else "±"
+    return {**columns, head: [_judgement(row, long=cuts < 2) for row in found.rows]}
 
 
 def _judgement(row: Row, long: bool) -> str:

@@ -187,5 +187,5 @@ def _show(evaluation: "Evaluation", protocols: tuple[str, ...], json_: bool) -> 
         show(terminal.err, f"warning: trained on {result['trained_on']}, measured on {result['source']}", "")
     _say_learnt_from(result, terminal)
     notes = say_seconds(result["seconds"]), result["caution"]
-    show(terminal.out, *recall_tables(result["split"], result["protocols"], *notes))
+    show(terminal.out, *recall_tables(result["split"], result["protocols"], *notes, width=terminal.out.width))
     return ExitCode.OK

@@ -2,6 +2,10 @@
 
 import contextlib
 import os
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -70,8 +74,18 @@ def inspect_config(
         f"{derived.parameters / 1e6:.1f} M parameters and {say_bytes(derived.checkpoint_bytes)} a checkpoint at most, "
         f"{derived.checkpoints_kept} kept",
     ]
-    show(terminal.out, EDITORS, *dump(loaded, lines, diff=diff).splitlines())
+    width = terminal.out.width if sys.stdout.isatty() else sys.maxsize
+    show(terminal.out, *_narrow([EDITORS, *dump(loaded, lines, diff=diff).splitlines()], width), whole=True)
     return ExitCode.OK
+
+
+def _narrow(lines: list[str], width: int) -> Iterator[str]:
+    """Comments move nearer, or below their values, where lines are too long: what is copied is valid still."""
+    for line in lines:
+        value, *comment = re.split(r" +(?=# )", line, maxsplit=1) if len(line) > width and line[0] != "#" else [line]
+        nearer = " ".join((value, *comment))
+        for part in [nearer] if len(nearer) <= width else [value, *comment]:
+            yield from textwrap.wrap(part, width, subsequent_indent="# ") if part[0] == "#" else [part]
 
 
 def _steps(derived: Derived) -> str:

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from clipcoco.cli.compare import indented, whole_run
 from clipcoco.cli.options import print_json
-from clipcoco.console import Terminal, printable, recall_tables, say_bytes, show, summary_rows, table
+from clipcoco.console import Terminal, printable, recall_tables, say_bytes, show, summary_rows, table_or_blocks
 from clipcoco.errors import ExitCode
 from clipcoco.report.settings import Settings, read_settings
 from clipcoco.report.verdict import Verdict, read_verdict
@@ -44,7 +44,9 @@ def show_run(terminal: Terminal, runs_dir: Path, words: str, json_: bool) -> int
     lines += [line for text in (verdict.title, *verdict.reasons) if text for line in indented(text, width)]
     lines += ["", *_settings(settings, width), ""]
     lines += summary_rows([(name, f"{run.path / name}, {say_bytes(size)}") for name, size in files.items()])
-    lines += ["", *(line for why, command in commands for line in (*indented(f"{why}:", width), f"    {command}"))]
+    lines.append("")
+    for why, command in commands:
+        lines += [*indented(why if why.endswith("?") else f"{why}:", width), f"    {command}"]
     show(terminal.out, *lines)
     return ExitCode.OK
 
@@ -56,7 +58,7 @@ def _recalls(run: RunDir, one: Standing, width: int) -> Sequence[str | Text]:
         own, folds = record.result.protocols["own"], record.result.protocols.get("1k")
         protocols = {"own": own.to_plain()} | ({"1k": folds.to_plain()} if folds else {})
         best = f"epoch {one.best_epoch}" if one.best_epoch else None
-        return [*recall_tables(record.result.split, protocols, best, record.result.caution)]
+        return [*recall_tables(record.result.split, protocols, best, record.result.caution, width=width)]
     if one.r1 is None:
         return indented("It was never evaluated.", width)
     why = why_not or "it is of an earlier checkpoint"
@@ -74,7 +76,7 @@ def _settings(settings: Settings, width: int) -> Sequence[str | Text]:
         "this run": [printable(at.value) for at in settings.differing],
         settings.preset: [printable(at.preset) for at in settings.differing],
     }
-    return [*said, *table(columns, width, cut={"this run": 6, settings.preset: 6})]
+    return [*said, *table_or_blocks(columns, width)]
 
 
 def _files(run: RunDir) -> dict[str, int]:

@@ -103,7 +103,7 @@ def table_of(standings: Sequence["Standing"], width: int, now: float) -> list[Te
         about += f", {galleries.pop():,} images to search" + (" where known" if None in of_recalls else "")
         lines[1].highlight_regex(rf"(?<=\s){standings[0].r1:.2f}(?=[\s*]|$)", "green")
     notes = [about, *(f"*: {printable(caution)}" for caution in cautions)]
-    return [*lines, Text(), *(Text(line, "dim") for note in notes for line in indented(note, width))]
+    return [*lines, Text(), *(Text(line.plain, "dim") for note in notes for line in indented(note, width))]
 
 
 def _say_state(one: "Standing") -> str:

@@ -53,7 +53,7 @@ Folder = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="All pictures below this folder, not the run's.", callback=expanded_path),
 ]
-FEWEST = 12  # columns that a caption is worth showing in
+FEWEST = 40  # columns that a caption is worth being cut to
 
 
 def search(
@@ -266,21 +266,21 @@ def _plain(result: "Answer", run: str | None, model: str, page: Path | None) -> 
 
 
 def _rows(console: Console, hits: tuple["Hit", ...]) -> list[Text]:
-    """A line a hit; on a terminal no longer than it is wide, elsewhere whole."""
+    """A line a hit, its caption cut on a terminal; where that leaves too little of it, whole on lines of its own."""
     ranks = max(2, len(str(len(hits))))
     names = [printable(hit.shown) for hit in hits]
-    room = console.width - ranks - 12 if console.is_terminal else sys.maxsize
-    width = min(max(map(cell_len, names), default=0), max(room, 8))
+    width = max(map(cell_len, names), default=0)
+    beside = not console.is_terminal or console.width - ranks - width - 14 >= FEWEST
     lines = []
     for hit, name in zip(hits, names, strict=True):
-        shown = name if cell_len(name) <= width else "…" + name[1 - width :]  # the end tells more
-        line = Text.assemble(f"  {hit.rank:>{ranks}}  {hit.score:6.3f}  ", _linked(shown, hit.path))
-        if hit.caption and room - width - 2 >= FEWEST:
-            line.append(" " * (width - cell_len(shown) + 2))
+        line = Text.assemble(f"  {hit.rank:>{ranks}}  {hit.score:6.3f}  ", _linked(name, hit.path))
+        below = Text(" " * (ranks + 12) + printable(hit.caption or ""), "dim")
+        if hit.caption and beside:
+            line.append(" " * (width - cell_len(name) + 2))
             line.append(printable(hit.caption), "dim")
-        if console.is_terminal:
-            line.truncate(console.width, overflow="ellipsis")
-        lines.append(line)
+            if console.is_terminal:
+                line.truncate(console.width, overflow="ellipsis")
+        lines += [line, below] if hit.caption and not beside else [line]
     return lines
 
 

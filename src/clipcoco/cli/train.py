@@ -268,6 +268,7 @@ def _finish(
     *_, following, search = (None, *read_verdict(run).steps)
     rows += [("report", str(run.report)), ("search", search.command if search else "")]
     rows += [("next", f"{following.command}    {following.why.lower()}")] if following else []
-    tables = recall_tables(result["split"], result["protocols"], *notes, closed_form=beside)
+    width = terminal.out.width
+    tables = recall_tables(result["split"], result["protocols"], *notes, closed_form=beside, width=width)
     console.show("", *tables, *summary_rows(rows), results=True)
     return ExitCode.OK

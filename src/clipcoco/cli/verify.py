@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from clipcoco.cli.options import print_json
-from clipcoco.console import TaskConsole, Terminal, printable, show, table
+from clipcoco.console import TaskConsole, Terminal, printable, show, table_or_blocks
 from clipcoco.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _lines(
     }
     cells = [[f"{n:,}" if isinstance(n, int) else n for n in column] for column in zip(*counts.values(), strict=True)]
     columns = {"": list(counts), **dict(zip((split.split for split in found), cells, strict=True))}
-    lines = table(columns, width, right=list(columns)[1:])
+    lines = table_or_blocks(columns, width, right=list(columns)[1:])
     for label, of_splits in files.items():
         for names in filter(None, of_splits):
             more = f" and {len(names) - _NAMED:,} more (--json names all)" if len(names) > _NAMED else ""

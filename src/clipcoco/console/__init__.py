@@ -11,8 +11,11 @@ from clipcoco.console.terminal import (
     show,
     summary_rows,
     table,
+    table_or_blocks,
+    wrapped,
 )
 from clipcoco.say import say_bytes, say_half, say_seconds, short_seconds
 
 __all__ = ["RunConsole", "TaskConsole", "Terminal", "error_line", "open_terminal", "printable", "recall_tables"]
 __all__ += ["say_bytes", "say_half", "say_seconds", "short_seconds", "show", "summary_rows", "table"]
+__all__ += ["table_or_blocks", "wrapped"]

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len
 from rich.panel import Panel
 from rich.text import Text
 
 WIDTH = 80
 SPARKS = "▁▂▃▄▅▆▇█"
-FRAME_LINES = 12  # all lines but the epochs, and one to spare for the prompt
+FRAME_LINES = 10  # all lines but figures and epochs, and one to spare for the prompt
 HEADS = ("epoch", "val loss", "R@1", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10")
 
 Row = Mapping[str, Any]
@@ -17,8 +18,10 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class View:
-    title: str
+    name: str  # of the run
+    title: str  # what stands behind it
     subtitle: str
+    page: str  # the path of the live page; "" without one
     done: int  # steps of the run
     total: int
     time: str  # how long it will take
@@ -33,20 +36,27 @@ class View:
 def draw(view: View, width: int, height: int) -> Panel:
     """The panel for a terminal of `width` columns and `height` lines, at most 80 columns wide."""
     width = min(WIDTH, width)
+    title = Text(view.name)
+    title.truncate(max(12, width - 9 - len(view.title)), overflow="ellipsis")
+    page = f"page {view.page}" if view.page else ""
+    subtitle = " · ".join(filter(None, (view.subtitle, page)))
+    beside = cell_len(subtitle) <= width - 6
+    figures = _figures(view, width)
+    room = height - FRAME_LINES - len(figures) - (view.closed_form is not None) - (not beside)
     steps = f"step {view.done:,} of {view.total:,}  {view.done / view.total:4.0%}".replace("%", " %")
     lines = [
         bar(view.done / view.total, width - 7 - len(steps)).append(f"   {steps}"),
         Text(view.time),
+        Text() if beside else Text(page),
+        *figures,
         Text(),
-        *_figures(view, wide=width == WIDTH),
-        Text(),
-        *_epochs(view, wide=width == WIDTH, room=max(1, height - FRAME_LINES - (view.closed_form is not None))),
+        *_epochs(view, wide=width == WIDTH, room=max(1, room)),
     ]
     return Panel(
         Text("\n").join(lines),
-        title=Text(view.title),
+        title=title.append(f" · {view.title}"),
         title_align="left",
-        subtitle=Text(view.subtitle, overflow="ellipsis") if view.subtitle else None,
+        subtitle=Text(subtitle if beside else view.subtitle, overflow="ellipsis") if subtitle else None,
         subtitle_align="left",
         border_style="dim",
         width=width,
@@ -64,7 +74,7 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(SPARKS[round(7 * (value - low) / (high - low)) if high > low else 3] for value in values)
 
 
-def _figures(view: View, wide: bool) -> list[Text]:
+def _figures(view: View, width: int) -> list[Text]:
     last, clock = view.last, view.last.get("clock", {})
     speed = clock.get("images_per_second", 0.0)
     loss = (f"{last['loss']:.3f}" if last else "-").rjust(7)
@@ -75,7 +85,9 @@ def _figures(view: View, wide: bool) -> list[Text]:
         *(f"loss {loss}  {sparkline(view.losses[-10:])}", f"chance {view.chance_loss:>14.3f}", f"lr   {lr:>10}"),
         *(f"speed  {images}", f"waiting for data {wait:>4}", f"temp {temperature:>10}"),
     )
-    rows = ((0, 1, 2), (3, 4, 5)) if wide else ((0, 1), (3, 4), (2, 5))
+    # One beside another only where there is room: a terminal may become narrower while a run goes.
+    one_below_another = tuple((number,) for number in range(6))
+    rows = ((0, 1, 2), (3, 4, 5)) if width == WIDTH else ((0, 1), (3, 4), (2, 5)) if width > 56 else one_below_another
     rooms = (32, 28, 15)
     return [Text("".join(f"{cells[n]:<{room}}" for n, room in zip(row, rooms, strict=False)).rstrip()) for row in rows]
 

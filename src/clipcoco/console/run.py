@@ -15,7 +15,7 @@ from rich.text import Text
 
 from clipcoco import events
 from clipcoco.console import panel
-from clipcoco.console.terminal import Terminal, printable, show, summary_rows
+from clipcoco.console.terminal import LIVE_WIDTH, Terminal, printable, show, summary_rows
 from clipcoco.say import say_bytes, say_seconds, short_seconds
 
 WHILE_IT_RUNS = "Ctrl-C saves and stops"
@@ -59,8 +59,7 @@ class RunConsole:
         self._next_line = time.monotonic() + LINE_SECONDS
         self._began = time.monotonic()
         self._live: Live | None = None
-        self._log_failed = False
-        self._subtitle = WHILE_IT_RUNS
+        self._log_failed, self._subtitle, self._page = False, WHILE_IT_RUNS, ""
 
     def __enter__(self) -> Self:
         return self
@@ -110,9 +109,7 @@ class RunConsole:
                 self._end(event)
 
     def _start(self, event: events.RunStarted) -> None:
-        if self._live:  # of the checks before
-            self._live.stop()
-            self._live = None
+        self._stop_panel()  # of the checks before
         self.run, self.done = event, event.step
         self.evaluations = [row for row in event.rows if row["event"] == "evaluation"]
         self.closed_form = next((row for row in event.rows if row["event"] == events.ClosedForm.event), None)
@@ -170,7 +167,7 @@ class RunConsole:
                 os.write(sys.stderr.fileno(), line.encode())
 
     def page(self, path: str) -> None:
-        self._subtitle += f" · page {path}" * (self._subtitle == WHILE_IT_RUNS)
+        self._page = path
         self._line(f"page {path}")
 
     def _end(self, event: events.RunEnded) -> None:
@@ -178,8 +175,8 @@ class RunConsole:
         self.ended = event
         self._stop_panel()
         if event.state == "finished":
-            why = f" ({event.reason})" * bool(event.reason)
-            self.show(f"Finished: {event.step:,} steps in {say_seconds(event.seconds)}{why}.")
+            why = f" ({event.reason})." if event.reason else "."
+            self.show(f"Finished: {event.step:,} steps in {say_seconds(event.seconds)}{why}")
         else:
             took = f" in {say_seconds(self.saved.seconds)}" if self.saved and self.saved.step == event.step else ""
             self.show(f"Saved step {event.step:,} of {self.run.total_steps:,}{took}.")
@@ -188,11 +185,13 @@ class RunConsole:
     def _warn(self, message: str) -> None:
         self.show(_warning(message))
 
-    def _line(self, text: str) -> None:
+    def _line(self, text: str, for_narrow: str = "") -> None:
         """A line of progress: always logged, shown where no panel shows the same."""
         self._log(text)
         if not self._live:
-            show(self.terminal.err, f"{datetime.now():%H:%M:%S} {text}")
+            err = self.terminal.err
+            shown = for_narrow if for_narrow and err.file.isatty() and err.width < LIVE_WIDTH else text
+            show(err, f"{datetime.now():%H:%M:%S} {shown}")
 
     def _progress_line(self) -> None:
         self._next_line = time.monotonic() + LINE_SECONDS
@@ -202,14 +201,13 @@ class RunConsole:
             return
         assert self.run
         text = f"step {self.done}/{self.run.total_steps} epoch {self._epoch()}/{self.run.epochs}"
-        if self.last:
-            clock = self.last["clock"]
-            text += (
-                f" loss {self.last['loss']:.3f} lr {self.last['lr']:.1e}"
-                f" img/s {clock.get('images_per_second', 0):.0f} wait {clock.get('data_wait', 0):.0%}"
-            )
-        left = self._seconds_left()
-        self._line(text + (f" eta {short_seconds(left)}" if left is not None else ""))
+        speed, left = "", self._seconds_left()
+        if last := self.last:
+            images, wait = (last["clock"].get(key, 0) for key in ("images_per_second", "data_wait"))
+            text += f" loss {last['loss']:.3f}"
+            speed = f" lr {last['lr']:.1e} img/s {images:.0f} wait {wait:.0%}"
+        eta = f" eta {short_seconds(left)}" if left is not None else ""
+        self._line(text + speed + eta, for_narrow=text + eta)
 
     def _epoch(self) -> int:
         assert self.run
@@ -273,19 +271,20 @@ class RunConsole:
     def _stop_panel(self) -> None:
         live, self._live = self._live, None
         if live is not None:
-            self._subtitle = ""
+            self._subtitle = self._subtitle if self.run is None else ""
             live.stop()
 
     def _picture(self) -> RenderableType:
         console, run = self.terminal.err, self.run
         if run is None:
-            share = self.phase.done / self.phase.total
             what = f"  {WORDS[self.phase.phase]} {self.phase.done:,} of {self.phase.total:,}"
-            return Group(panel.bar(share, 40).append(what), Text())
-        elapsed = say_seconds(round(time.monotonic() - self._began))
+            room = min(40, console.width - len(what))
+            return Group(panel.bar(self.phase.done / self.phase.total, room).append(what), Text())
         view = panel.View(
-            title=f"{run.name} · epoch {self._epoch()} of {run.epochs} · {elapsed}",
+            name=run.name,
+            title=f"epoch {self._epoch()} of {run.epochs} · {say_seconds(round(time.monotonic() - self._began))}",
             subtitle=self._subtitle,
+            page=self._page if self._subtitle == WHILE_IT_RUNS else "",
             done=self.done,
             total=run.total_steps,
             time=self._time(),

@@ -7,6 +7,7 @@ and an ASCII locale would end a run at its first table.
 import codecs
 import io
 import os
+import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,14 @@ from rich.text import Text
 
 from clipcoco.say import say_half, say_order
 
+RECALLS = ("r1", "r5", "r10")
 LIVE_WIDTH = 60  # columns below which nothing is animated
+START = re.compile(r" *(?:\d\d:\d\d:\d\d )?")
+# A command with its quoted words, up to a stop or a gap; or a word.
+PIECE = re.compile(r"""(?:clipcoco|pip|hf) (?=[a-z])(?:'[^']*'|"[^"]*"|[^\s'"]|(?<![,.;: ]) (?! ))+|\S+(?: %)?""")
 ASCII = str.maketrans("·±→…━╸─▁▂▃▄▅▆▇█", "-~>.==-_.-~=+*#")
+
+_Row = tuple[str, Mapping[str, float], Mapping[str, Sequence[float]] | None, str]  # label, recalls, intervals, rank
 
 
 def _stand_ins(error: UnicodeError) -> tuple[str, int]:
@@ -75,28 +82,42 @@ def open_terminal(plain: bool = False) -> Terminal:
     return Terminal(out, err, live)
 
 
-def show(console: Console, *lines: str | Text) -> None:
-    """Print each line whole: wrapped on a terminal, while a file or a pipe gets it as it is."""
+def show(console: Console, *lines: str | Text, whole: bool = False) -> None:
+    """Print each line: on a terminal broken between words, unless it is `whole`; a file or a pipe gets it as it is."""
     for line in lines:
         text = Text(printable(line)) if isinstance(line, str) else line
         try:
-            if console.file.isatty():
-                console.print(hanging(text, console))
-            else:
-                console.print(text, soft_wrap=True)
+            as_it_is = whole or not console.file.isatty()
+            console.print(text if as_it_is else wrapped(text, console.width), soft_wrap=True)
         except OSError:  # a full disk, a terminal that is gone
             console.on_broken_pipe()
             if not console.stderr:  # results must not be lost unsaid; what is told meanwhile may be
                 raise
 
 
-def hanging(text: Text, console: Console) -> Text:
-    """A row of `summary_rows` goes on below its text, not below its label."""
-    label = text.spans[0].end if text.spans else 0
-    if not text.plain[:label].endswith("  ") or console.width < label + LIVE_WIDTH // 2:
-        return text
-    start, rest = text.divide([label])
-    return start + Text("\n" + " " * label).join(rest.wrap(console, console.width - label))
+def wrapped(text: Text, width: int) -> Text:
+    """`text` in lines of `width` columns, which go on below its beginning, or below the text behind a label.
+
+    What people copy stays in one piece: a command, a path, a name. Where one is wider than the terminal, the terminal
+    folds it, and a copy of it has no break.
+    """
+    plain, label = text.plain, text.spans[0].end if text.spans else 0
+    starts = START.match(plain)
+    assert starts
+    first = indent = starts.end()
+    if plain[:label].endswith("  "):  # of `summary_rows`; where there is too little room beside it, below
+        widest = max((cell_len(piece[0]) for piece in PIECE.finditer(plain, label)), default=0)
+        beside = width - label >= max(widest, LIVE_WIDTH // 2)
+        first, indent = (label, label) if beside else (first, 2 * first)
+    cuts, begin, before = [], 0, 0
+    for piece in PIECE.finditer(plain):
+        if piece.start() > first and before + cell_len(plain[begin : piece.end()]) > width:
+            cuts.append(piece.start())
+            begin, before = piece.start(), indent
+    lines = text.divide(cuts)
+    for line in lines[:-1]:
+        line.rstrip()
+    return Text("\n" + " " * indent).join(lines)
 
 
 def error_line(*mistakes: str) -> None:
@@ -127,6 +148,21 @@ def table(
     return lines
 
 
+def table_or_blocks(columns: Mapping[str, Sequence[str]], width: int, right: Collection[str] = ()) -> list[Text]:
+    """A table with values of no less than 20 cells, or, where `width` does not suffice, a block for each row."""
+    _, *heads = columns
+    lines = table(columns, width, right, cut=dict.fromkeys(heads, 20))
+    if max(line.cell_len for line in lines) <= width:
+        return lines
+    blocks = []
+    for name, *cells in zip(*columns.values(), strict=True):
+        blocks += [
+            Text(f"  {name}"),
+            *summary_rows((f"  {head}", cell) for head, cell in zip(heads, cells, strict=True)),
+        ]
+    return blocks
+
+
 def summary_rows(rows: Iterable[tuple[str, str]]) -> list[Text]:
     """`  label     text` lines; one with an empty label stands at the margin and has a blank line below."""
     rows = list(rows)
@@ -141,9 +177,15 @@ def summary_rows(rows: Iterable[tuple[str, str]]) -> list[Text]:
 
 
 def recall_tables(
-    title: str, protocols: dict[str, Any], *notes: str | None, closed_form: Mapping[str, Any] | None = None
+    title: str,
+    protocols: dict[str, Any],
+    *notes: str | None,
+    closed_form: Mapping[str, Any] | None = None,
+    width: int = 80,
 ) -> list[Text]:
     """The recall tables of the `protocols` of `eval --json`, as lines of at most 80 columns for usual titles.
+
+    Where `width` is less, of 36: intervals then stand below their recalls, and median ranks below the table.
 
     `notes` go into the lines below each table, the row `closed_form` into that of protocol `own`. The end of a
     training run and `eval` both print this, hence the same digits. A gallery of just 1,000 images is not shown
@@ -153,7 +195,7 @@ def recall_tables(
     for protocol, recalls in protocols.items():
         if not (lines and (recalls["folds"], recalls["dropped"]) == (1, 0)):
             beside = closed_form if protocol == "own" else None
-            lines += [*_recall_table(title, protocol, recalls, notes, beside), Text()]
+            lines += [*_recall_table(title, protocol, recalls, notes, beside, width), Text()]
     return lines
 
 
@@ -163,38 +205,60 @@ def _recall_table(
     recalls: dict[str, Any],
     notes: Sequence[str | None],
     closed_form: Mapping[str, Any] | None,
+    width: int,
 ) -> list[Text]:
-    interval = recalls.get("interval") or {}
-    width = max(13, len(title))
-
-    def row(label: str, r: dict[str, float], spread: dict[str, list[float]] | None, median: str) -> str:
-        cells = ""
-        for key, gap in (("r1", 2), ("r5", 3), ("r10", 3)):
-            half = f" ±{say_half(spread[key]):>4}" if spread else ""
-            cells += f"{r[key]:>{gap + 5}.2f}{half:<6}"
-        return f"  {label:<{width}}{cells}{median:>15}".rstrip()
-
     i2t, t2i, chance = recalls["i2t"], recalls["t2i"], recalls["chance"]
-    mean, by_chance = _mean(recalls), _mean(chance)
+    interval = recalls.get("interval") or {}
     medians = [f"{r['median_rank']:,g}" for r in (chance["i2t"], chance["t2i"]) if "median_rank" in r]
-    lines = [
-        Text(f"  {title:<{width}}{'R@1':>13}{'R@5':>14}{'R@10':>14}{'median rank':>15}", "dim"),
-        Text(row("image -> text", i2t, interval.get("i2t"), f"{i2t['median_rank']:,g}")),
-        Text(row("text -> image", t2i, interval.get("t2i"), f"{t2i['median_rank']:,g}")),
-        Text(row("mean", mean, None, "")),
-        Text(row("chance", by_chance, None, " / ".join(dict.fromkeys(medians))), "dim"),
-        Text(),
+    ranks = [f"{i2t['median_rank']:,g}", f"{t2i['median_rank']:,g}", " / ".join(dict.fromkeys(medians))]
+    rows = [
+        ("image -> text", i2t, interval.get("i2t"), ranks[0]),
+        ("text -> image", t2i, interval.get("t2i"), ranks[1]),
+        ("mean", _mean(recalls), None, ""),
+        *([("closed form", _mean(closed_form), None, "")] if closed_form else []),
+        ("chance", _mean(chance), None, ranks[2]),
     ]
-    lines[3].stylize("bold", width + 2, width + 9)
+    lines = _wide(title, rows)
+    if max(line.cell_len for line in lines) > width:
+        ranks = [
+            f"{label} {rank}" for label, rank in zip(("image -> text", "text -> image", "chance"), ranks, strict=True)
+        ]
+        lines = [*_narrow(title, rows), Text(), Text(f"  median rank: {', '.join(ranks)}", "dim")]
+    lines.append(Text())
     if closed_form:
-        lines.insert(4, Text(row("closed form", _mean(closed_form), None, "")))
-        i2t, t2i = ("/".join(f"{closed_form[way][key]:.2f}" for key in ("r1", "r5", "r10")) for way in ("i2t", "t2i"))
+        i2t, t2i = ("/".join(f"{closed_form[way][key]:.2f}" for key in RECALLS) for way in ("i2t", "t2i"))
         lines.append(Text(f"  closed form: CCA, no training; i2t {i2t}, t2i {t2i}", "dim"))
     return lines + [Text(line, "dim") for line in _about_recalls(protocol, recalls, notes)]
 
 
+def _wide(title: str, rows: Sequence[_Row]) -> list[Text]:
+    width = max(13, len(title))
+    lines = [Text(f"  {title:<{width}}{'R@1':>13}{'R@5':>14}{'R@10':>14}{'median rank':>15}", "dim")]
+    for label, recalls, interval, median in rows:
+        cells = ""
+        for key, gap in zip(RECALLS, (2, 3, 3), strict=True):
+            half = f" ±{say_half(interval[key]):>4}" if interval else ""
+            cells += f"{recalls[key]:>{gap + 5}.2f}{half:<6}"
+        line = Text(f"  {label:<{width}}{cells}{median:>15}".rstrip(), "dim" if label == "chance" else "")
+        if label == "mean":
+            line.stylize("bold", width + 2, width + 9)
+        lines.append(line)
+    return lines
+
+
+def _narrow(title: str, rows: Sequence[_Row]) -> list[Text]:
+    lines = [Text(f"  {title}"), Text(f"{'R@1':>22}{'R@5':>7}{'R@10':>7}", "dim")]
+    for label, recalls, interval, _ in rows:
+        cells = "".join(f"{recalls[key]:>7.2f}" for key in RECALLS)
+        lines.append(Text(f"  {label:<13}{cells}", "dim" if label == "chance" else ""))
+        if interval:
+            halves = "".join(f"{say_half(interval[key]):>7}" for key in RECALLS)
+            lines.append(Text(f"{'±':>15}{halves}", "dim"))
+    return lines
+
+
 def _mean(ways: Mapping[str, Any]) -> dict[str, float]:
-    return {key: (ways["i2t"][key] + ways["t2i"][key]) / 2 for key in ("r1", "r5", "r10")}
+    return {key: (ways["i2t"][key] + ways["t2i"][key]) / 2 for key in RECALLS}
 
 
 def _about_recalls(protocol: str, recalls: dict[str, Any], notes: Sequence[str | None]) -> list[str]:
