@@ -4,7 +4,7 @@
     python benchmarks/queries.py [RUN]
 
 Of "a COLOUR SHAPE" the precision of the first five pictures, of "a COLOUR SHAPE RELATION a COLOUR SHAPE" how often the
-first one is right; in the 500 unseen scenes alone, and in all 6,500, which `clipcoco search` looks through.
+first one is right; in the 500 unseen scenes alone, which `clipcoco search` looks through, and in all 6,500.
 """
 
 import sys
@@ -14,6 +14,7 @@ import numpy as np
 
 from clipcoco import load
 from clipcoco.api.model import Model
+from clipcoco.data.annotations import SPLITS
 from clipcoco.prepare.composition import Scene, scenes
 from clipcoco.prepare.drawing import COLOURS, SHAPES
 from clipcoco.prepare.scenes import FIRST_ID
@@ -68,12 +69,13 @@ def main() -> None:
     model = load(*sys.argv[1:])
     root = Path(model.config.data.root)
     embedded, drawn = {}, {}
-    for split, count in (("val", 500), ("train", 6000)):
-        files = [root / f"{split}2017" / f"{FIRST_ID[split] + index:012d}.jpg" for index in range(count)]
-        embedded[split], drawn[split] = model.encode_images(files), scenes(count, split)
+    for split in FIRST_ID:
+        files = sorted((root / SPLITS[split]).glob("*.jpg"))
+        embedded[split], drawn[split] = model.encode_images(files), scenes(len(files), split)
+    both = drawn["val"] + drawn["train"]
     galleries = {
-        "the 500 unseen": (embedded["val"], drawn["val"]),
-        "all 6,500": (np.concatenate([embedded["val"], embedded["train"]]), drawn["val"] + drawn["train"]),
+        f"the {len(drawn['val']):,} unseen": (embedded["val"], drawn["val"]),
+        f"all {len(both):,}": (np.concatenate([embedded["val"], embedded["train"]]), both),
     }
     for name, (images, gallery) in galleries.items():
         many, score = precision(model, images, gallery, singles(), 5)

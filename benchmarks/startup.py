@@ -41,6 +41,20 @@ def until_first_line(command: list[str], environment: dict[str, str]) -> float:
     return (int(fields[11]) + int(fields[12])) / TICK
 
 
+def commands_of(run: str, data: Path | None) -> dict[str, list[str]]:
+    """What is measured, by name."""
+    changes = ["--set", f"data.root={data.absolute()}"] if data else []
+    program = [sys.executable, "-m", "clipcoco"]
+    words = [*program, "search", "a red star", "--run", run, *changes]
+    return {
+        "import torch": [sys.executable, "-c", "import torch"],
+        "search, with words": words,
+        "search, first line": words,
+        "eval --fraction 0.02": [*program, "eval", run, "--fraction", "0.02", *changes],
+        "clipcoco.load": [sys.executable, "-c", f"import clipcoco; clipcoco.load({run!r})"],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", type=Path)
@@ -48,17 +62,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--data", type=Path)
     given = parser.parse_args()
-    data = [f"data.root={given.data.absolute()}"] if given.data else []
-    changes = [part for one in data for part in ("--set", one)]
-    program, run = [sys.executable, "-m", "clipcoco"], str(given.run)
-    words = [*program, "search", "a red star", "--run", run, *changes]
-    commands = {
-        "import torch": [sys.executable, "-c", "import torch"],
-        "search, with words": words,
-        "search, first line": words,
-        "eval --fraction 0.02": [*program, "eval", run, "--fraction", "0.02", *changes],
-        "clipcoco.load": [sys.executable, "-c", f"import clipcoco; clipcoco.load({run!r})"],
-    }
+    commands = commands_of(str(given.run), given.data)
     checkouts = {"other": given.other, "this": Path(__file__).parents[1]}
     taken: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as bytecode:

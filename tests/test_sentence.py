@@ -375,8 +375,15 @@ def test_every_recall_says_that_it_is_not_held_out(clipcoco, data, toy, tmp_path
     assert CAUTION in done.stdout
     assert CAUTION in done.stderr
     assert CAUTION in clipcoco("eval", "one", cwd=tmp_path).ok().stdout
-    result = clipcoco("eval", "one", "--json", cwd=tmp_path).ok().json
+    result = clipcoco("eval", "one", "--json", "--embeddings", "one.npz", cwd=tmp_path).ok().json
     assert result["caution"] == CAUTION
+    with np.load(tmp_path / "one.npz") as file:
+        assert str(file["caution"]) == CAUTION
+    again = clipcoco("eval", "--from-embeddings", "one.npz", cwd=tmp_path).ok()
+    assert CAUTION in " ".join(again.stdout.split())
+    model = load("one", runs_dir=tmp_path / "runs")
+    assert json.loads(json.dumps(model.recall)) == {**result["protocols"], "caution": CAUTION}
+    assert CAUTION in repr(model)
     run = tmp_path / "runs" / "one"
     assert unsealed(json.loads((run / "evaluation.json").read_text()))["result"]["caution"] == CAUTION
     assert CAUTION in Page(run / "report.html").words
@@ -394,6 +401,9 @@ def test_every_recall_says_that_it_is_not_held_out(clipcoco, data, toy, tmp_path
     assert clipcoco("eval", "two", "--json", cwd=tmp_path).ok().json["caution"] == ""
     found = clipcoco("search", "a red star", "--run", "one", "--json", cwd=tmp_path).ok().json
     assert len(found["hits"]) == 5
+    told = clipcoco("search", "a red star", "--run", "one", cwd=tmp_path).ok().stderr.splitlines()
+    worth = f"mean R@1 {result['r1']:.2f} over 12 images (chance 8.33); {CAUTION}"
+    assert any(line.startswith("one, best, step ") and line.endswith(worth) for line in told)
     assert CAUTION in clipcoco("resume", "one", "train.epochs=3", cwd=tmp_path).ok().stdout
 
 

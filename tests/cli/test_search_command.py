@@ -1,5 +1,6 @@
 """`clipcoco search`: over a run's validation images and over any folder, from the first time to the hundredth."""
 
+import importlib
 import json
 import os
 import re
@@ -221,6 +222,25 @@ def test_ctrl_c_keeps_what_was_encoded(clipcoco, work, tmp_path):
     assert f"Encoding {400 - done:,} images" in again.text()
     hits = [line for line in again.text().splitlines() if ".jpg" in line]
     assert [line.split()[-1] for line in hits] == [f"{number:03}.jpg" for number in range(5)]  # all equal: by name
+
+
+def test_the_benchmarks_of_search_run(clipcoco, work, scenes, monkeypatch, capsys):
+    """In this process or in forks: `startup.py` itself starts 20 processes that import torch, a minute of CPU."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    queries, startup = importlib.import_module("queries"), importlib.import_module("startup")
+    monkeypatch.setattr(sys, "argv", ["queries.py", str(work / "runs/first")])
+    queries.main()
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(": a C S")[0] for line in said] == ["the 24 unseen"] * 5 + ["all 72"] * 5
+    assert re.fullmatch(r"all 72: a C S: precision@5 \d+\.\d %, \d+ queries", said[5])
+    for name, words in startup.commands_of("first", scenes).items():
+        if words[:3] == [sys.executable, "-m", "clipcoco"]:
+            more = ["--fraction", "0.5"] if "--fraction" in words else []  # of 24 pictures, not of thousands
+            assert "first, best" in clipcoco(*words[3:], *more, cwd=work).ok().stderr, name
+    environment = dict(os.environ)
+    for measure in (startup.cpu_seconds, startup.until_first_line):
+        used = measure([sys.executable, "-S", "-c", "sum(range(10**7)); print('ready')"], environment)
+        assert 0.05 < used < 60
 
 
 def test_paths_are_as_they_are_for_a_program_and_escaped_for_a_person(clipcoco, work, pictures):
