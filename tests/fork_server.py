@@ -4,16 +4,20 @@ Importing torch and torchvision costs seconds; hundreds of command lines would p
 """
 
 import fcntl
+import gc
+import hashlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 _FLAGS = (os.O_RDONLY, os.O_WRONLY | os.O_APPEND, os.O_WRONLY | os.O_APPEND)
 
@@ -77,6 +81,7 @@ class ForkServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
+        (folder / "figures").mkdir()
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -85,7 +90,7 @@ class ForkServer:
             "OMP_NUM_THREADS": "1",  # toys gain nothing from more, and lose when tests run side by side
         }
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, folder / "figures"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -137,6 +142,25 @@ class ForkServer:
         self._process.stdout.close()
 
 
+def draw_once(folder: Path) -> None:
+    """Keep figures in `folder` by what they are drawn of: pure functions, of which runs ask again and again."""
+    import clipcoco.report.plots as plots
+
+    def kept(draw: Callable[..., Any]) -> Callable[..., Any]:
+        def drawn(*given: object, **more: object) -> Any:
+            path = folder / hashlib.sha256(repr((draw.__name__, given, more)).encode()).hexdigest()
+            if not path.exists():
+                part = path.with_suffix(f".{os.getpid()}")
+                part.write_bytes(pickle.dumps(draw(*given, **more)))
+                part.rename(path)
+            return pickle.loads(path.read_bytes())
+
+        return drawn
+
+    for name in ("curve", "similarity_histogram", "rank_histogram"):
+        setattr(plots, name, kept(getattr(plots, name)))
+
+
 def _serve() -> None:
     # What the commands need, and what takes longest to import.
     import matplotlib.backends.backend_svg
@@ -144,13 +168,18 @@ def _serve() -> None:
     import matplotlib.style  # noqa: F401
     import pycocotools.mask  # noqa: F401
     import tensorboard.plugins.hparams.api_pb2
-    import tensorboard.summary.writer.record_writer  # noqa: F401
+    import tensorboard.summary.writer.record_writer
+    import torch._dynamo  # which torch's optimisers import when they are made  # noqa: F401
 
+    import clipcoco.cli
     import clipcoco.report.page
     import clipcoco.runs.go
     import clipcoco.runs.rehearse
     import clipcoco.runs.resume
     import clipcoco.search.page  # noqa: F401
+
+    draw_once(Path(sys.argv[1]))
+    gc.freeze()  # so that no fork walks through all of that, and copies its pages
 
     for line in sys.stdin:
         request = json.loads(line)
