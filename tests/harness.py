@@ -49,12 +49,12 @@ def python(code: str, *arguments: object, exits: int = 0, **more: Any) -> subpro
     return done
 
 
-# What counts its changes of the disk from `begin()` on, and dies at one of them.
+# What counts its changes of the disk from `begin()` on, and dies at one of them: in a fork for each line it is given.
 _KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 
-left = int(sys.argv.pop(1))
+left = 0
 
 def count(*_):
     global left
@@ -68,16 +68,31 @@ def changes(event, arguments):
         count()
 
 def begin():
-    sys.addaudithook(changes)
+    global left
+    for line in sys.stdin:
+        left, *sys.argv[1:] = json.loads(line)
+        if not (pid := os.fork()):
+            return sys.addaudithook(changes)
+        print("code", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    os._exit(0)
 """
 
 
-def killed(step: int, code: str, *arguments: object) -> int:
-    """Run `code`, which calls `begin()` after its imports, until SIGKILL at its `step`-th change of the disk or call of
-    `count()`; at step 0 to its end, and give the number of steps."""
-    exits = -signal.SIGKILL if step else 0
-    done = python(_KILLED + code + "print(-left)", step, *arguments, exits=exits)
-    return step or int(done.stdout)
+@contextmanager
+def killable(code: str) -> Iterator[Callable[..., int]]:
+    """`killed(step, *arguments)` runs `code`, which calls `begin()` after its imports, until SIGKILL at its `step`-th
+    change of the disk or call of `count()`; at step 0 to its end, and gives the number of steps."""
+    command = [sys.executable, "-c", _KILLED + code + "print(-left)"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def killed(step: int, *arguments: object) -> int:
+            process.stdin.write(json.dumps([step, *map(str, arguments)]) + "\n")
+            process.stdin.flush()
+            steps = process.stdout.readline() if not step else "0"
+            assert process.stdout.readline() == f"code {-signal.SIGKILL if step else 0}\n"
+            return step or int(steps)
+
+        yield killed
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import doctest
 import json
-import os
 import re
 import shutil
 import signal
@@ -14,7 +13,8 @@ import pytest
 
 from clipcoco.engine.checkpoint import load, weights_sha256
 from conftest import LIGHT
-from harness import rows
+from fork_server import Process
+from harness import rows, until
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,16 +47,10 @@ def test_the_loss_is_changed_in_ten_lines(clipcoco, scenes, tmp_path):
     code = block("walkthroughs.md", "python")
     body = code[code.index("def ") :].strip().splitlines()
     assert len(body) <= 10
-    shutil.copytree(ROOT / "src", tmp_path / "src")
-    shutil.copytree(ROOT / "presets", tmp_path / "presets")
-    loss = tmp_path / "src/clipcoco/engine/loss.py"
-    loss.write_text(loss.read_text() + "\n\n" + code)
-    words = ["train", "--preset", "demo", f"data.root={scenes}", *LIGHT, "--name"]
+    there = f"import clipcoco.engine.loss as loss\nexec({code!r}, vars(loss))"  # as if it stood at the module's end
+    words = ["train", "--preset", "demo", f"data.root={scenes}", *LIGHT, "train.epochs=2", "--name"]
     clipcoco(*words, "ours", "train.epochs=1", cwd=tmp_path).ok()
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "clipcoco", *words, "theirs"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    clipcoco(*words, "theirs", cwd=tmp_path, prelude=there).ok()
     losses = {}
     for name in ("ours", "theirs"):
         losses[name] = [row["loss"] for row in rows(tmp_path / "runs" / name) if row["event"] == "step"]
@@ -70,18 +64,19 @@ def test_the_flat_loop_gives_the_bits_of_train_through_a_kill(clipcoco, scenes, 
     settings = [f"data.root={scenes}", *LIGHT]
     clipcoco("train", "--preset", "demo", *settings, "--name", "run", cwd=tmp_path).ok()
     recorded = rows(tmp_path / "runs/run")
-    command = [sys.executable, ROOT / "docs/loop.py", "loop", *settings]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as killed:
-        first = ""
-        for line in killed.stdout:
-            first += line
-            if line.startswith("step 8 "):
-                killed.kill()
-    assert killed.returncode == -signal.SIGKILL
-    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert second.returncode == 0, second.stderr
+
+    def loop() -> Process:
+        words = ["loop.py", "loop", *settings]
+        code = f"import runpy, sys\nsys.argv = {words}\nrunpy.run_path({str(ROOT / 'docs/loop.py')!r})"
+        return clipcoco.start(cwd=tmp_path, prelude=code)
+
+    first = loop()
+    until(lambda: "\nstep 8 " in first.stdout, first)
+    first.signal(signal.SIGKILL)
+    assert first.wait().code == -signal.SIGKILL
+    second = loop().wait().ok()
     assert second.stdout.splitlines()[1].startswith("step 7 ")  # after the last whole epoch
-    printed = set(re.findall(r"^step (\d+)  loss (\S+)$", first + second.stdout, re.MULTILINE))
+    printed = set(re.findall(r"^step (\d+)  loss (\S+)$", first.stdout + second.stdout, re.MULTILINE))
     # Nine digits tell any two float32 apart.
     assert printed == {(str(row["step"]), f"{row['loss']:.9g}") for row in recorded if row["event"] == "step"}
     evaluations = [row for row in recorded if row["event"] == "evaluation"]

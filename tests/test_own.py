@@ -21,7 +21,7 @@ from clipcoco.disk.links import may_lead
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
 from clipcoco.events import TaskProgress
 from clipcoco.prepare.own_data import Adopted, adopt
-from harness import killed, one_line, tree
+from harness import killable, one_line, tree
 
 NAMES = [f"{1000268201 + 7919 * number}_{number:010x}.jpg" for number in range(20)]
 SPECIAL = {  # by (image, caption) number: what trips a careless reader
@@ -911,22 +911,23 @@ assert not {"torch", "torchvision", "matplotlib"} & set(sys.modules)
 def test_killed_anywhere_the_same_call_completes(own: Own) -> None:
     own.captions.write_text(simple(NAMES))
     root, calm = own.root, own.folder / "calm"
-    steps = killed(0, KILLED, own.captions, own.images, calm)
-    for after in (1, 5, 20, steps - 3, steps - 2, steps - 1, steps):
-        killed(after, KILLED, own.captions, own.images, root)
-        whole = [(root / "annotations" / f"captions_{split}2017.json").exists() for split in ("train", "val")]
-        if all(whole):
-            own.tables()
-        else:
-            assert after < steps  # the last one says that all is there
-        if after > 20:  # from the beginning; the others go on in one folder
-            own.take()
-            assert tree(root) == tree(calm)
-            shutil.rmtree(root)
-    own.take()
-    assert tree(root) == tree(calm)
-    own.captions.write_text(simple(NAMES[5:]))  # redone, never with the captions of before
-    killed(12, KILLED, own.captions, own.images, root)
+    with killable(KILLED) as killed:
+        steps = killed(0, own.captions, own.images, calm)
+        for after in (1, 5, 20, steps - 3, steps - 2, steps - 1, steps):
+            killed(after, own.captions, own.images, root)
+            whole = [(root / "annotations" / f"captions_{split}2017.json").exists() for split in ("train", "val")]
+            if all(whole):
+                own.tables()
+            else:
+                assert after < steps  # the last one says that all is there
+            if after > 20:  # from the beginning; the others go on in one folder
+                own.take()
+                assert tree(root) == tree(calm)
+                shutil.rmtree(root)
+        own.take()
+        assert tree(root) == tree(calm)
+        own.captions.write_text(simple(NAMES[5:]))  # redone, never with the captions of before
+        killed(12, own.captions, own.images, root)
     assert not list((root / "annotations").iterdir())
     own.take()
     assert set(own.by_file()) == set(NAMES[5:])

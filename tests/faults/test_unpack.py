@@ -14,7 +14,7 @@ from clipcoco.data.manifest import Entry
 from clipcoco.errors import ClipcocoError, DataError, EnvironmentProblem
 from clipcoco.events import TaskProgress
 from clipcoco.prepare.unpack import unpack
-from harness import file_size_limit, killed, one_line, tree
+from harness import file_size_limit, killable, one_line, tree
 
 IMAGES = re.compile(r"val2017/\d{12}\.jpg")
 CAPTIONS = re.compile(r"annotations/captions_(train|val)2017\.json")
@@ -241,24 +241,27 @@ def test_killed_anywhere_the_same_call_completes(tmp_path: Path, existing: bool)
             (root / name(2)).write_bytes(b"half")
         return root
 
-    steps = killed(0, KILLED, archive, fresh(tmp_path / "calm"))
-    assert steps > 20
-    assert tree(tmp_path / "calm") == members
-    halves = 0
-    for step in range(1, steps + 1):
-        root = fresh(tmp_path / f"root{step}")
-        killed(step, KILLED, archive, root)
-        left = tree(root)
-        assert all(members[file] == content for file, content in left.items() if file in members and content != b"half")
-        halves += any(
-            file not in members and members[file.removeprefix(STAGING)] != content for file, content in left.items()
-        )
-        assert len(call(archive, root)) == len(members)
-        assert tree(root) == members
-    assert halves >= 2  # within the large file
-    root = fresh(tmp_path / "root")
-    for step in (2, 8, 12, 12, 15, 15, 18, 18):  # and again and again in the same folder
-        killed(step, KILLED, archive, root)
+    with killable(KILLED) as killed:
+        steps = killed(0, archive, fresh(tmp_path / "calm"))
+        assert steps > 20
+        assert tree(tmp_path / "calm") == members
+        halves = 0
+        for step in range(1, steps + 1):
+            root = fresh(tmp_path / f"root{step}")
+            killed(step, archive, root)
+            left = tree(root)
+            assert all(
+                members[file] == content for file, content in left.items() if file in members and content != b"half"
+            )
+            halves += any(
+                file not in members and members[file.removeprefix(STAGING)] != content for file, content in left.items()
+            )
+            assert len(call(archive, root)) == len(members)
+            assert tree(root) == members
+        assert halves >= 2  # within the large file
+        root = fresh(tmp_path / "root")
+        for step in (2, 8, 12, 12, 15, 15, 18, 18):  # and again and again in the same folder
+            killed(step, archive, root)
     assert len(call(archive, root)) == len(members)
     assert tree(root) == members
 
