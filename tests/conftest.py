@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fork_server import ForkServer
+from fork_server import ForkServer, draw_once
 
 for number in (signal.SIGINT, signal.SIGHUP):  # ignored behind `&` and by nohup: what tests start would inherit it
     if signal.getsignal(number) is signal.SIG_IGN:
@@ -48,6 +48,11 @@ def _threads() -> None:
 def _configuration(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whose folder may be linked is noted for the user, who is none of the tests'."""
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("configuration"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _figures(tmp_path_factory: pytest.TempPathFactory) -> None:
+    draw_once(tmp_path_factory.mktemp("figures"))
 
 
 @pytest.fixture(scope="session")

@@ -167,8 +167,6 @@ def _serve() -> None:
     import matplotlib.figure
     import matplotlib.style  # noqa: F401
     import pycocotools.mask  # noqa: F401
-    import tensorboard.plugins.hparams.api_pb2
-    import tensorboard.summary.writer.record_writer
     import torch._dynamo  # which torch's optimisers import when they are made  # noqa: F401
 
     import clipcoco.cli

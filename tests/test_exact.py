@@ -1,5 +1,6 @@
 """Nothing that decides a number goes unchecked: weights, pictures, settings, records, and checkpoints of old."""
 
+import contextlib
 import hashlib
 import json
 import lzma
@@ -245,10 +246,11 @@ def test_a_resume_with_changes_rewrites_the_settings_of_the_run(clipcoco, pretra
     assert loaded.weights == sha256(pretrained)
 
 
-@pytest.fixture
-def stopped(scenes, tmp_path, monkeypatch) -> Path:
+@pytest.fixture(scope="module")
+def at_rest(scenes, tmp_path_factory) -> Path:
     """A folder with the data, and a run that was stopped in its second epoch."""
-    root = shutil.copytree(scenes, tmp_path / "data")
+    folder = tmp_path_factory.mktemp("stopped")
+    root = shutil.copytree(scenes, folder / "data", ignore=shutil.ignore_patterns(".clipcoco"))
     for path in root.rglob("*.jpg"):
         os.utime(path, (1e9, 1e9))
     config = load_config("demo", overrides=[*LIGHT, "data.root=data", "checkpoint.keep=0"])
@@ -258,9 +260,16 @@ def stopped(scenes, tmp_path, monkeypatch) -> Path:
         if isinstance(event, StepDone):
             steps.append(event.step)
 
+    with contextlib.chdir(folder):
+        train(config, name="run", device="cpu", report=report, stop=lambda: "enough" if len(steps) > 7 else None)
+    return folder
+
+
+@pytest.fixture
+def stopped(at_rest, tmp_path, monkeypatch) -> Path:
+    """A copy of it, to be mistreated."""
     monkeypatch.chdir(tmp_path)
-    train(config, name="run", device="cpu", report=report, stop=lambda: "enough" if len(steps) > 7 else None)
-    return tmp_path
+    return shutil.copytree(at_rest, tmp_path, dirs_exist_ok=True)
 
 
 def exact(clipcoco: ForkServer, folder: Path) -> str:

@@ -43,7 +43,7 @@ def folder(clipcoco, scenes, tmp_path_factory) -> Path:
     own = ("seed=3", "data.workers=0", "checkpoint.every_steps=4", "train.log_every_steps=2")
     done = clipcoco("train", "--preset", "demo", "--name", "as-it-is", *own, cwd=folder, prelude=toy).ok()
     (folder / "said").write_text(done.stdout)
-    done = clipcoco("train", "--preset", "demo", "--name", "changed", "--json", *TOY, cwd=folder).ok()
+    done = clipcoco("train", "--preset", "demo", "--name", "changed", "--json", *TOY, "train.epochs=1", cwd=folder).ok()
     (folder / "changed.json").write_text(done.stdout)
     return folder
 
@@ -77,7 +77,7 @@ def test_report_says_the_same_again(clipcoco, folder):
 def test_beside_its_band_a_run_says_so_through_a_stop(clipcoco, folder, tmp_path, band, verdict):
     toy = presets_with(tmp_path / "presets", band)
     (tmp_path / "data").symlink_to(folder / "data")
-    slow = toy + "import time, clipcoco.engine.step as step\nstep.set_learning_rate = lambda *_: time.sleep(0.2)\n"
+    slow = toy + "import time, clipcoco.engine.step as step\nstep.set_learning_rate = lambda *_: time.sleep(0.05)\n"
     process = clipcoco.start("train", "--preset", "demo", "--name", "run", cwd=tmp_path, prelude=slow)
     process.wait_for("eval epoch 1 ")
     process.signal(signal.SIGINT)

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torchvision
 
-from clipcoco.api import train
+from clipcoco.api import resume, train
 from clipcoco.config.load import load_config
 from clipcoco.data.images import _resized
 from clipcoco.disk.locks import lock
@@ -349,24 +349,21 @@ def test_a_run_goes_from_the_cache_into_fine_tuning_and_resumes_to_the_bit(clipc
     started = torch.load(light[-1].partition("=")[2], weights_only=True)
     name = "features.0.0.weight"
     assert not torch.equal(expected["model"][f"visual.trunk.{name}"], started[name])  # fine-tuned at last
+    given, done = {"runs_dir": tmp_path / "runs", "device": "cpu"}, [0]
+
+    def watch(event) -> None:
+        done[0] = event.done if isinstance(event, Progress) and event.phase == "train" else done[0]
+
     for step in (4, 6, 7):  # within the frozen epoch, at its border, behind it
-        done = [0]
-
-        def watch(event, done=done):
-            done[0] = event.done if isinstance(event, Progress) and event.phase == "train" else done[0]
-
-        ended = train(
-            load_config("demo", overrides=words[2:]),
-            name=f"stopped-{step}",
-            runs_dir=tmp_path / "runs",
-            device="cpu",
-            report=watch,
-            stop=lambda done=done, step=step: "a test" if done[0] >= step else None,
-        )
+        given |= {"report": watch, "stop": lambda step=step: "a test" if done[0] >= step else None}
+        if step == 4:
+            ended = train(load_config("demo", overrides=words[2:]), name="stopped", **given)
+        else:
+            ended = resume("stopped", **given)
         assert (ended.state, ended.step) == ("stopped", step)
-        clipcoco("resume", f"stopped-{step}", cwd=tmp_path).ok()
-        got = torch.load(tmp_path / f"runs/stopped-{step}" / last, weights_only=True)
-        assert all(torch.equal(value, got["model"][key]) for key, value in expected["model"].items())
+    clipcoco("resume", "stopped", cwd=tmp_path).ok()
+    got = torch.load(tmp_path / "runs/stopped" / last, weights_only=True)
+    assert all(torch.equal(value, got["model"][key]) for key, value in expected["model"].items())
 
 
 def test_on_a_cpu_pretrained_weights_are_frozen_for_all_epochs(clipcoco, data, weights, tmp_path):

@@ -22,7 +22,7 @@ from clipcoco.engine import analysis
 from clipcoco.engine.embeddings import Embeddings
 from clipcoco.report.page import is_measured, write_report
 from clipcoco.runs.directory import RunDir
-from conftest import TOY
+from conftest import LIGHT, TOY
 from harness import EXTREMES, Page, at_the_limits, rows, until
 
 EVIL = "</style><script>alert(1)</script> & \"quoted\" '{{ 7 * 7 }}'"
@@ -240,7 +240,7 @@ def test_a_run_that_was_never_measured_shows_what_training_saw(run):
 def started(clipcoco, folder: Path, tmp_path: Path, prelude: str = ""):
     """A run that has evaluated once and would go on for long."""
     (tmp_path / "data").symlink_to(folder / "data")
-    words = ["train", "--preset", "demo", "--name", "run", *TOY, "train.epochs=500"]
+    words = ["train", "--preset", "demo", "--name", "run", *LIGHT, "train.epochs=500"]
     process = clipcoco.start(*words, cwd=tmp_path, prelude=prelude)
     process.wait_for("eval epoch 1 ")
     process.wait_for("saved")
@@ -343,7 +343,7 @@ def test_a_fault_of_the_page_costs_no_run_and_the_page_no_bit(clipcoco, folder, 
 
 def test_a_failed_run_says_so(clipcoco, folder, tmp_path):
     shutil.copytree(folder / "data", tmp_path / "data")
-    process = clipcoco.start("train", "--preset", "demo", "--name", "run", *TOY, "train.epochs=500", cwd=tmp_path)
+    process = clipcoco.start("train", "--preset", "demo", "--name", "run", *LIGHT, "train.epochs=500", cwd=tmp_path)
     process.wait_for("eval epoch 1 ")
     process.wait_for("saved")
     shutil.rmtree(tmp_path / "data/demo/val2017")

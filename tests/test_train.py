@@ -50,7 +50,7 @@ def test_one_memorised_batch_reaches_a_loss_of_nothing(scenes):
     run = training(scenes, "train.lr=3e-3", "model.text.dropout=0")
     run.model.train()
     batch = next(run.loader.epoch(0))
-    losses = [train_step(run, batch, 3e-3).loss for _ in range(80)]
+    losses = [train_step(run, batch, 3e-3).loss for _ in range(40)]
     assert losses[0] > 1
     assert losses[-1] < 0.05
 

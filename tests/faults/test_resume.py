@@ -20,26 +20,16 @@ NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 CHECKPOINTS = ("checkpoint.every_steps=4", "checkpoint.keep=0")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """Few images to train on, more to evaluate: an evaluation long enough for a signal to fall into."""
-    from clipcoco.prepare.scenes import draw_scenes
-
-    root = tmp_path_factory.mktemp("data") / "scenes"
-    draw_scenes(root, train=48, val=256, size=40)
-    return root
-
-
 def arguments(data: Path, workers: int = 0) -> list[str]:
     settings = [f"data.root={data}", f"data.workers={workers}", *LIGHT, *CHECKPOINTS]
     return ["train", "--preset", "demo", "--name", "run", *settings]
 
 
 @pytest.fixture(scope="module")
-def calm(clipcoco: ForkServer, data: Path, tmp_path_factory) -> Path:
+def calm(clipcoco: ForkServer, scenes: Path, tmp_path_factory) -> Path:
     """The run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("calm")
-    clipcoco(*arguments(data), cwd=folder).ok()
+    clipcoco(*arguments(scenes), cwd=folder).ok()
     return folder / "runs" / "run"
 
 
@@ -49,11 +39,11 @@ def run(tmp_path) -> Path:
 
 
 @pytest.fixture
-def begun(clipcoco, data, tmp_path, run):
+def begun(clipcoco, scenes, tmp_path, run):
     """Starts the run, and waits until it has so many rows or until what is asked of its folder holds."""
 
     def begin(there: int | Callable[[Path], bool], *words: str, workers: int = 0, **more) -> Process:
-        process = clipcoco.start(*arguments(data, workers), *words, cwd=tmp_path, **more)
+        process = clipcoco.start(*arguments(scenes, workers), *words, cwd=tmp_path, **more)
         until(lambda: len(rows(run)) >= there if isinstance(there, int) else there(run), process)
         return process
 
@@ -118,6 +108,12 @@ def test_a_checkpoint_that_was_copied_out_of_its_run_goes_on_in_a_new_one(clipco
     assert "done.pt is finished (18 steps)" in clipcoco("resume", "done.pt", cwd=tmp_path).ok().stderr
 
 
+SLOW = """
+import time
+from clipcoco.engine.model import DualEncoder
+encode = DualEncoder.encode_images
+DualEncoder.encode_images = lambda *given: time.sleep(0.3) or encode(*given)
+"""
 PLACES = {
     "in the middle of an epoch": lambda run: len(rows(run)) >= 3,
     "in an evaluation": lambda run: any(row["step"] == 6 for row in rows(run)),
@@ -139,7 +135,7 @@ PLACES = {
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(clipcoco, calm, begun, run, place, number, group, workers):
-    process = begun(PLACES[place], workers=workers)
+    process = begun(PLACES[place], workers=workers, prelude=SLOW if place == "in an evaluation" else "")
     (process.signal_group if group else process.signal)(number)
     stopped = process.wait()
     assert stopped.code == 75, stopped.stderr
@@ -156,8 +152,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(clipcoco, calm, begun, run, plac
     assert_same(run, calm)
 
 
-def test_kill_9_and_many_stops_end_in_the_same_bits(clipcoco, data, calm, run, tmp_path):
-    process = clipcoco.start(*arguments(data), cwd=tmp_path)
+def test_kill_9_and_many_stops_end_in_the_same_bits(clipcoco, scenes, calm, run, tmp_path):
+    process = clipcoco.start(*arguments(scenes), cwd=tmp_path)
     for seen, number in ((6, signal.SIGKILL), (9, signal.SIGTERM), (11, signal.SIGKILL), (15, signal.SIGINT)):
         until(lambda seen=seen: len(rows(run)) >= seen, process)
         process.signal(number)
@@ -223,8 +219,8 @@ def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(clipcoco, begun, run):
 
 @NEEDS_PROC
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
-def test_before_there_is_anything_to_save_a_signal_ends_the_command(clipcoco, data, tmp_path, number):
-    process = clipcoco.start(*arguments(data), cwd=tmp_path)
+def test_before_there_is_anything_to_save_a_signal_ends_the_command(clipcoco, scenes, tmp_path, number):
+    process = clipcoco.start(*arguments(scenes), cwd=tmp_path)
     until(lambda: signal.SIGTERM in signals(process.pid, "SigCgt"), process)  # the command has begun
     process.signal(number)
     done = process.wait()
@@ -272,8 +268,8 @@ def test_a_kill_after_the_last_save_costs_nothing_and_adds_nothing(clipcoco, cal
     assert_same(finished, calm)
 
 
-def test_an_early_stop_stays_one(clipcoco, data, run, tmp_path):
-    clipcoco(*arguments(data), "train.epochs=5", "train.early_stop_epochs=1", "train.lr=1e-9", cwd=tmp_path).ok()
+def test_an_early_stop_stays_one(clipcoco, scenes, run, tmp_path):
+    clipcoco(*arguments(scenes), "train.epochs=5", "train.early_stop_epochs=1", "train.lr=1e-9", cwd=tmp_path).ok()
     before = rows(run)
     assert before[-1]["epoch"] < 5
     (run / "report.html").unlink()
@@ -354,21 +350,21 @@ def session_members(session: int) -> dict[int, int]:
     return {int(pid): int(ppid) for pid, ppid, sess, stat in fields if int(sess) == session and stat[0] != "Z"}
 
 
-def test_a_job_that_died_before_its_first_save_can_start_again(clipcoco, data, run, tmp_path):
+def test_a_job_that_died_before_its_first_save_can_start_again(clipcoco, scenes, run, tmp_path):
     (run / "checkpoints").mkdir(parents=True)
     (run / "status.json").write_text('{"checkpoint": "checkpoints/last.pt", "seconds": "long"}')  # of another version
-    assert "status.json of run" in clipcoco(*arguments(data), "--or-resume", cwd=tmp_path).stderr
+    assert "status.json of run" in clipcoco(*arguments(scenes), "--or-resume", cwd=tmp_path).stderr
     (run / "status.json").unlink()  # as when it was never written
-    clipcoco(*arguments(data), "--or-resume", "train.epochs=1", cwd=tmp_path).ok()
+    clipcoco(*arguments(scenes), "--or-resume", "train.epochs=1", cwd=tmp_path).ok()
     assert [row["step"] for row in rows(run) if row["event"] == "step"] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("name", ["..", "", ".", "mine"])
-def test_only_a_dead_run_of_ours_is_ever_cleared_away(clipcoco, data, tmp_path, name):
+def test_only_a_dead_run_of_ours_is_ever_cleared_away(clipcoco, scenes, tmp_path, name):
     for folder in (tmp_path, tmp_path / "runs" / "mine"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "precious.txt").write_text("mine")
-    words = [name if word == "run" else word for word in arguments(data)]
+    words = [name if word == "run" else word for word in arguments(scenes)]
     done = clipcoco(*words, "--or-resume", cwd=tmp_path)
     assert done.code == 2, done.stderr
     assert (tmp_path / "precious.txt").exists()
@@ -376,9 +372,9 @@ def test_only_a_dead_run_of_ours_is_ever_cleared_away(clipcoco, data, tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["precious.txt", "runs"]
 
 
-def test_a_dry_run_never_resumes(clipcoco, data, finished):
+def test_a_dry_run_never_resumes(clipcoco, scenes, finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    words = ["other" if word == "run" else word for word in arguments(data)]
+    words = ["other" if word == "run" else word for word in arguments(scenes)]
     done = clipcoco(*words, "--or-resume", "--dry-run", "--json", cwd=finished.parents[1]).ok()
     assert done.json["wrote"] == "nothing (--dry-run)"
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
