@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipcoco.cli.audit import audit as audit_file
 from clipcoco.cli.options import (
     RUNS,
     ConfigFile,
@@ -58,6 +59,7 @@ def evaluate(
     protocol: Annotated[
         str, typer.Option(help="own, 1k or all.", autocompletion=complete_from("own", "1k", "all"))
     ] = "all",
+    audit: Annotated[bool, typer.Option("--audit", help="Which definition of recall prints the NUMBERs.")] = False,
     embeddings: ToEmbeddings = None,
     runs_dir: RunsDir = RUNS,
     device: Device = None,
@@ -68,7 +70,7 @@ def evaluate(
 
     [bold]clipcoco eval[/bold]
 
-    [bold]clipcoco eval --checkpoint best.pt --json[/bold]
+    [bold]clipcoco eval --from-embeddings theirs.npz --audit 58.4 37.8[/bold]
     """
     if protocol not in ("own", "1k", "all"):
         raise ConfigError(f"no protocol '{protocol}' (--protocol). Choose own, 1k or all")
@@ -77,7 +79,9 @@ def evaluate(
     if fraction is not None and not 0 < fraction <= 1:
         raise ConfigError(f"a fraction is above 0 and at most 1, not {fraction:g} (--fraction)")
     protocols = ("own", "1k") if protocol == "all" else (protocol,)
-    word, bare = split_words(words)
+    word, bare = (None, []) if audit else split_words(words)
+    if audit and from_embeddings is None:
+        raise ConfigError("--audit judges a file of embeddings (command line). Give --from-embeddings FILE.npz")
     if checkpoint is not None and word is not None:
         raise ConfigError(f"--checkpoint and run '{word}' are both given (command line). Keep one")
     if from_embeddings is not None:
@@ -85,6 +89,8 @@ def evaluate(
             raise ConfigError("--from-embeddings judges the file as it is (command line). Keep only --protocol, --json")
         if not from_embeddings.exists():
             raise DataError(f"no file at {from_embeddings} (--from-embeddings)")
+        if audit:
+            return audit_file(from_embeddings, words or [], json_)
         from clipcoco.runs.measure import evaluate_embeddings
 
         return _show(evaluate_embeddings(from_embeddings, protocols), protocols, json_)

@@ -23,6 +23,7 @@ from clipcoco.disk.files import take_name, write_temporary
 from clipcoco.errors import DataError, EnvironmentProblem
 
 WHERE = "--from-embeddings"
+SCALED = "rows scaled to unit length"
 
 _NEEDED = ("image_embeddings", "text_embeddings", "image_ids", "caption_image_ids")
 _READ = (*_NEEDED, "caption_ids", "caution")
@@ -57,10 +58,10 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
     take_name(write_temporary(path, lambda file: np.savez(file, **arrays)), path)
 
 
-def read_embeddings(path: Path) -> tuple[Embeddings, str]:
+def read_embeddings(path: Path, unit: bool = True) -> tuple[Embeddings, str]:
     """Any model's embeddings, and a note on what was done to them. Raises DataError for a file that is none.
 
-    Rows are brought to unit length: recall here ranks by cosine similarity. Ids may be whole numbers or texts.
+    Rows are brought to `unit` length: recall here ranks by cosine similarity. Ids may be whole numbers or texts.
     """
     arrays = _read_npz(path)
     _check_arrays(path, arrays)
@@ -84,7 +85,9 @@ def read_embeddings(path: Path) -> tuple[Embeddings, str]:
     caption_ids = range(len(texts)) if captions is None else _plain_ids(captions, "caption_ids", path)
     image_rows, changed = _unit_rows(images)
     text_rows, also_changed = _unit_rows(texts[order])
-    notes = ["rows scaled to unit length" if changed or also_changed else "unit vectors"]
+    if not unit:
+        image_rows, text_rows = (torch.from_numpy(rows.astype(np.float32)) for rows in (images, texts[order]))
+    notes = [SCALED if changed or also_changed else "unit vectors"]
     if again := len(images) - len({hash(row.tobytes()) for row in image_rows.numpy()}):
         notes.append(f"{again:,} image rows equal another one")
     if alike := len(texts) - len(set(caption_ids)):

@@ -13,6 +13,7 @@ from torch import Tensor
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable, hashed_order
 from clipcoco.data.features import Features, Sentences
+from clipcoco.data.karpathy import published_order
 from clipcoco.data.loader import EVALUATION_BATCH, evaluation_images
 from clipcoco.data.tokenizer import PAD, distinct_by_length
 from clipcoco.engine.device import Device
@@ -109,12 +110,13 @@ def embed(
 
 
 def in_order(embeddings: Embeddings, order: str) -> Embeddings:
-    """The images, each with its captions, in the order of their "ids", of their "hashed ids", or as "published",
-    which is as they are: for what takes neighbours together."""
+    """The images, each with its captions, in the order of their "ids", of their "hashed ids", or as Karpathy's test
+    split is "published": for what takes neighbours together."""
     ids = embeddings.image_ids
-    if order == "published" or (order == "ids" and (ids[:-1] < ids[1:]).all()):
+    ordering = {"ids": lambda ids: ids.argsort().tolist(), "hashed ids": hashed_order, "published": published_order}
+    rows = torch.tensor(ordering[order](ids))
+    if torch.equal(rows, torch.arange(len(rows))):
         return embeddings
-    rows = torch.tensor(hashed_order(ids) if order == "hashed ids" else ids.argsort().tolist())
     owners, captions = rows.argsort()[embeddings.owners].sort(stable=True)
     return Embeddings(
         embeddings.images[rows],

@@ -1,24 +1,27 @@
 """`eval`: a checkpoint or a file of embeddings -> the recall tables as one plain object; the record for the report."""
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.doubts import say_cut
+from clipcoco.data.karpathy import Ids, coco_ids, known_images
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.split import open_splits
 from clipcoco.data.viewer import thumbnail
 from clipcoco.data.workers import choose_workers
 from clipcoco.disk.seal import write_sealed
 from clipcoco.engine.analysis import geometry, hubs, rank_counts, similarities
+from clipcoco.engine.audit import definitions, matches
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.device import choose_as_trained, choose_deterministic_kernels, encoding_in_memory
-from clipcoco.engine.embeddings import Embeddings, read_embeddings
+from clipcoco.engine.embeddings import SCALED, Embeddings, read_embeddings
 from clipcoco.engine.evaluate import Inputs, Retrieval, embed, in_order, retrievals_worth_showing
 from clipcoco.engine.model_file import ModelFile, open_model
 from clipcoco.engine.recall import Ranks, folds_table, hits_by_image, ranks, table_of
@@ -37,9 +40,6 @@ KEYS = (
     *("schema", "run", "checkpoint", "step", "split", "source", "trained_on", "trained_images", "captions_cut"),
     *("images", "captions", "protocols", "r1", "caution", "precision", "seconds"),
 )  # of the result: None is what a file of embeddings does not tell
-# SHA-256 of image ids in the order in which folds of them are published: ascending, and as the test split is listed.
-VAL2017 = "3df2914698b3b9216e0e7107af9d0a2aadf367e5bf2f0b139789e9c646258621"
-KARPATHY_TEST = "203ac417d83f9daeaa4e041453b76d9ff25f6c96730a6dda61383fb3916df81e"
 
 
 @dataclass(frozen=True)
@@ -112,21 +112,41 @@ def evaluate_embeddings(path: Path, protocols: tuple[str, ...]) -> Evaluation:
     embeddings, note = read_embeddings(path)
     _check_protocols(protocols, len(embeddings.images))
     found = ranks(embeddings.images, embeddings.texts, embeddings.owners)
-    tables = _tables(embeddings, found, protocols, _order_of(embeddings.image_ids.tolist()))
+    tables = _tables(embeddings, found, protocols, _order_of(embeddings.image_ids))
     known = {"schema": SCHEMA, "split": str(path), "source": note, **tables, "caution": embeddings.caution or None}
     seconds = {"seconds": time.monotonic() - start}
     return Evaluation(dict.fromkeys(KEYS) | known | seconds, embeddings, found, None, [])
 
 
-def _order_of(image_ids: list[int]) -> str:
+def audit_embeddings(path: Path, numbers: list[str], report: Report) -> dict[str, Any]:
+    """What each definition of recall prints of any model's embeddings, and which of them prints `numbers`."""
+    embeddings, note = read_embeddings(path)
+    dots = read_embeddings(path, unit=False)[0] if SCALED in note else None
+    found, same, own = definitions(embeddings, dots, _order_of(embeddings.image_ids), report)
+    return {
+        "schema": SCHEMA,
+        "file": str(path),
+        "source": note,
+        "images": len(embeddings.images),
+        "captions": len(embeddings.texts),
+        "definitions": [asdict(one) for one in found],
+        "same": same,
+        "own": table_of(own, embeddings.owners).to_plain(),
+        "numbers": numbers,
+        "matches": [
+            {**asdict(one), "definition": one.definition.name} for one in (matches(found, numbers) if numbers else ())
+        ],
+        "coco": known_images(embeddings.image_ids),
+        "caution": embeddings.caution or None,
+    }
+
+
+def _order_of(image_ids: Ids) -> str:
     """How folds of a file's images go. A stranger's rows may stand folder by folder, and neighbours look alike."""
-
-    def digest(ids: list[int]) -> str:
-        return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
-
-    if digest(sorted(image_ids)) == VAL2017:
+    known = coco_ids()
+    if np.array_equal(np.sort(image_ids), known["val2017"]):
         return "ids"
-    return "published" if digest(image_ids) == KARPATHY_TEST else "hashed ids"
+    return "published" if np.array_equal(np.sort(image_ids), np.sort(known["test"])) else "hashed ids"
 
 
 def _check_protocols(protocols: tuple[str, ...], images: int) -> None:
