@@ -495,8 +495,8 @@ def test_evaluate_gives_what_eval_prints(clipcoco, folder, scenes):
     assert evaluate(model)["protocols"]["own"]["i2t"]["r1"] == 0
     with pytest.raises(ConfigError, match="model, not the measurement"):
         evaluate(model, {"model.projection_dim": 3})
-    with pytest.raises(ConfigError, match="no split 'test'"):
-        evaluate(model, split="test")
+    with pytest.raises(ConfigError, match="no split 'tests'"):
+        evaluate(model, split="tests")
 
 
 def test_settings_come_as_a_dictionary_too(folder):

@@ -9,6 +9,7 @@ from clipcoco.api.model import Model, load
 from clipcoco.api.restore import globals_restored
 from clipcoco.api.training import Overrides, as_typed
 from clipcoco.config.load import override
+from clipcoco.data.annotations import MEASURED
 from clipcoco.errors import ConfigError
 from clipcoco.events import Event
 from clipcoco.runs.measure import evaluate_checkpoint
@@ -26,7 +27,7 @@ def evaluate(
     """Measure a model as `clipcoco eval --json` does, to the same digits; gives what that prints.
 
     `model`: what `load` gave, as it is now, or what `load` takes. `changes`: other data, as {"data.root": "coco"}.
-    `split`: "val" or "train".
+    `split`: "val", "train", or "test" of your own data, "karpathy-test" of COCO.
 
     >>> from clipcoco import evaluate
     >>> measured = evaluate("first")
@@ -35,8 +36,8 @@ def evaluate(
 
     Raises ConfigError, DataError, CheckpointError or EnvironmentProblem.
     """
-    if split not in ("val", "train"):
-        raise ConfigError(f"no split {split!r}. Choose val or train")
+    if split not in MEASURED:
+        raise ConfigError(f"no split {split!r}. Choose val, train, test or karpathy-test")
     if wrong := [change for change in as_typed(changes) if not change.startswith("data.")]:
         raise ConfigError(f"{wrong[0]} would change the model, not the measurement. Only data.* can be set")
     if not isinstance(model, Model):

@@ -27,7 +27,7 @@ from clipcoco.cli.options import (
 from clipcoco.config.load import LoadedConfig, flatten, load_config, override
 from clipcoco.config.schema import DataConfig
 from clipcoco.console import RunConsole, Terminal, open_terminal, recall_tables, say_seconds, show
-from clipcoco.data.annotations import SPLITS
+from clipcoco.data.annotations import MEASURED, SPLITS
 from clipcoco.errors import CheckpointError, ConfigError, DataError, ExitCode
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.names import Found, find_run, found_file
@@ -54,7 +54,9 @@ def evaluate(
     from_embeddings: FromEmbeddings = None,
     config: ConfigFile = None,
     changes: Set = None,
-    split: Annotated[str, typer.Option(help="val or train.", autocompletion=complete_from("val", "train"))] = "val",
+    split: Annotated[
+        str, typer.Option(help="val, train, test or karpathy-test.", autocompletion=complete_from(*MEASURED))
+    ] = "val",
     fraction: Annotated[float | None, typer.Option(help="Of the split's images; the run's own otherwise.")] = None,
     protocol: Annotated[
         str, typer.Option(help="own, 1k or all.", autocompletion=complete_from("own", "1k", "all"))
@@ -74,8 +76,8 @@ def evaluate(
     """
     if protocol not in ("own", "1k", "all"):
         raise ConfigError(f"no protocol '{protocol}' (--protocol). Choose own, 1k or all")
-    if split not in ("val", "train"):
-        raise ConfigError(f"no split '{split}' (--split). Choose val or train")
+    if split not in MEASURED:
+        raise ConfigError(f"no split '{split}' (--split). Choose val, train, test or karpathy-test")
     if fraction is not None and not 0 < fraction <= 1:
         raise ConfigError(f"a fraction is above 0 and at most 1, not {fraction:g} (--fraction)")
     protocols = ("own", "1k") if protocol == "all" else (protocol,)

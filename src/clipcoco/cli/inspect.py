@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from clipcoco.cli.options import Debug, Json, Set, complete_config, print_json, split_words
-from clipcoco.config.derive import DRAWN, OFFICIAL, Derived, derive
+from clipcoco.config.derive import DRAWN, IN_TRAIN, OFFICIAL, Derived, derive
 from clipcoco.config.load import LoadedConfig, dump, load_config, preset_in, preset_names, presets_folder, to_plain
 from clipcoco.config.schema import json_schema
 from clipcoco.console import open_terminal, say_bytes, show, summary_rows
@@ -103,6 +103,8 @@ def _derive(loaded: LoadedConfig, device: str = "") -> Derived:
         drawn = to_be_drawn(loaded)
         where = "the scenes that will be drawn" if drawn else "the official table"
         train, val = (DRAWN if drawn else OFFICIAL).values()
+    if loaded.config.data.exclude != "none" and train == OFFICIAL["train"]:  # of a part of COCO nobody counts them
+        train = train[0] - IN_TRAIN[0], train[1] - IN_TRAIN[1]
     return derive(loaded.config, train, val, where, device)
 
 

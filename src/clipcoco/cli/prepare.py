@@ -137,6 +137,7 @@ def _request(
         root=expanded(root or data.root),
         fractions={SPLITS["train"]: data.train_fraction, SPLITS["val"]: data.val_fraction},
         subset_seed=data.subset_seed,
+        exclude=data.exclude,
         prepared_size=data.prepared_size,
         only_prepared=only_prepared,
         mirror=mirror,
@@ -148,7 +149,7 @@ def _again(loaded: LoadedConfig, preset: str | None, request: "Request") -> str:
     """The command that trains on what was prepared."""
     words = ["clipcoco", "train", "--preset", preset or "full"]
     given = load_config(preset=preset or "full").config.data
-    for key in ("train_fraction", "val_fraction", "subset_seed", "prepared_size"):
+    for key in ("train_fraction", "val_fraction", "exclude", "subset_seed", "prepared_size"):
         if (value := getattr(loaded.config.data, key)) != getattr(given, key):
             words.append(f"data.{key}={str(value).removesuffix('.0')}")
     if str(request.root) != given.root:

@@ -41,7 +41,7 @@ def show_verified(terminal: Terminal, request: "Request", json_: bool) -> int:
     with working(terminal, "Nothing was changed.") as report:
         for split in FOLDERS:
             whole = read_captions(request.root, split)
-            table = whole.subset(request.fractions[split], request.subset_seed)
+            table = request.part_of(whole, split)
             found.append(verify(whole, table, request.coco.counts[split], request.prepared_size, report))
             if request.prepared_size:
                 copies[split] = verify_copies(table, request.prepared_size, report)

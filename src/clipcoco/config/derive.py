@@ -9,6 +9,7 @@ from clipcoco.errors import ConfigError, DataError
 
 # Images and captions of COCO 2017, as published.
 OFFICIAL = {"train": (118_287, 591_753), "val": (5_000, 25_014)}
+IN_TRAIN = 4_407, 22_044  # of Karpathy's test split
 DRAWN = {"train": (6_000, 30_000), "val": (500, 2_500)}  # of the embedded data set
 _HEAD_STEPS = 2_000  # before the backbone's pretrained features are exposed to the heads' gradients
 _BYTES_A_PARAMETER = 12  # a float32 weight and AdamW's two moments

@@ -14,6 +14,7 @@ from clipcoco.errors import ConfigError
 
 # Settings born after format 1, with the value that an older checkpoint, or an older run's file, means by its silence.
 LATER = {
+    "data.exclude": "none",
     "data.prepared_size": 0,
     "data.cached_crops": 0,
     "model.vision.stages": 1,

@@ -33,6 +33,7 @@ class DataConfig(Section):
     root: Text  # holds train2017/, val2017/, annotations/
     train_fraction: Fraction  # of train2017's images; 1 % is inside 10 %
     val_fraction: Fraction
+    exclude: Literal["none", "karpathy-test"]  # images of train2017 that are left out, before a fraction is taken
     subset_seed: int = Field(ge=0)  # which images a fraction takes; apart from `seed`, so fetched data stay right
     image_size: int = Field(ge=32, le=1024)  # pixels, square
     prepared_size: Annotated[int, Field(ge=32, le=1024)] | Literal[0]  # shorter side of the copies; 0: only originals

@@ -22,6 +22,8 @@ MAX_FILE_SIZE = 2 * 2**30  # bytes; captions_train2017.json has 92 MB
 MAX_DROPPED = 0.01  # above this share, rows are not dropped: the file is at fault
 PREPARE = "clipcoco prepare-data"
 SPLITS = {"train": "train2017", "val": "val2017"}  # the folders of COCO's layout, and the names of its caption files
+KARPATHY_TEST = "karpathy-test"  # a split of COCO, from both folders
+MEASURED = ("val", "train", "test", KARPATHY_TEST)  # what `eval` takes; "test" is of a person's own pictures
 ADOPTED = "adopted by clipcoco"  # how annotation files describe a person's own pictures
 LAYOUT = ("annotations", *SPLITS.values())
 

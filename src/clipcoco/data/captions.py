@@ -39,6 +39,7 @@ class CaptionTable:
     order: str  # "ids" or "hashed ids": how images follow each other in folds and in batches of the validation loss
     notes: tuple[str, ...]  # what was dropped or noticed in the file, a sentence each
     name: str = ""  # for a person: "val2017", of own pictures in data/mine "mine val"
+    coco: bool = False  # as the file says of itself: so its ids are those that are published
 
     @property
     def owners(self) -> Ids:
@@ -65,7 +66,10 @@ class CaptionTable:
             raise DataError(f"{left} (data.train_fraction or data.val_fraction). Use a larger one")
         if count == len(self.image_ids):
             return self
-        chosen = sorted(hashed_order(self.image_ids, seed)[:count])
+        return self.only(sorted(hashed_order(self.image_ids, seed)[:count]))
+
+    def only(self, chosen: list[int]) -> "CaptionTable":
+        """The images at these positions, which ascend."""
         spans = [range(self.offsets[i], self.offsets[i + 1]) for i in chosen]
         taken = [position for span in spans for position in span]
         return replace(
@@ -111,6 +115,7 @@ def read_captions(root: Path, split: str, *, get_them: str = PREPARE) -> Caption
         order="ids" if described in IN_ORDER_OF_IDS else "hashed ids",
         notes=tuple(notes),
         name=f"{one_line(root.absolute().name)[:40]} {split.removesuffix('2017')}" if described == ADOPTED else split,
+        coco=described == IN_ORDER_OF_IDS[0],
     )
 
 

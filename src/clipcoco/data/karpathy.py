@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
-TEST = "karpathy-test"
 
 
 @cache

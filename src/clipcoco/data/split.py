@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from clipcoco.config.schema import DataConfig
-from clipcoco.data.annotations import PREPARE, SPLITS
+from clipcoco.data.annotations import KARPATHY_TEST, PREPARE, SPLITS
 from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.data.karpathy import coco_ids
 from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest
 from clipcoco.data.viewer import VIEW
 from clipcoco.disk.links import check_link, may_lead
@@ -44,16 +47,23 @@ def open_splits(
     like: str | None = None,
     get_them: str = PREPARE,
 ) -> list[Split]:
-    """The splits `names`, "train" or "val", with one source for all.
+    """The splits `names` of MEASURED, with one source for all.
 
-    `fraction` None is the configuration's own; `most` is a limit of images. `like` is the source of an earlier run,
-    `get_them` the command that errors recommend. Raises DataError, or EnvironmentProblem without access.
+    `fraction` None is the configuration's own, all of a test split; `most` is a limit of images. `like` is the source
+    of an earlier run, `get_them` the command that errors recommend. Raises DataError, or EnvironmentProblem without
+    access.
     """
     wholes, tables = [], []
     for name in names:
-        own = data.train_fraction if name == "train" else data.val_fraction
-        whole = read_captions(data.folder, SPLITS[name], get_them=get_them)
+        own = {"train": data.train_fraction, "val": data.val_fraction}.get(name, 1)
+        get_them = f"{PREPARE} --all" if name == KARPATHY_TEST else get_them
+        if name == KARPATHY_TEST:
+            whole = _karpathy_test(data.folder, get_them)
+        else:
+            whole = without(data.exclude, read_captions(data.folder, SPLITS[name], get_them=get_them), SPLITS[name])
         table = whole.subset(own if fraction is None else fraction, data.subset_seed)
+        if name == KARPATHY_TEST and len(table.files) < len(coco_ids()["test"]):
+            table = replace(table, name=f"a part of {KARPATHY_TEST}")
         if most is not None:
             table = table.subset(min(1, most / len(table.files)), data.subset_seed)
         wholes.append(whole)
@@ -62,6 +72,48 @@ def open_splits(
     for table in tables:
         check_files(table, get_them=get_them)
     return [Split(whole, table, source) for whole, table in zip(wholes, tables, strict=True)]
+
+
+def without(exclude: str, table: CaptionTable, split: str) -> CaptionTable:
+    """train2017 without what `data.exclude` names; another split whole. Raises DataError for other data than COCO."""
+    if exclude == "none" or split != SPLITS["train"]:
+        return table
+    _refuse_other_data(table, "data.exclude")
+    return table.only(np.flatnonzero(~np.isin(table.image_ids, coco_ids()["test"])).tolist())
+
+
+def _refuse_other_data(table: CaptionTable, where: str) -> None:
+    if not table.coco:
+        raise DataError(f"{KARPATHY_TEST} is of COCO 2017, and {table.folder} holds other data ({where}). Leave it out")
+
+
+def _karpathy_test(root: Path, get_them: str) -> CaptionTable:
+    """From both folders, with the five captions that the literature counts of each image."""
+    test, five = (set(coco_ids()[name].tolist()) for name in ("test", "test_captions"))
+    found = {}
+    for split in SPLITS.values():
+        table = read_captions(root, split, get_them=get_them)
+        _refuse_other_data(table, "--split")
+        for row, image in enumerate(table.image_ids.tolist()):
+            span = range(table.offsets[row], table.offsets[row + 1])
+            if image in test and (rows := [at for at in span if int(table.caption_ids[at]) in five]):
+                found[image] = table, row, rows
+    if not found:
+        raise DataError(f"no image of {KARPATHY_TEST} is in {root} (--split). Get them: {get_them}")
+    entries = [found[image] for image in sorted(found)]
+    return CaptionTable(
+        folder=root,
+        image_ids=np.array(sorted(found), dtype=np.int64),
+        files=[table.files[row] for table, row, _ in entries],
+        sizes=np.array([table.sizes[row] for table, row, _ in entries]),
+        caption_ids=np.array([table.caption_ids[at] for table, _, rows in entries for at in rows]),
+        captions=[table.captions[at] for table, _, rows in entries for at in rows],
+        offsets=np.cumsum([0, *(len(rows) for *_, rows in entries)], dtype=np.int64),
+        order="published",
+        notes=(),
+        name=KARPATHY_TEST,
+        coco=True,
+    )
 
 
 def choose_source(

@@ -5,11 +5,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clipcoco.config.derive import OFFICIAL, subset_size
+from clipcoco.config.derive import IN_TRAIN, OFFICIAL, subset_size
 from clipcoco.data.annotations import LAYOUT, SPLITS, annotation_file
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest, same_settings
-from clipcoco.data.split import missing_files
+from clipcoco.data.split import missing_files, without
 from clipcoco.disk.files import free_bytes
 from clipcoco.disk.links import check_link, check_root, may_lead
 from clipcoco.prepare.download import Archive
@@ -70,6 +70,7 @@ class Request:
     only_prepared: bool = False  # the originals are dropped as they arrive
     mirror: str | None = None  # takes the hosts' place
     source: Path | None = None  # holds archives or unpacked folders that were carried here
+    exclude: str = "none"  # as data.exclude
     coco: Coco = COCO
     retries: RetryPolicy = RETRIES
 
@@ -86,8 +87,10 @@ class Request:
 
     def table(self, split: str, captions: Path | None = None) -> CaptionTable:
         """Exactly the images that training with these fractions reads; `captions` are in data.root or the source."""
-        table = read_captions(captions or self.root, split).subset(self.fractions[split], self.subset_seed)
-        return replace(table, folder=self.root)
+        return replace(self.part_of(read_captions(captions or self.root, split), split), folder=self.root)
+
+    def part_of(self, whole: CaptionTable, split: str) -> CaptionTable:
+        return without(self.exclude, whole, split).subset(self.fractions[split], self.subset_seed)
 
     def in_source(self, files: Sequence[str]) -> list[str]:
         """Those of `files` that the source holds unpacked. Raises DataError for one that is a link out of it."""
@@ -164,7 +167,8 @@ def make_plan(request: Request) -> Plan:
             missing, carried = len(lacking), len(request.in_source(lacking))
         else:
             whole = request.coco.counts[split][0]
-            images = uncopied = subset_size(whole, request.fractions[split])
+            left_out = IN_TRAIN[0] if request.exclude != "none" and split == SPLITS["train"] else 0
+            images = uncopied = subset_size(whole - left_out, request.fractions[split])
             missing = images - (0 if request.only_prepared else _share(request.root / split, whole, images))
             carried = _share(request.source / split, whole, missing) if request.source else 0
         copies += uncopied if request.prepared_size else 0

@@ -12,8 +12,9 @@ from clipcoco.say import say_count
 
 def say_data(config: Config, train: CaptionTable, val: CaptionTable, source: Source, workers: int, why: str) -> str:
     said = f"{source.name} ({source.why})" if source.why else source.name
+    less = f" (without {config.data.exclude})" if config.data.exclude != "none" else ""
     return (
-        f"{config.data.root}: {len(train.files):,} + {len(val.files):,} images, "
+        f"{config.data.root}: {len(train.files):,}{less} + {len(val.files):,} images, "
         f"{len(train.captions):,} + {len(val.captions):,} captions; {said}; "
         f"{workers} workers ({why})"
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from clipcoco.config.schema import DataConfig
+from clipcoco.data.annotations import KARPATHY_TEST
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.doubts import say_cut
 from clipcoco.data.karpathy import Ids, coco_ids, known_images
@@ -70,7 +71,7 @@ def evaluate_checkpoint(
     device_name: str | None,
     report: Report,
 ) -> Evaluation:
-    """Measure a checkpoint on `split` ("val" or "train"); `fraction` None is the configuration's own."""
+    """Measure a checkpoint on `split`, one of MEASURED; `fraction` None is the configuration's own."""
     start = time.monotonic()
     device = choose_as_trained(device_name, model_file.content["state"].get("precision", "float32"))
     choose_deterministic_kernels(device.device)  # as in training, for the same digits
@@ -85,7 +86,12 @@ def evaluate_checkpoint(
         model = device.place(model_file.model)
         embeddings = embed(model, Inputs(data, table, tokens, workers), device, report, stop=lambda: None)
     assert embeddings is not None, "only a stop gives none"
-    embeddings = replace(embeddings, caution=model_file.config.model.text.caution)
+    seen = learnt_from(recorded(model_file.content), table, source, report)
+    cautions = (
+        model_file.config.model.text.caution,
+        _contaminated(seen, len(table.files)) if split == KARPATHY_TEST else "",
+    )
+    embeddings = replace(embeddings, caution="; ".join(filter(None, cautions)))
     found = ranks(embeddings.images, embeddings.texts, embeddings.owners, report)
     result = {
         "schema": SCHEMA,
@@ -95,15 +101,22 @@ def evaluate_checkpoint(
         "split": table.name,
         "source": source.name,
         "trained_on": trained_on,
-        "trained_images": learnt_from(recorded(model_file.content), table, source, report),
+        "trained_images": seen,
         "captions_cut": cut,
         **_tables(embeddings, found, protocols, table.order),
-        "caution": model_file.config.model.text.caution,
+        "caution": embeddings.caution,
         "precision": device.precision,
         "seconds": time.monotonic() - start,
     }
     doubts = say_cut(cut, equal, len(table.captions), context)
     return Evaluation(result, embeddings, found, table, doubts)
+
+
+def _contaminated(seen: int | None, images: int) -> str:
+    """What stands beside a figure that is compared with published ones, in whatever table and file it goes on."""
+    if seen is None:
+        return "whether the model was trained on these images is not known"
+    return f"contaminated: trained on {seen:,} of these {images:,} images" if seen else ""
 
 
 def evaluate_embeddings(path: Path, protocols: tuple[str, ...]) -> Evaluation:
