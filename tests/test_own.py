@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from clipcoco.config.load import load_config
 from clipcoco.data.captions import CaptionTable, overlap, read_captions
-from clipcoco.data.split import check_files
+from clipcoco.data.split import check_files, open_splits
 from clipcoco.disk.links import may_lead
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
 from clipcoco.events import TaskProgress
@@ -190,6 +191,25 @@ def test_the_column_of_splits_decides(own: Own) -> None:
     assert own.by_file() == {name: texts for i, (name, texts) in enumerate(EXPECTED.items()) if i % 3 < 2}
     assert adopted.val_images == 7
     assert any("6 test images are left out" in note for note in adopted.notes)
+
+
+def test_a_test_split_is_kept_for_eval(own: Own) -> None:
+    assert own.take(hugging_face_flickr30k()).test_images == 6
+    assert own.take().notes[-1] == "nothing to do: nothing has changed"
+    data = load_config("own", overrides=[f"data.root={own.root}", "data.val_fraction=0.5"]).config.data
+    [test] = open_splits(data, "test")
+    assert sorted(file.removeprefix("test2017/") for file in test.table.files) == NAMES[2::3]  # all, no fraction
+    assert test.table.captions == [caption for name in test.table.files for caption in EXPECTED[name.split("/")[1]]]
+    assert (test.table.name, test.table.order) == ("root test", "hashed ids")
+    ids = dict(zip(test.table.files, test.table.image_ids.tolist(), strict=True))
+    (own.root / "annotations/captions_test2017.json").unlink()
+    own.take()  # what is lost is made again
+    [again] = open_splits(data, "test")
+    assert dict(zip(again.table.files, again.table.image_ids.tolist(), strict=True)) == ids
+    own.take(hugging_face_flickr30k().replace(",test,", ",train,"))
+    with pytest.raises(DataError, match=r"root has no test split \(--split\)"):
+        open_splits(data, "test")
+    assert not list((own.root / "test2017").iterdir())
 
 
 def test_without_val_the_test_split_validates(own: Own) -> None:

@@ -62,7 +62,7 @@ def bash(line):
         ("clipcoco export --format o", ["open_clip", "onnx"]),
         ("clipcoco export --format onnx t", ["tiny-1"]),
         ("clipcoco train --device c", ["cpu", "cuda", "cuda:"]),
-        ("clipcoco eval --split t", ["test", "train"]),
+        ("clipcoco eval --split t", ["train", "test"]),
         ("clipcoco eval --protocol ", ["own", "1k", "all"]),
         ("clipcoco train --set train.ep", ["train.epochs="]),
         ("clipcoco train demo data.fl", ["data.flip="]),

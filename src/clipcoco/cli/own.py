@@ -71,6 +71,7 @@ def prepare_own(terminal: Terminal, own: OwnPictures, preset: str | None, change
     counts = (
         f"{adopted.train_images:,} train and {adopted.val_images:,} val images, "
         f"{adopted.train_captions + adopted.val_captions:,} captions"
+        + (f" (and {adopted.test_images:,} test images)" if adopted.test_images else "")
     )
     if own.dry_run:
         show(terminal.out, f"{counts} would be in {root}. Nothing was written: leave out --dry-run.")
@@ -103,13 +104,15 @@ def _locked(root: Path, dry_run: bool) -> Iterator[str]:
 
 def _copies(root: Path, size: int, report: "ReportTask") -> int:
     """Smaller copies to train from, of pictures that are all there; how many were made."""
-    from clipcoco.data.annotations import SPLITS
+    from clipcoco.data.annotations import FOLDERS, annotation_file
     from clipcoco.data.captions import read_captions
     from clipcoco.data.split import check_files
     from clipcoco.prepare.resize import make_copies
 
     made = 0
-    for split in SPLITS.values() if size else ():
+    for split in FOLDERS.values() if size else ():
+        if not annotation_file(root, split).is_file():
+            continue  # no test split
         table = read_captions(root, split)
         check_files(table)
         made += make_copies(root, table.files, size, report).made

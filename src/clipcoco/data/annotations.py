@@ -25,7 +25,8 @@ SPLITS = {"train": "train2017", "val": "val2017"}  # the folders of COCO's layou
 KARPATHY_TEST = "karpathy-test"  # a split of COCO, from both folders
 MEASURED = ("val", "train", "test", KARPATHY_TEST)  # what `eval` takes; "test" is of a person's own pictures
 ADOPTED = "adopted by clipcoco"  # how annotation files describe a person's own pictures
-LAYOUT = ("annotations", *SPLITS.values())
+FOLDERS = {**SPLITS, "test": "test2017"}  # the last of a person's own pictures, where their captions say which
+LAYOUT = ("annotations", *FOLDERS.values())
 
 _FILE_NAME = re.compile(r"[a-z0-9._-]+\.(jpg|jpeg|png)", re.ASCII | re.IGNORECASE)
 _INTEGER = re.compile(r"-?[0-9]{1,18}")

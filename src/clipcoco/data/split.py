@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from clipcoco.config.schema import DataConfig
-from clipcoco.data.annotations import KARPATHY_TEST, PREPARE, SPLITS
+from clipcoco.data.annotations import FOLDERS, KARPATHY_TEST, PREPARE, SPLITS, annotation_file
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.karpathy import coco_ids
 from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest
@@ -55,13 +55,16 @@ def open_splits(
     """
     wholes, tables = [], []
     for name in names:
-        own = {"train": data.train_fraction, "val": data.val_fraction}.get(name, 1)
+        share = {"train": data.train_fraction, "val": data.val_fraction}.get(name, 1)
         get_them = f"{PREPARE} --all" if name == KARPATHY_TEST else get_them
+        if name == "test" and not annotation_file(data.folder, FOLDERS[name]).is_file():
+            own = f"Of COCO take {KARPATHY_TEST}; your own pictures have one where their captions say val and test"
+            raise DataError(f"{data.folder} has no test split (--split). {own}")
         if name == KARPATHY_TEST:
             whole = _karpathy_test(data.folder, get_them)
         else:
-            whole = without(data.exclude, read_captions(data.folder, SPLITS[name], get_them=get_them), SPLITS[name])
-        table = whole.subset(own if fraction is None else fraction, data.subset_seed)
+            whole = without(data.exclude, read_captions(data.folder, FOLDERS[name], get_them=get_them), FOLDERS[name])
+        table = whole.subset(share if fraction is None else fraction, data.subset_seed)
         if name == KARPATHY_TEST and len(table.files) < len(coco_ids()["test"]):
             table = replace(table, name=f"a part of {KARPATHY_TEST}")
         if most is not None:

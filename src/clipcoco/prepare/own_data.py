@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from clipcoco.data.annotations import SPLITS, annotation_file
+from clipcoco.data.annotations import FOLDERS, annotation_file
 from clipcoco.disk.files import link, read_own, sync_volume, write_json
 from clipcoco.disk.links import allow, own_folder
 from clipcoco.errors import ConfigError, DataError, EnvironmentProblem
@@ -30,7 +30,7 @@ from clipcoco.prepare.own_split import Draw, Splits, annotations, divided, follo
 MAX_LOST = 0.05  # of the rows: what is more is left out only by --allow-missing
 UNPACKED = "unpacked"
 
-_SPLITS = tuple(SPLITS.values())
+_SPLITS = tuple(FOLDERS.values())
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Adopted:
     val_captions: int
     notes: tuple[str, ...]  # what was left out, how it was split and linked, a sentence each
     understood: tuple[str, ...] = ()  # what was found, then three of the pictures with a caption, a line each
+    test_images: int = 0
 
 
 def adopt(
@@ -123,7 +124,7 @@ class _Adoption:
         content = repr((self.draw, self.rows, [(path, file.st_size, file.st_mtime_ns) for path, file in status]))
         fingerprint = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         if before.get("fingerprint") == fingerprint and (adopted := _complete(self.root, before)):
-            if not dry_run and any(path.is_symlink() for split in _SPLITS for path in (self.root / split).iterdir()):
+            if not dry_run and any(path.is_symlink() for path in self.root.glob("*2017/*")):
                 allow(self.root, [self.images])
             return replace(adopted, understood=self.understood)
 
@@ -223,12 +224,13 @@ class _Adoption:
                 half.unlink()
 
         # No annotation file says that all is there while it is not.
-        for folder in (root / "annotations", *(root / split for split in _SPLITS)):
-            own_folder(folder)
         for split in _SPLITS:
             annotation_file(root, split).unlink(missing_ok=True)
+        there = [(split, some) for split, some in zip(_SPLITS, splits, strict=True) if some or (root / split).is_dir()]
+        for split in ("annotations", *(split for split, _ in there)):
+            own_folder(root / split)
         symbolic = 0
-        for split, pictures in zip(_SPLITS, splits, strict=True):
+        for split, pictures in there:
             _clear(root / split)
             symbolic += sum([link(self.images / one.path, root / split / one.link) for one in pictures])
         if symbolic:
@@ -240,10 +242,10 @@ class _Adoption:
             manifest.unlink()
         sync_volume(root)
         first = 1
-        for split, pictures in zip(_SPLITS, splits, strict=True):
-            content = annotations(pictures, first)
-            write_json(annotation_file(root, split), content)
-            first += len(content["annotations"])
+        for split, pictures in there:
+            if pictures:
+                write_json(annotation_file(root, split), content := annotations(pictures, first))
+                first += len(content["annotations"])
 
         # And what a later call finds.
         adopted = self._adopted(splits)
@@ -253,7 +255,7 @@ class _Adoption:
 
     def _adopted(self, splits: Splits) -> Adopted:
         counts = [(len(pictures), sum(len(one.captions) for one in pictures)) for pictures in splits]
-        return Adopted(self.root, *counts[0], *counts[1], tuple(self.notes), self.understood)
+        return Adopted(self.root, *counts[0], *counts[1], tuple(self.notes), self.understood, counts[2][0])
 
 
 def _shown(names: list[str]) -> list[str]:
@@ -281,13 +283,12 @@ def _complete(root: Path, state: dict[str, Any]) -> Adopted | None:
     """What was adopted, if it is all there still."""
     try:
         adopted = TypeAdapter(Adopted).validate_python({**state["adopted"], "root": root})
-        whole = all(annotation_file(root, split).is_file() for split in _SPLITS)
-        counts = [len(os.listdir(root / split)) for split in _SPLITS]
+        wanted = [adopted.train_images, adopted.val_images, state["adopted"]["test_images"]]
+        whole = [len(list((root / split).glob("*"))) for split in _SPLITS] == wanted
+        whole &= [annotation_file(root, split).is_file() for split in _SPLITS] == [many > 0 for many in wanted]
     except (KeyError, TypeError, ValidationError, OSError):
         return None
-    if not whole or counts != [adopted.train_images, adopted.val_images]:
-        return None
-    return replace(adopted, notes=(*adopted.notes, "nothing to do: nothing has changed"))
+    return replace(adopted, notes=(*adopted.notes, "nothing to do: nothing has changed")) if whole else None
 
 
 def _clear(folder: Path) -> None:

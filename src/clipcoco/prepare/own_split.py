@@ -43,7 +43,7 @@ class Picture:
     captions: list[str]
 
 
-Splits = tuple[list[Picture], list[Picture]]  # for training, for validation
+Splits = tuple[list[Picture], list[Picture], list[Picture]]  # for training, for validation, for neither
 
 
 @dataclass(frozen=True)
@@ -164,14 +164,19 @@ def divided(
     captions: Path,
     notes: list[str],
 ) -> Splits:
-    """What is for training and for validation, each in the order of ids; `alike` are groups of the same bytes."""
+    """What is for training, for validation and for a test, in the order of ids; `alike` are groups of the same bytes.
+
+    A test split beside no other takes the place of validation.
+    """
+    test: list[Picture] = []
     of = {part: [one for one in pictures if parts[one.path] == part] for part in PARTS}
     held = next((part for part in ("val", "test") if of[part]), "")
     if held:
         train, val = of["train"], of[held]
         notes.append(f"split as {captions.name} says: {len(train):,} train and {len(val):,} {held} images")
-        if held == "val" and of["test"]:
-            notes.append(f"{len(of['test']):,} test images are left out: neither trained nor validated on")
+        if held == "val" and (test := of["test"]):
+            then = "neither trained nor validated on, but measured by clipcoco eval --split test"
+            notes.append(f"{len(test):,} test images are left out: {then}")
     else:
         chosen = _drawn([one.path for one in pictures], draw, known, alike)
         train = [one for one in pictures if one.path not in chosen]
@@ -183,7 +188,7 @@ def divided(
     _tell_of_twins(train, val, alike, bool(held), notes)
     if moved := sum(known.side(one.path) == "train" for one in val):
         notes.append(f"{moved:,} images move from training to validation: runs of before were trained on them")
-    return train, val
+    return train, val, test
 
 
 def _drawn(paths: list[str], draw: Draw, known: Known, alike: list[list[str]]) -> set[str]:
