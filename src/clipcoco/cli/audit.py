@@ -57,7 +57,7 @@ def _lines(found: dict[str, Any], width: int) -> list[str | Text]:
         f"  {found['file']} · {found['images']:,} images, {found['captions']:,} captions · {found['source']}",
         "",
         *table(columns, width, right=list(columns)[1:]),
-        *(line for text in said for line in ("", *indented(text, width))),
+        *[line for text in said for line in [Text(), *indented(text, width)]],
     ]
 
 

@@ -26,6 +26,7 @@ from clipcoco.cores import processes
 from clipcoco.errors import ClipcocoError, DistributedError, EnvironmentProblem, Unheard, is_out_of_memory
 
 T = TypeVar("T")
+U = TypeVar("U")
 _LONGEST = 900.0  # seconds that one waits for the others' tensors; CLIPCOCO_TIMEOUT sets another number
 _LAST_WORDS = 3.0  # seconds in which those that live say so when one has gone
 _LOOK_SECONDS = 0.02
@@ -75,6 +76,19 @@ class Group:
             return torch.cat(list(batches))
         parts = [pair for one in self.collected([*zip(rows, batches, strict=True)]) for pair in one]
         return torch.cat([batch for _, batch in sorted(parts, key=lambda pair: pair[0].start)])
+
+    def in_turn(
+        self, compute: Callable[[list[T]], Iterator[U]], rows: Sequence[T], size: int, stop: Callable[[], str | None]
+    ) -> Iterator[U]:
+        """What `compute` gives of the batches of `rows`, in their order or until a stop, each computed by one."""
+        if not rows:
+            return
+        own = compute([rows[i] for batch in self.batches(len(rows), size) for i in batch])
+        while not self.agreed(stop())[0]:
+            found = self.collected(next(own, None))
+            yield from (one for one in found if one is not None)
+            if None in found:  # the last ones have none any more
+                return
 
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """The sum over all in the place of each one's own gradient, in few large messages."""

@@ -143,7 +143,7 @@ def cache_sentences(
             longest = int((distinct[some[-1]] != PAD).sum())
             with device.autocast():
                 vectors = encode(torch.from_numpy(distinct[some, :longest]).to(device.device))
-            yield some.tolist(), vectors, []
+            yield some.tolist(), vectors.to(torch.float16).cpu(), []
 
     file = _completed(
         "sentences",
@@ -182,10 +182,8 @@ def _completed(
     group: Group,
 ) -> File | None:
     """The file with all rows, from where it is whole or with what `compute` gives of those that are missing, which
-    `named` notes in it. All `group` compute, and the first one writes.
-
-    `phase` is what they are, and `instead` what helps where they can't be kept.
-    """
+    `named` notes in it. All of `group` compute, and the first one writes. `phase` is what they are, and `instead` what
+    helps where they can't be kept."""
     if group.rank:
         return _followed(open_file, missing, compute, stop, group)
     digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()
@@ -210,9 +208,7 @@ def _completed(
                 report(Warned(0, 1, f"{file.note}: recomputing"))
             need_room(path.parent, len(rows) * file.row_bytes, f"the {phase} need", "data.root", instead)
             group.said((rows, path))
-            if not rows:
-                return file
-            whole = _fill(file, _in_turn(group, compute, rows, stop), named, len(rows), phase, report)
+            whole = _fill(file, group.in_turn(compute, rows, EVALUATION_BATCH, stop), named, len(rows), phase, report)
             return file if group.said(whole) else None
     except OSError as error:
         mend = "Free space" if error.errno in FULL else "Make it writable"
@@ -232,27 +228,14 @@ def _followed(
     rows, path = group.said((list[int](), Path()))
     if path is None:
         return None
-    for _ in _in_turn(group, compute, rows, stop):
+    for _ in group.in_turn(compute, rows, EVALUATION_BATCH, stop):
         pass
-    if rows and not group.said(True):
+    if not group.said(True):
         return None
     file = open_file(path)
     if missing(file):
         raise EnvironmentProblem(f"{path} is not what the first process has there (data.root). Share that folder")
     return file
-
-
-def _in_turn(
-    group: Group, compute: Callable[[list[int]], Blocks], rows: list[int], stop: Callable[[], str | None]
-) -> Blocks:
-    """The blocks of these rows in their order, or until a stop, each computed by one of the `group`."""
-    own = compute([rows[i] for some in group.batches(len(rows), EVALUATION_BATCH) for i in some])
-    while not group.agreed(stop())[0]:
-        block = next(own, None)
-        blocks = group.collected(block and (block[0], block[1].to(torch.float16).cpu(), block[2]))
-        yield from (one for one in blocks if one is not None)
-        if None in blocks:  # the last ones have none any more
-            return
 
 
 def _fill(
@@ -306,7 +289,7 @@ def _seen(
                 f"{len(unreadable)} of {len(rows)} images can't be read, first {table.files[unreadable[0]]} "
                 f"(data.root). Is the disk there, and the folder whole?"
             )
-        yield rows, torch.stack(seen, dim=1), unreadable
+        yield rows, torch.stack(seen, dim=1).to(torch.float16).cpu(), unreadable
         done += len(images)
 
 
