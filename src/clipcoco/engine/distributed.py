@@ -153,11 +153,7 @@ class Group:
         """The first one's exit code, for all; whoever is started with them leaves with them."""
         if self.size > 1:
             code = self.from_first(lambda: code)
-            self.store.set(f"left/{self.rank}", "")
-            if self.rank == 0:  # the store may be ours
-                end = time.monotonic() + _LAST_WORDS
-                while time.monotonic() < end and not all(self._is_there(f"left/{rank}") for rank in range(self.size)):
-                    time.sleep(_LOOK_SECONDS)
+            self._leave()
             dist.destroy_process_group()
         return code
 
@@ -169,8 +165,16 @@ class Group:
             said = {"rank": self.rank, "code": code, "message": message}
             try:
                 self.store.compare_set("failed", "", json.dumps(said))
+                self._leave()
             except RuntimeError:  # the store went first
                 return
+
+    def _leave(self) -> None:
+        """The first one last, for a while: the store, and with it what was said, may be its own."""
+        self.store.set(f"left/{self.rank}", "")
+        end, others = time.monotonic() + _LAST_WORDS, [f"left/{rank}" for rank in range(1, self.size)]
+        while self.rank == 0 and time.monotonic() < end and not all(map(self._is_there, others)):
+            time.sleep(_LOOK_SECONDS)
 
     def _heard(self, key: str) -> bytes:
         """What the first one says under `key`, as soon as it does; raises what ended it, if that came before."""
@@ -214,6 +218,7 @@ class Group:
 
     def _cause(self) -> ClipcocoError:
         said = json.loads(self.store.get("failed"))
+        self._leave()
         kinds = {kind.exit_code: kind for kind in ClipcocoError.__subclasses__()}
         return kinds.get(said["code"], ClipcocoError)(f"{said['message']} [process {said['rank']} of {self.size}]")
 

@@ -96,20 +96,20 @@ def follow(group: Group, told: _Told, asked: Asked, stop: Stop) -> None:
             with suppress(OSError):  # of another machine, which has no such folder
                 log(str(event))
 
+    # ---- data and settings, which must be those of the first one
+    config, state = config_from_plain(told.config, "of process 0"), TrainState.from_plain(told.state)
+    parts = read_parts(
+        config,
+        told.device,
+        state.precision,
+        Tokenizer.from_plain(told.tokenizer),
+        source_like=told.source,
+        frozen_epochs=told.frozen_epochs,
+        micro_batch_size=state.micro_batch_size,
+        group=group,
+    )
+    _check_alike(parts, asked)
     try:
-        # ---- data and settings, which must be those of the first one
-        config, state = config_from_plain(told.config, "of process 0"), TrainState.from_plain(told.state)
-        parts = read_parts(
-            config,
-            told.device,
-            state.precision,
-            Tokenizer.from_plain(told.tokenizer),
-            source_like=told.source,
-            frozen_epochs=told.frozen_epochs,
-            micro_batch_size=state.micro_batch_size,
-            group=group,
-        )
-        _check_alike(parts, asked)
         # ---- its weights, and where the run goes on what came of them
         make_deterministic(config.seed, parts.device.device)
         nothing: dict[str, Any] = {}
