@@ -263,7 +263,8 @@ def test_every_word_for_a_lack_of_memory_is_understood(error):
         raise error
     assert str(told.value) == (
         "a training batch of 512 does not fit into the memory of cpu (train.batch_size). "
-        "Try --set train.batch_size=256 (255 negatives an image, not 511)"
+        "Try --set train.micro_batch_size=256 (the same negatives, more time), or train.batch_size=256 (255 negatives "
+        "an image, not 511)"
     )
     words = r"^an evaluation, in batches of 128, does not fit .*another --device"
     both = training_in_memory(2, device), encoding_in_memory("an evaluation", device)
