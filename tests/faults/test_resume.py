@@ -269,7 +269,8 @@ def test_a_kill_after_the_last_save_costs_nothing_and_adds_nothing(clipcoco, cal
 
 
 def test_an_early_stop_stays_one(clipcoco, scenes, run, tmp_path):
-    clipcoco(*arguments(scenes), "train.epochs=5", "train.early_stop_epochs=1", "train.lr=1e-9", cwd=tmp_path).ok()
+    words = ("train.epochs=5", "train.batch_size=24", "train.early_stop_epochs=1", "train.lr=1e-9")
+    clipcoco(*arguments(scenes), *words, cwd=tmp_path).ok()
     before = rows(run)
     assert before[-1]["epoch"] < 5
     (run / "report.html").unlink()
