@@ -163,7 +163,7 @@ def ours(laptop: Any) -> Any:
     none = {"r1": 0.0, "r5": 0.0, "r10": 0.0, "median_rank": math.inf}
     unmeasured = RecallTable(i2t=none, t2i=none, r1=0.0, rsum=0.0, chance={"i2t": {}, "t2i": {}}, images=0, captions=0)
     began, used = time.monotonic(), time.process_time()
-    train(replace(training_of(laptop, quiet), evaluate=lambda: (0.0, unmeasured)), quiet, lambda: None)
+    train(replace(training_of(laptop, quiet), evaluate=lambda: (0.0, unmeasured, None)), quiet, lambda: None)
     cost = time.monotonic() - began, time.process_time() - used
     inputs = Inputs(parts.config.data, parts.val_table, parts.tokens[1], 0, laptop.cached.val)
     return embed(laptop.model, inputs, parts.device, quiet, lambda: None), cost

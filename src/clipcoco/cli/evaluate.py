@@ -26,7 +26,7 @@ from clipcoco.cli.options import (
 )
 from clipcoco.config.load import LoadedConfig, flatten, load_config, override
 from clipcoco.config.schema import DataConfig
-from clipcoco.console import RunConsole, Terminal, open_terminal, recall_tables, say_seconds, show
+from clipcoco.console import RunConsole, Terminal, composition_table, open_terminal, recall_tables, say_seconds, show
 from clipcoco.data.annotations import MEASURED, SPLITS
 from clipcoco.errors import CheckpointError, ConfigError, DataError, ExitCode
 from clipcoco.runs.directory import RunDir
@@ -43,6 +43,10 @@ FromEmbeddings = Annotated[
 ToEmbeddings = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npz", help="Write the embeddings here.", callback=expanded_path),
+]
+SugarCrepe = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="SugarCrepe's JSON files; else those of prepare-data.", callback=expanded_path),
 ]
 # What a model was trained from or with, and does not compute with now.
 BEGINNINGS = ("model.vision.weights", "model.text.dropout", "model.temperature", "model.learn_temperature")
@@ -63,6 +67,7 @@ def evaluate(
     ] = "all",
     audit: Annotated[bool, typer.Option("--audit", help="Which definition of recall prints the NUMBERs.")] = False,
     embeddings: ToEmbeddings = None,
+    sugar_crepe: SugarCrepe = None,
     runs_dir: RunsDir = RUNS,
     device: Device = None,
     json_: Json = False,
@@ -87,7 +92,8 @@ def evaluate(
     if checkpoint is not None and word is not None:
         raise ConfigError(f"--checkpoint and run '{word}' are both given (command line). Keep one")
     if from_embeddings is not None:
-        if word or bare or checkpoint or config or changes or embeddings or fraction is not None or split != "val":
+        others = (word, bare, checkpoint, config, changes, embeddings, sugar_crepe, fraction)
+        if any(others) or split != "val":
             raise ConfigError("--from-embeddings judges the file as it is (command line). Keep only --protocol, --json")
         if not from_embeddings.exists():
             raise DataError(f"no file at {from_embeddings} (--from-embeddings)")
@@ -101,7 +107,9 @@ def evaluate(
     found = _found_file(checkpoint, runs_dir) if checkpoint is not None else find_run(runs_dir, word)
     if embeddings is not None and not embeddings.absolute().parent.is_dir():
         raise ConfigError(f"{embeddings.parent} is not a folder (--embeddings). Make it first")
-    evaluation = _measure(found, given, settings, split, fraction, protocols, device)
+    if sugar_crepe is not None and not sugar_crepe.is_dir():
+        raise DataError(f"{sugar_crepe} is not a folder (--sugar-crepe). It should hold SugarCrepe's JSON files")
+    evaluation = _measure(found, given, settings, split, fraction, protocols, device, sugar_crepe)
     show(open_terminal().err, *(f"warning: {doubt}" for doubt in evaluation.doubts))
     if embeddings is not None:
         from clipcoco.engine.embeddings import write_embeddings
@@ -129,6 +137,7 @@ def _measure(
     fraction: float | None,
     protocols: tuple[str, ...],
     device: str | None,
+    sugar_crepe: Path | None,
 ) -> "Evaluation":
     if sys.stderr.isatty():  # the import of torch takes seconds
         show(open_terminal().err, f"Reading {found.words} …")
@@ -154,7 +163,7 @@ def _measure(
         data = override(model_file.config.model_copy(update={"data": data}), changes).data
     with RunConsole(open_terminal()) as console:
         run = found.run.name if found.run else None
-        return evaluate_checkpoint(model_file, run, data, split, fraction, protocols, device, console)
+        return evaluate_checkpoint(model_file, run, data, split, fraction, protocols, device, console, sugar_crepe)
 
 
 def measure_best(run: RunDir, data: DataConfig | None, device: str | None, terminal: Terminal) -> "Evaluation":
@@ -195,5 +204,7 @@ def _show(evaluation: "Evaluation", protocols: tuple[str, ...], json_: bool) -> 
         show(terminal.err, f"warning: trained on {result['trained_on']}, measured on {result['source']}", "")
     _say_learnt_from(result, terminal)
     notes = say_seconds(result["seconds"]), result["caution"]
-    show(terminal.out, *recall_tables(result["split"], result["protocols"], *notes, width=terminal.out.width))
+    width = terminal.out.width
+    tables = recall_tables(result["split"], result["protocols"], *notes, width=width)
+    show(terminal.out, *tables, *composition_table(result["composition"], width))
     return ExitCode.OK

@@ -1,13 +1,23 @@
 """`clipcoco runs X`: one run: its table, what differs from its preset, its files, and what to do next."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.text import Text
 
 from clipcoco.cli.compare import indented, whole_run
 from clipcoco.cli.options import print_json
-from clipcoco.console import Terminal, printable, recall_tables, say_bytes, show, summary_rows, table_or_blocks
+from clipcoco.console import (
+    Terminal,
+    composition_table,
+    printable,
+    recall_tables,
+    say_bytes,
+    show,
+    summary_rows,
+    table_or_blocks,
+)
 from clipcoco.errors import ExitCode
 from clipcoco.report.settings import Settings, read_settings
 from clipcoco.report.verdict import Verdict, read_verdict
@@ -58,7 +68,9 @@ def _recalls(run: RunDir, one: Standing, width: int) -> Sequence[str | Text]:
         own, folds = record.result.protocols["own"], record.result.protocols.get("1k")
         protocols = {"own": own.to_plain()} | ({"1k": folds.to_plain()} if folds else {})
         best = f"epoch {one.best_epoch}" if one.best_epoch else None
-        return [*recall_tables(record.result.split, protocols, best, record.result.caution, width=width)]
+        tables = recall_tables(record.result.split, protocols, best, record.result.caution, width=width)
+        composition = asdict(record.result.composition) if record.result.composition else None
+        return [*tables, *composition_table(composition, width)]
     if one.r1 is None:
         return indented("It was never evaluated.", width)
     why = why_not or "it is of an earlier checkpoint"

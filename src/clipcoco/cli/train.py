@@ -30,7 +30,7 @@ from clipcoco.cli.report import write_or_warn
 from clipcoco.cli.signals import stop_signals
 from clipcoco.config.load import LoadedConfig, flatten, load_config
 from clipcoco.config.schema import DataConfig
-from clipcoco.console import RunConsole, Terminal, open_terminal, recall_tables, show, summary_rows
+from clipcoco.console import RunConsole, Terminal, composition_table, open_terminal, recall_tables, show, summary_rows
 from clipcoco.cores import processes
 from clipcoco.data.annotations import check_captions
 from clipcoco.errors import ExitCode
@@ -270,5 +270,6 @@ def _finish(
     rows += [("next", f"{following.command}    {following.why.lower()}")] if following else []
     width = terminal.out.width
     tables = recall_tables(result["split"], result["protocols"], *notes, closed_form=beside, width=width)
+    tables = [*tables, *composition_table(result["composition"], width)]
     console.show("", *tables, *summary_rows(rows), results=True)
     return ExitCode.OK

@@ -4,6 +4,7 @@ from clipcoco.console.run import RunConsole
 from clipcoco.console.tasks import TaskConsole
 from clipcoco.console.terminal import (
     Terminal,
+    composition_table,
     error_line,
     open_terminal,
     printable,
@@ -17,5 +18,5 @@ from clipcoco.console.terminal import (
 from clipcoco.say import say_bytes, say_half, say_seconds, short_seconds
 
 __all__ = ["RunConsole", "TaskConsole", "Terminal", "error_line", "open_terminal", "printable", "recall_tables"]
-__all__ += ["say_bytes", "say_half", "say_seconds", "short_seconds", "show", "summary_rows", "table"]
-__all__ += ["table_or_blocks", "wrapped"]
+__all__ += ["composition_table", "say_bytes", "say_half", "say_seconds", "short_seconds", "show", "summary_rows"]
+__all__ += ["table", "table_or_blocks", "wrapped"]

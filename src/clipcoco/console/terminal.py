@@ -257,6 +257,23 @@ def _narrow(title: str, rows: Sequence[_Row]) -> list[Text]:
     return lines
 
 
+def composition_table(composition: Mapping[str, Any] | None, width: int = 80) -> list[Text]:
+    """The accuracies on false captions that `eval --json` has, as lines; none where there is none."""
+    if not composition:
+        return []
+    kinds = {printable(kind): found for kind, found in composition["kinds"].items()}
+    first, wide = max(13, *map(len, kinds)), width >= 54
+    lines = [Text(f"  {'false captions':<{first}}{'right':>12}" + f"{'pairs':>14}{'ties':>8}" * wide, "dim")]
+    for kind, found in kinds.items():
+        half = f" ± {say_half(found['interval']):>4}"
+        more = f"{half}{found['pairs']:>7,}{found['ties']:>8,}" * wide
+        lines.append(Text(f"  {kind:<{first}}{found['accuracy']:>12.2f}{more}"))
+    lines.append(Text(f"  {'chance':<{first}}{composition['chance']:>12.2f}", "dim"))
+    about = f"{printable(composition['source'])}: right where an image is nearer to its caption than to the false one;"
+    said = [f"  {about}", "  ties are wrong; ± 95 % interval over images"]
+    return [*lines, Text(), *(line for one in said for line in wrapped(Text(one, "dim"), width).split("\n")), Text()]
+
+
 def _mean(ways: Mapping[str, Any]) -> dict[str, float]:
     return {key: (ways["i2t"][key] + ways["t2i"][key]) / 2 for key in RECALLS}
 

@@ -221,5 +221,18 @@ def distinct_by_length(tokens: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.in
     return distinct[order], order.argsort()[inverse.reshape(-1)]
 
 
+def new_rows(
+    tokens: npt.NDArray[np.int32] | None, known: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """The rows of `tokens` that are not in `known`, each once, the shorter first; and of each row of `tokens` the place
+    among the known and the new ones."""
+    if tokens is None or not len(tokens):
+        return known[:0], np.empty(0, dtype=np.int64)
+    seen = {row.tobytes(): place for place, row in enumerate(known)}
+    distinct, inverse = distinct_by_length(tokens)
+    places = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in distinct], dtype=np.int64)
+    return distinct[places >= len(known)], places[inverse]
+
+
 def _damaged(why: str) -> CheckpointError:
     return CheckpointError(f"the tokenizer is damaged: {why} (checkpoint, key tokenizer). Use another checkpoint")

@@ -43,6 +43,7 @@ class Embeddings:
     caption_ids: np.ndarray  # int64 (M,)
     owners: Tensor  # int64 (M,): the row of each caption's image
     caution: str = ""  # what stands beside each recall of them
+    false: Tensor | None = None  # (P,D): false captions, where they were encoded, too
 
 
 def write_embeddings(path: Path, embeddings: Embeddings) -> None:

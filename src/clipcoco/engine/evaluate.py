@@ -15,7 +15,7 @@ from clipcoco.data.captions import CaptionTable, hashed_order
 from clipcoco.data.features import Features, Sentences
 from clipcoco.data.karpathy import published_order
 from clipcoco.data.loader import EVALUATION_BATCH, evaluation_images
-from clipcoco.data.tokenizer import PAD, distinct_by_length
+from clipcoco.data.tokenizer import PAD, distinct_by_length, new_rows
 from clipcoco.engine.device import Device
 from clipcoco.engine.distributed import ALONE, Group
 from clipcoco.engine.embeddings import Embeddings
@@ -35,6 +35,7 @@ class Inputs:
     workers: int
     features: Features | None = None  # of a frozen backbone: then no image is read
     sentences: Sentences | None = None  # of a frozen text encoder, which then makes nothing of the tokens
+    false_tokens: np.ndarray | None = None  # int32 (P,context): of false captions beside the split's own
 
     def images(
         self, pin_memory: bool, stop: Callable[[], object] = lambda: None, rows: Sequence[int] | None = None
@@ -60,14 +61,21 @@ def embed(
 ) -> Embeddings | None:
     """Encode every image and every distinct caption once, in batches of a fixed size; None when stopped.
 
-    `group` shares the batches, and each has all embeddings. Raises DataError for an image that can't be read.
+    `group` shares the batches, and each has all embeddings. False captions come last, in batches of their own: of the
+    split's they change no bit. Raises DataError for an image that can't be read.
     """
     was_training = model.training
     model.eval()
     try:
         distinct, inverse = distinct_by_length(inputs.tokens)
+        more, of_false = new_rows(inputs.false_tokens, distinct)
         of_images = group.batches(len(inputs.table.files), EVALUATION_BATCH)
-        of_texts = group.batches(len(distinct), EVALUATION_BATCH)
+        first = len(distinct)
+        of_texts = group.batches(first, EVALUATION_BATCH)
+        of_texts += [
+            range(first + some.start, first + some.stop) for some in group.batches(len(more), EVALUATION_BATCH)
+        ]
+        every = np.concatenate([distinct, more])
         images, texts = list[Tensor](), list[Tensor]()
         total, done = sum(map(len, of_images + of_texts)), 0
         encode: Callable[[Tensor], Tensor] = model.encode_images
@@ -87,10 +95,10 @@ def embed(
         for some in of_texts:
             if stop():
                 break
-            tokens = torch.from_numpy(distinct[some])
+            tokens = torch.from_numpy(every[some])
             longest = int((tokens[-1] != PAD).sum())
             with device.autocast():
-                if inputs.sentences:
+                if inputs.sentences and some.start < first:
                     kept = torch.from_numpy(inputs.sentences.take(captions[some].tolist()))
                     texts.append(model.encode_sentences(kept.to(device.device)).cpu())
                 else:
@@ -100,12 +108,14 @@ def embed(
         model.train(was_training)
     if group.agreed(stop())[0]:
         return None
+    encoded = group.put_together(texts, of_texts)
     return Embeddings(
         group.put_together(images, of_images),
-        group.put_together(texts, of_texts)[torch.from_numpy(inverse)],
+        encoded[torch.from_numpy(inverse)],
         inputs.table.image_ids,
         inputs.table.caption_ids,
         torch.from_numpy(inputs.table.owners),
+        false=None if inputs.false_tokens is None else encoded[torch.from_numpy(of_false)],
     )
 
 

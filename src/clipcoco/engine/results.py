@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from clipcoco.events import Chance, Recalls
+from clipcoco.events import Chance, Kind, Percent, Recalls
 
 Range = tuple[float, float]  # [low, high] in percent
 Count = Annotated[int, Field(ge=0, le=10**15)]
@@ -48,6 +48,27 @@ class RecallTable:
 @dataclass(frozen=True, kw_only=True)
 class FoldsTable(RecallTable):
     order: str = "ids"  # of the images in folds
+
+
+@dataclass(frozen=True)
+class FalseCaptionAccuracy:
+    """Of one kind of false caption: the share of pairs in percent whose true caption is nearer to the image."""
+
+    accuracy: Percent
+    interval: Range  # of 95 %, over images
+    pairs: Count
+    images: Count
+    ties: Count  # of the pairs: both are equally near, which counts as wrong
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Accuracy on false captions, by kind: whether a model knows which word belongs to which thing."""
+
+    source: str  # "drawn scenes", "SugarCrepe"
+    kinds: Annotated[dict[Kind, FalseCaptionAccuracy], Field(max_length=20)]
+    sha256: str  # of all pairs, in hexadecimal
+    chance: float = 50.0
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Training:
-    """What the loop works on. `evaluate` gives validation loss and recall, or None when stopped meanwhile."""
+    """What the loop works on. `evaluate` gives validation loss, recall and accuracy on false captions."""
 
     model: DualEncoder
     loss: Loss
@@ -50,7 +50,7 @@ class Training:
     state: TrainState
     loader: TrainingLoader
     features: Features | None  # of the training images, for the epochs with a frozen backbone
-    evaluate: Callable[[], tuple[float, RecallTable] | None]
+    evaluate: Callable[[], tuple[float, RecallTable, dict[str, float] | None] | None]  # None: stopped meanwhile
     save: Callable[[bool, int | None], None]  # (as the best too, as the file of this epoch too)
     group: Group = ALONE  # this process and the others that train the same run
 

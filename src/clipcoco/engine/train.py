@@ -86,7 +86,7 @@ def finish_epoch(training: Training, report: Report) -> bool:
     result = training.evaluate()
     if result is None:
         return False
-    val_loss, table = result
+    val_loss, table, composition = result
     state.evaluated_epochs += 1
     best = table.r1 > state.best_r1
     if best:
@@ -103,6 +103,7 @@ def finish_epoch(training: Training, report: Report) -> bool:
             rsum=table.rsum,
             weights_sha256=weights_sha256(training.model.state_dict()),
             best=best,
+            composition=composition,
             clock={"seconds": time.monotonic() - began},
         )
     )

@@ -11,15 +11,18 @@ from random import Random
 
 from clipcoco.config.load import LoadedConfig, load_config
 from clipcoco.data.annotations import SPLITS, annotation_file
+from clipcoco.data.captions import CaptionTable
+from clipcoco.data.false_captions import FalseCaptions
 from clipcoco.disk.files import open_new, read_own, sync_volume, write_atomically
 from clipcoco.disk.links import refuse_link
 from clipcoco.errors import DataError
 from clipcoco.prepare.composition import Scene, Split, scenes
 from clipcoco.prepare.drawing import Piece, draw
-from clipcoco.prepare.wording import captions
+from clipcoco.prepare.wording import KINDS, captions, false_captions, kinds_told
 
 RADIUS = {"large": 0.215, "small": 0.15}  # of the picture's side
 
+MOST_SCENES = 50_000  # of a split: there are a few more
 FIRST_ID: dict[Split, int] = {"train": 1, "val": 500_001}  # no image id occurs in both splits
 INFO = {"description": "clipcoco scenes", "version": "2", "year": 2026, "contributor": "clipcoco"}
 LICENCE = {"url": "https://creativecommons.org/publicdomain/zero/1.0/", "id": 1, "name": "CC0 1.0"}
@@ -52,6 +55,41 @@ def to_be_drawn(loaded: LoadedConfig) -> bool:
 def is_drawn(root: Path) -> bool:
     """Whether `root` holds these scenes, completely. Other data in COCO's layout are not taken for them."""
     return _readme(root) == README_TEXT and all(annotation_file(root, SPLITS[split]).is_file() for split in FIRST_ID)
+
+
+def scenes_of(root: Path, table: CaptionTable) -> list[Scene] | None:
+    """The scene of each image of a split that was drawn into `root`, or of a part of it, by its id.
+
+    None of other images, and of scenes of a version whose captions name other things."""
+    split: Split = "train" if table.name == SPLITS["train"] else "val"
+    numbers = table.image_ids - FIRST_ID[split]
+    if not _is_ours(root) or numbers[0] < 0 or numbers[-1] >= MOST_SCENES:
+        return None
+    drawn = scenes(int(numbers[-1]) + 1, split)
+    found = [drawn[number] for number in numbers.tolist()]
+    for scene, start, end in zip(found, table.offsets[:-1].tolist(), table.offsets[1:].tolist(), strict=True):
+        told = set().union(*map(kinds_told, table.captions[start:end]))
+        if not told or not told <= {(thing.colour, thing.shape) for thing in scene.things}:
+            return None
+    return found
+
+
+def drawn_false_captions(root: Path, table: CaptionTable) -> tuple[FalseCaptions | None, str]:
+    """Of each drawn image and each kind of false caption one pair, with the first of its captions that allows the kind;
+    or None, and why drawn scenes have none."""
+    drawn = scenes_of(root, table)
+    if drawn is None:
+        older = "these scenes were drawn by another version, of which it is not known what is false"
+        return None, older if _is_ours(root) else ""
+    pairs = []
+    for row, scene in enumerate(drawn):
+        of_kind: dict[str, tuple[str, str]] = {}
+        for caption in table.captions[table.offsets[row] : table.offsets[row + 1]]:
+            for kind, false in false_captions(scene, caption):
+                of_kind.setdefault(kind, (caption, false))
+        pairs += [(kind, row, *both) for kind, both in of_kind.items()]
+    pairs.sort(key=lambda pair: KINDS.index(pair[0]))
+    return FalseCaptions.of("drawn scenes", table, pairs), ""
 
 
 def draw_scenes(
@@ -112,8 +150,7 @@ def _pieces(scene: Scene, rng: Random) -> list[Piece]:
 
 def _claim(root: Path) -> None:
     """Sign the folder as ours and incomplete, or refuse it: photographs must not be mixed with drawings."""
-    ours = _readme(root).startswith(README_TEXT.splitlines()[0][:40])
-    if not ours and any((root / name).exists() for name in ("annotations", "train2017", "val2017")):
+    if not _is_ours(root) and any((root / name).exists() for name in ("annotations", "train2017", "val2017")):
         raise DataError(f"other data are in the way ({root}). Draw the scenes elsewhere: --root DIR")
     for name in ("annotations", "train2017", "val2017"):
         refuse_link(root / name)
@@ -121,6 +158,11 @@ def _claim(root: Path) -> None:
         annotation_file(root, SPLITS[split]).unlink(missing_ok=True)
     root.mkdir(parents=True, exist_ok=True)
     write_atomically(root / README, README_TEXT)
+
+
+def _is_ours(root: Path) -> bool:
+    """Whether these or an older version's scenes were, or are being, drawn into `root`."""
+    return _readme(root).startswith(README_TEXT.splitlines()[0][:40])
 
 
 def _readme(root: Path) -> str:

@@ -6,23 +6,40 @@ alone, in lower case.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 
 from clipcoco.prepare.composition import Scene, Thing
+from clipcoco.prepare.drawing import COLOURS, SHAPES
 
 SIZE_WORDS = {"large": ("big", "large"), "small": ("small", "little", "tiny")}
 COLOUR_WORDS = {"purple": ("violet",), "pink": ("rose",), "black": ("dark",), "red": ("crimson",)}
 SHAPE_WORDS = {"circle": ("disc",), "square": ("box",), "moon": ("crescent",), "cross": ("plus",), "ring": ("hoop",)}
+_USUAL = {other: word for words in (COLOUR_WORDS, SHAPE_WORDS) for word, others in words.items() for other in others}
 RELATIONS = {
     "left": ("to the left of", "left of", "on the left of"),
     "right": ("to the right of", "right of", "on the right of"),
     "above": ("above", "over"),
     "below": ("below", "under", "beneath", "underneath"),
 }
+REVERSED = {"left": "right", "above": "below", "over": "under", "top": "bottom"}
+REVERSED |= {other: word for word, other in REVERSED.items()} | {"beneath": "above", "underneath": "over"}
+KINDS = ("colours swapped", "shapes swapped", "relation reversed", "colour replaced", "shape replaced")  # of falsehood
 LOOSE_SHARE = 0.4  # of the scenes have a caption that leaves open how the things stand
 OTHER_WORD = 0.2  # of the colours and shapes in plain captions have one
+
+
+def _any_of(*words: Iterable[str]) -> str:
+    return "|".join(sorted(itertools.chain(*words)))
+
+
+_MENTION = re.compile(
+    rf"\b(?P<article>an? )?(?P<size>(?:{_any_of(*SIZE_WORDS.values())}) )?"
+    rf"(?P<colour>{_any_of(COLOURS, *COLOUR_WORDS.values())}) (?P<shape>{_any_of(SHAPES, *SHAPE_WORDS.values())})\b",
+    re.IGNORECASE,
+)
+_RELATION = re.compile(rf"\b({_any_of(REVERSED)})\b", re.IGNORECASE)
 
 Fact = tuple[Thing, str, Thing]  # one thing, its relation, and the other
 Naming = Callable[[Thing], str]
@@ -44,37 +61,63 @@ def captions(scene: Scene) -> list[str]:
     return list(dict.fromkeys([*plain, *(text for text, whole in told if whole)]))[:5]
 
 
-def false_captions(scene: Scene) -> Iterator[tuple[str, str, str]]:
-    """What was changed, a caption that says all there is to know, and the same one of a scene that is not there.
+def false_captions(scene: Scene, caption: str) -> Iterator[tuple[str, str]]:
+    """What was changed, and `caption`, which is true of `scene`, with that change: then it is false, and else the same.
 
-    "colours swapped" and "shapes swapped" between two things, "relation reversed" from above to below and from left
-    to right; nothing of a kind where the change would leave the scene as it is.
+    Colours and shapes are swapped between two things, or of one thing replaced by one that no thing has; relations are
+    reversed from above to below and from left to right. At most one of each of KINDS, and none where the change might
+    leave the caption true. Always the same ones.
     """
-    for kind, other in _changed(scene):
-        pairs = zip(_told(scene, Random(f"captions {scene}")), _told(other, Random(f"captions {scene}")), strict=True)
-        for (true, whole), (false, _) in pairs:
-            if whole:
-                yield kind, true, false
+    rng, there = Random(f"false {caption}"), {(thing.colour, thing.shape) for thing in scene.things}
+    told = [(found["colour"], found["shape"]) for found in _MENTION.finditer(caption)]
+    parts = (0, "colour", COLOURS), (1, "shape", SHAPES)
+    for part, name, _ in parts:
+        swaps = list(itertools.combinations(range(len(told)), 2))
+        for one, other in rng.sample(swaps, len(swaps)):
+            new = list(told)
+            new[one], new[other] = _with(told[one], part, told[other][part]), _with(told[other], part, told[one][part])
+            if not {_usual(new[one]), _usual(new[other])} <= there:  # else only their places are exchanged
+                yield f"{name}s swapped", _retold(caption, new)
+                break
+    reversed_, changes = _RELATION.subn(lambda found: _like(found[0], REVERSED[found[0].lower()]), caption)
+    if changes:
+        yield "relation reversed", reversed_
+    for part, name, usual in parts if told else ():
+        at, new = rng.randrange(len(told)), list(told)
+        absent = [word for word in usual if word not in {kind[part] for kind in there}]
+        new[at] = _with(told[at], part, rng.choice(absent))
+        yield f"{name} replaced", _retold(caption, new)
 
 
-def _changed(scene: Scene) -> Iterator[tuple[str, Scene]]:
-    for kind, part in (("colours swapped", "colour"), ("shapes swapped", "shape")):
-        swaps = (_swapped(scene, part, *pair) for pair in itertools.combinations(scene.things, 2))
-        if found := next((other for other in swaps if other), None):
-            yield kind, found
-    if len(scene.things) == 2:
-        yield "relation reversed", Scene(scene.rows[::-1] if len(scene.rows) == 2 else (scene.rows[0][::-1],))
+def kinds_told(caption: str) -> set[tuple[str, str]]:
+    """Colour and shape of each thing that a caption names, by their usual words."""
+    return {_usual((found["colour"], found["shape"])) for found in _MENTION.finditer(caption)}
 
 
-def _swapped(scene: Scene, part: str, one: Thing, other: Thing) -> Scene | None:
-    """With the colours or shapes of two things exchanged; None where that changes nothing or makes two of a kind."""
-    new = {
-        one: replace(one, **{part: getattr(other, part)}),
-        other: replace(other, **{part: getattr(one, part)}),
-    }
-    changed = Scene(tuple(tuple(new.get(thing, thing) for thing in row) for row in scene.rows))
-    kinds = {(thing.colour, thing.shape) for thing in changed.things}
-    return changed if changed != scene and len(kinds) == len(changed.things) else None
+def _usual(words: tuple[str, str]) -> tuple[str, str]:
+    return _USUAL.get(words[0], words[0]), _USUAL.get(words[1], words[1])
+
+
+def _with(words: tuple[str, str], part: int, word: str) -> tuple[str, str]:
+    return (words[0], word) if part else (word, words[1])
+
+
+def _retold(caption: str, told: list[tuple[str, str]]) -> str:
+    """With other words for colour and shape of each thing, and the article that they ask for."""
+    words = iter(told)
+
+    def name(found: re.Match[str]) -> str:
+        colour, shape = next(words)
+        article, size = found["article"] or "", found["size"] or ""
+        if article and not size:
+            article = article[0] + ("n " if colour[0] in "aeiou" else " ")
+        return f"{article}{size}{colour} {shape}"
+
+    return _MENTION.sub(name, caption)
+
+
+def _like(word: str, other: str) -> str:
+    return other.capitalize() if word[0].isupper() else other
 
 
 def _told(scene: Scene, rng: Random) -> list[tuple[str, bool]]:

@@ -12,6 +12,7 @@ from clipcoco.config.schema import DataConfig
 from clipcoco.data.annotations import KARPATHY_TEST
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.doubts import say_cut
+from clipcoco.data.false_captions import FOLDER, SUGAR_CREPE, FalseCaptions, read_sugar_crepe
 from clipcoco.data.karpathy import Ids, coco_ids, known_images
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.split import open_splits
@@ -21,6 +22,7 @@ from clipcoco.disk.seal import write_sealed
 from clipcoco.engine.analysis import geometry, hubs, rank_counts, similarities
 from clipcoco.engine.audit import definitions, matches
 from clipcoco.engine.checkpoint import weights_sha256
+from clipcoco.engine.composition import Judged, judge
 from clipcoco.engine.device import choose_as_trained, choose_deterministic_kernels, encoding_in_memory
 from clipcoco.engine.embeddings import SCALED, Embeddings, read_embeddings
 from clipcoco.engine.evaluate import Inputs, Retrieval, embed, in_order, retrievals_worth_showing
@@ -28,8 +30,9 @@ from clipcoco.engine.model_file import ModelFile, open_model
 from clipcoco.engine.recall import Ranks, folds_table, hits_by_image, ranks, table_of
 from clipcoco.engine.results import FoldsTable, Hubs
 from clipcoco.engine.trained_on import learnt_from, recorded
-from clipcoco.errors import ConfigError
+from clipcoco.errors import ConfigError, DataError
 from clipcoco.events import Report
+from clipcoco.prepare.scenes import drawn_false_captions
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.failures import failures, nearest_captions
 from clipcoco.runs.names import Found
@@ -39,7 +42,7 @@ FOLD = 1000  # images, of protocol 1k
 THUMBNAIL = 160  # pixels, the longer side
 KEYS = (
     *("schema", "run", "checkpoint", "step", "split", "source", "trained_on", "trained_images", "captions_cut"),
-    *("images", "captions", "protocols", "r1", "caution", "precision", "seconds"),
+    *("images", "captions", "protocols", "r1", "composition", "caution", "precision", "seconds"),
 )  # of the result: None is what a file of embeddings does not tell
 
 
@@ -50,6 +53,7 @@ class Evaluation:
     ranks: Ranks
     table: CaptionTable | None  # None: the embeddings came from a file
     doubts: list[str]  # about the captions, a sentence each; whoever trained was told of them
+    judged: Judged | None = None  # where there are false captions
 
 
 def measure_run(run: RunDir, data: DataConfig | None, device_name: str | None, report: Report) -> Evaluation:
@@ -70,8 +74,10 @@ def evaluate_checkpoint(
     protocols: tuple[str, ...],
     device_name: str | None,
     report: Report,
+    sugar_crepe: Path | None = None,
 ) -> Evaluation:
-    """Measure a checkpoint on `split`, one of MEASURED; `fraction` None is the configuration's own."""
+    """Measure a checkpoint on `split`, one of MEASURED; `fraction` None is the configuration's own. `sugar_crepe` is
+    the folder of SugarCrepe's files, None the one in data.root."""
     start = time.monotonic()
     device = choose_as_trained(device_name, model_file.content["state"].get("precision", "float32"))
     choose_deterministic_kernels(device.device)  # as in training, for the same digits
@@ -81,10 +87,13 @@ def evaluate_checkpoint(
     context = model_file.config.model.text.context_length
     tokens, cut, equal = model_file.tokenizer.encode_counted(table.captions, context)
     _check_protocols(protocols, len(table.files))
+    false, note = false_captions_of(data.folder, table, sugar_crepe)
+    false_tokens = model_file.tokenizer.encode(false.false, context) if false else None
     workers, _ = choose_workers(data.workers, device.device.type, data.image_size, EVALUATION_BATCH)
     with encoding_in_memory("an evaluation", device), device.made_current():
         model = device.place(model_file.model)
-        embeddings = embed(model, Inputs(data, table, tokens, workers), device, report, stop=lambda: None)
+        inputs = Inputs(data, table, tokens, workers, false_tokens=false_tokens)
+        embeddings = embed(model, inputs, device, report, stop=lambda: None)
     assert embeddings is not None, "only a stop gives none"
     seen = learnt_from(recorded(model_file.content), table, source, report)
     cautions = (
@@ -93,6 +102,7 @@ def evaluate_checkpoint(
     )
     embeddings = replace(embeddings, caution="; ".join(filter(None, cautions)))
     found = ranks(embeddings.images, embeddings.texts, embeddings.owners, report)
+    judged = judge(embeddings, false, table) if false else None
     result = {
         "schema": SCHEMA,
         "run": run,
@@ -104,12 +114,28 @@ def evaluate_checkpoint(
         "trained_images": seen,
         "captions_cut": cut,
         **_tables(embeddings, found, protocols, table.order),
+        "composition": asdict(judged.composition()) if judged else None,
         "caution": embeddings.caution,
         "precision": device.precision,
         "seconds": time.monotonic() - start,
     }
-    doubts = say_cut(cut, equal, len(table.captions), context)
-    return Evaluation(result, embeddings, found, table, doubts)
+    doubts = say_cut(cut, equal, len(table.captions), context) + ([note] if note else [])
+    return Evaluation(result, embeddings, found, table, doubts, judged)
+
+
+def false_captions_of(root: Path, table: CaptionTable, sugar_crepe: Path | None) -> tuple[FalseCaptions | None, str]:
+    """Of drawn scenes what is known to be false, of COCO's val2017 SugarCrepe; and what there is to say where it should
+    be there and is not. Raises DataError when `sugar_crepe`, which the user named, holds nothing for `table`."""
+    drawn, note = drawn_false_captions(root, table)
+    if drawn or (note and not sugar_crepe):
+        return drawn, f"no accuracy on false captions: {note}" if note else ""
+    found = read_sugar_crepe(sugar_crepe or root / FOLDER, table)
+    if sugar_crepe and not found:
+        there = all((sugar_crepe / name).is_file() for name in SUGAR_CREPE)
+        why = f"SugarCrepe is of COCO's val2017, and none of its captions is in {table.name}"
+        why = why if there else f"not all of {', '.join(SUGAR_CREPE)} are in {sugar_crepe}"
+        raise DataError(f"{why} (--sugar-crepe). Leave it out, or name the folder data of SugarCrepe's repository")
+    return found, ""
 
 
 def _contaminated(seen: int | None, images: int) -> str:
@@ -200,6 +226,7 @@ def write_record(evaluation: Evaluation, model_file: ModelFile, path: Path) -> N
             "i2t": asdict(rank_counts(place.i2t, len(captions))),
             "t2i": asdict(rank_counts(place.t2i, len(files))),
         },
+        "false_captions": evaluation.judged.counts() if evaluation.judged else None,
         "hits": {"image_ids": table.image_ids.tolist(), "counts": hits_by_image(place, embeddings.owners).tolist()},
         "failures": failures(embeddings, place, table),
         "nearest": nearest_captions(embeddings, table),

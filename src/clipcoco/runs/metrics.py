@@ -41,8 +41,9 @@ def fan_out(*sinks: Report) -> Report:
 
 
 def plain_row(event: Event) -> dict[str, Any]:
-    """The event as a row of metrics.jsonl. A number that is not finite becomes None: JSON has no other."""
-    return asdict(event, dict_factory=lambda pairs: {name: _finite(value) for name, value in pairs})
+    """The event as a row of metrics.jsonl, without what is None in it. A number that is not finite becomes None: JSON
+    has no other."""
+    return asdict(event, dict_factory=lambda pairs: {name: _finite(to) for name, to in pairs if to is not None})
 
 
 def _finite(value: Any) -> Any:

@@ -14,6 +14,7 @@ from clipcoco.config.schema import Config
 from clipcoco.data.annotations import prepare_command
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.doubts import doubts, encoded
+from clipcoco.data.false_captions import FalseCaptions
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.split import ORIGINALS, Source, open_splits
 from clipcoco.data.tokenizer import Tokenizer
@@ -27,6 +28,7 @@ from clipcoco.engine.sentence import read_tokenizer
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.trained_on import Pictures, pictures_of, with_earlier
 from clipcoco.events import Report
+from clipcoco.prepare.scenes import drawn_false_captions
 from clipcoco.runs.header import say_captions, say_data, say_features, say_model, say_training
 from clipcoco.version import __version__
 
@@ -42,6 +44,8 @@ class Parts:
     source: Source
     tokenizer: Tokenizer
     tokens: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]  # of the captions of train and val
+    false: FalseCaptions | None  # of drawn validation scenes, where to encode them is cheap
+    false_tokens: npt.NDArray[np.int32] | None
     derived: Derived
     workers: int
     micro_batch: int  # rows that pass the encoders at once; 0: as many as fit, which the first step finds out
@@ -134,6 +138,9 @@ def read_parts(
     largest = max(config.train.batch_size, EVALUATION_BATCH * views)
     workers, why = choose_workers(config.data.workers, device.device.type, config.data.image_size, largest)
     tokens, cut = encoded(tokenizer, (train_table, val_table), config.model.text.context_length)
+    of_a_frozen_encoder = config.model.text.weights != "none"  # which takes long
+    false = None if of_a_frozen_encoder else drawn_false_captions(root, val_table)[0]
+    false_tokens = tokenizer.encode(false.false, config.model.text.context_length) if false else None
     warnings = (*doubts(train_table, val_table, root), *cut)
     header = (
         ("", f"clipcoco {__version__} · torch {torch.__version__} · {device.description}"),
@@ -143,8 +150,8 @@ def read_parts(
         *([("features", say_features(config, derived))] if derived.frozen_epochs else []),
         *([("captions", say_captions(config, sum(map(len, tokens))))] if config.model.text.caution else []),
     )
-    found = (config, device, train_table, val_table, source, tokenizer, tokens, derived, workers, rows, group)
-    return Parts(*found, warnings, header)
+    data = train_table, val_table, source, tokenizer, tokens, false, false_tokens
+    return Parts(config, device, *data, derived, workers, rows, group, warnings, header)
 
 
 def check_disk(runs_dir: Path, derived: Derived) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from typing_extensions import TypedDict
 
 from clipcoco.disk.seal import read_sealed
-from clipcoco.engine.results import FoldsTable, Geometry, Hubs, RankCounts, RecallTable, Similarities
+from clipcoco.engine.results import Composition, FoldsTable, Geometry, Hubs, RankCounts, RecallTable, Similarities
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.metrics import History
 
@@ -37,6 +37,7 @@ class Result(Part):
     images: int
     captions: int
     protocols: Protocols
+    composition: Composition | None = None  # of other data than drawn scenes and val2017, and of older versions
     caution: str | None = None  # what stands beside every recall
     precision: str | None = None
 
@@ -84,6 +85,23 @@ class Hits(Part):
         bounded = all(max(row[:3]) <= 1 <= row[6] >= max(row[3:6]) for row in self.counts)
         if not rising or not bounded or not self.counts or len(self.image_ids) != len(self.counts):
             raise ValueError("the hits do not fit their images")
+        return self
+
+
+class FalseCaptionHits(Part):
+    """Of one kind of false caption, of each image that has some: how many pairs are right, of how many."""
+
+    image_ids: list[int]  # ascending
+    right: list[Count]
+    pairs: list[Count]
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        rising = all(low < high for low, high in pairwise(self.image_ids))
+        rows = list(zip(self.right, self.pairs, strict=False))
+        fitting = len(self.image_ids) == len(self.right) == len(self.pairs) > 0
+        if not rising or not fitting or not all(right <= pairs > 0 for right, pairs in rows):
+            raise ValueError("the hits on false captions do not fit their images")
         return self
 
 
@@ -144,6 +162,7 @@ class Record(Part):
     similarities: Similarities
     ranks: Ranks
     hits: Hits | None = None  # older versions kept none
+    false_captions: dict[str, FalseCaptionHits] | None = None  # by kind, as in the result's composition
     failures: Failures | None = None
     nearest: list[Named] | None = None  # by image as in `hits`; older versions, and of many images
     hubs: BothHubs

@@ -11,6 +11,7 @@ from clipcoco.data.loader import TrainingLoader
 from clipcoco.data.readable import refuse_unreadable
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.closed_form import closed_form
+from clipcoco.engine.composition import judge
 from clipcoco.engine.device import encoding_in_memory
 from clipcoco.engine.embeddings import Embeddings
 from clipcoco.engine.evaluate import Inputs, embed, in_order, validation_loss
@@ -143,19 +144,20 @@ def build_training(
         model.visual.dropout.p = 0.0
     train_tokens, val_tokens = parts.tokens
     of_train, of_val = sentences or (None, None)
-    val = Inputs(config.data, parts.val_table, val_tokens, parts.workers, sentences=of_val)
+    val = Inputs(config.data, parts.val_table, val_tokens, parts.workers, None, of_val, parts.false_tokens)
 
-    def evaluate() -> tuple[float, RecallTable] | None:
+    def evaluate() -> tuple[float, RecallTable, dict[str, float] | None] | None:
         frozen = cached is not None and state.evaluated_epochs < derived.frozen_epochs
         inputs = replace(val, features=cached.val) if cached is not None and frozen else val
         with encoding_in_memory("an evaluation", device):
             embeddings = embed(model, inputs, device, report, stop, parts.group)
             return parts.group.from_first(lambda: measured(embeddings)) if embeddings else None
 
-    def measured(embeddings: Embeddings) -> tuple[float, RecallTable]:
+    def measured(embeddings: Embeddings) -> tuple[float, RecallTable, dict[str, float] | None]:
         ordered = in_order(embeddings, parts.val_table.order)
         val_loss = validation_loss(ordered, parts.loss, config.train.batch_size, temperature(model))
-        return val_loss, recall_table(embeddings.images, embeddings.texts, embeddings.owners)
+        table, false = recall_table(embeddings.images, embeddings.texts, embeddings.owners), parts.false
+        return val_loss, table, judge(embeddings, false, parts.val_table).accuracies() if false else None
 
     return Training(
         model=model,

@@ -1,0 +1,272 @@
+"""The composition meter: pairs of true and false captions, against plain loops, at the ends, and through commands."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clipcoco import load_config, train
+from clipcoco.config.load import dump
+from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.data.false_captions import SUGAR_CREPE, FalseCaptions, read_sugar_crepe
+from clipcoco.engine.composition import Judged, judge, margins
+from clipcoco.engine.device import choose_device
+from clipcoco.engine.embeddings import Embeddings
+from clipcoco.engine.evaluate import Inputs, embed
+from clipcoco.engine.model_file import open_model
+from clipcoco.errors import DataError
+from clipcoco.events import Evaluated, read_row
+from clipcoco.prepare.scenes import drawn_false_captions, scenes_of
+from clipcoco.runs.directory import RunDir
+from clipcoco.runs.measure import measure_run
+from clipcoco.runs.metrics import plain_row
+from clipcoco.runs.record import read_record
+from conftest import LIGHT
+from harness import one_line, rows
+
+KINDS = ["colours swapped", "shapes swapped", "relation reversed", "colour replaced", "shape replaced"]
+
+
+def table_of(images: int, captions: int = 5) -> CaptionTable:
+    texts = [f"caption {number}" for number in range(images * captions)]
+    offsets = np.arange(0, images * captions + 1, captions)
+    ids, sizes = np.arange(images) + 10, np.zeros((images, 2), dtype=np.int64)
+    files = [f"val2017/{number}.jpg" for number in range(images)]
+    return CaptionTable(Path("."), ids, files, sizes, np.arange(len(texts)), texts, offsets, "ids", (), "val2017")
+
+
+def judged(right: list[list[bool]], kind: str = "a") -> Judged:
+    """Of each image the first captions, and whether each is nearer than a false one."""
+    table = table_of(len(right), max(map(len, right)))
+    pairs = [
+        (kind, image, table.captions[table.offsets[image] + n], "x")
+        for image, of in enumerate(right)
+        for n in range(len(of))
+    ]
+    flat = np.array([one for of in right for one in of])
+    return Judged(FalseCaptions.of("drawn scenes", table, pairs), table, np.where(flat, 0.5, -0.5))
+
+
+def test_a_pair_is_right_where_the_image_is_nearer_to_its_caption_and_wrong_where_both_are_one():
+    generator = torch.Generator().manual_seed(0)
+    images, texts, false = (F.normalize(torch.randn(200, 16, generator=generator)) for _ in range(3))
+    found = margins(images, texts, false)
+    for image, true, other, margin in zip(images, texts, false, found.tolist(), strict=True):
+        assert margin == pytest.approx(float(image @ true) - float(image @ other), abs=1e-6)
+    assert (margins(images, texts, texts) == 0).all()  # to the bit, whatever the product's rounding
+    assert (margins(images, images, false) > 0).all()
+    assert (margins(images, false, images) < 0).all()
+
+
+def test_perfect_blind_and_guessing_models():
+    table = table_of(300, 2)
+    owners = torch.from_numpy(table.owners)
+    pairs = FalseCaptions.of(
+        "drawn scenes", table, [("a", row // 2, text, "x") for row, text in enumerate(table.captions)]
+    )
+    generator = torch.Generator().manual_seed(1)
+    images = F.normalize(torch.randn(300, 16, generator=generator))
+    random = F.normalize(torch.randn(600, 16, generator=generator))
+    for texts, false, accuracy, ties in (
+        (images[owners], random, 100.0, 0),
+        (random, images[owners], 0.0, 0),
+        (random, random, 0.0, 600),
+    ):
+        embeddings = Embeddings(images, texts, table.image_ids, table.caption_ids, owners, false=false)
+        found = judge(embeddings, pairs, table).composition().kinds["a"]
+        assert (found.accuracy, found.ties, found.pairs, found.images) == (accuracy, ties, 600, 300)
+        low, high = found.interval
+        assert (low == 0, high == 100) == (accuracy == 0, accuracy == 100)
+        assert 0.5 < high - low < 2  # of 300 images, not of 600 pairs
+    guess = Embeddings(images, random, table.image_ids, table.caption_ids, owners, false=random.roll(7, 0))
+    low, high = judge(guess, pairs, table).composition().kinds["a"].interval
+    assert low < 50 < high
+
+
+def test_the_interval_is_that_of_a_plain_bootstrap_over_images():
+    generator = np.random.default_rng(0)
+    # Pairs of an image stand or fall together: over pairs the interval would be too narrow.
+    right = [[bool(generator.random() < 0.6)] * int(generator.integers(1, 6)) for _ in range(150)]
+    found = judged(right).composition().kinds["a"]
+    flat = [one for of in right for one in of]
+    assert found.accuracy == pytest.approx(100 * np.mean(flat))
+    assert (found.pairs, found.images) == (len(flat), 150)
+    shares = []
+    for _ in range(4000):
+        drawn = [right[image] for image in generator.integers(150, size=150)]
+        shares.append(100 * sum(map(sum, drawn)) / sum(map(len, drawn)))
+    assert found.interval == pytest.approx(np.quantile(shares, (0.025, 0.975)), abs=0.8)
+    assert judged(right).counts()["a"]["pairs"] == [len(of) for of in right]
+    assert judged(right).counts()["a"]["right"] == [sum(of) for of in right]
+    assert judged(right).counts()["a"]["image_ids"] == list(range(10, 160))
+
+
+def test_a_pair_whose_true_caption_is_not_its_images_is_left_out():
+    table = table_of(3, 2)
+    given = [("a", 1, "caption 2", "x"), ("b", 1, "caption 0", "y"), ("b", 2, "caption 5", "z")]
+    found = FalseCaptions.of("SugarCrepe", table, given)
+    assert (found.kinds, found.true.tolist(), found.false) == (["a", "b"], [2, 5], ["x", "z"])
+    assert found.fingerprint(table) != FalseCaptions.of("SugarCrepe", table, given[:1]).fingerprint(table)
+
+
+# ---- a run on drawn scenes
+
+
+@pytest.fixture(scope="module")
+def run(scenes, tmp_path_factory) -> Path:
+    """A toy that was trained for two epochs."""
+    folder = tmp_path_factory.mktemp("composition")
+    loaded = load_config("demo", overrides=[*LIGHT, f"data.root={scenes}", "train.epochs=2", "checkpoint.keep=0"])
+    (folder / "toy.yaml").write_text(dump(loaded))
+    train(folder / "toy.yaml", name="toy", runs_dir=folder / "runs")
+    return folder / "runs" / "toy"
+
+
+def test_training_sees_what_eval_measures(run, scenes):
+    evaluations = [row for row in rows(run) if row["event"] == "evaluation"]
+    result = measure_run(RunDir(run), None, None, lambda event: None).result
+    best = next(row for row in reversed(evaluations) if row["best"])
+    composition = result["composition"]
+    assert list(composition["kinds"]) == KINDS
+    assert composition["source"] == "drawn scenes"
+    assert composition["chance"] == 50
+    assert best["composition"] == {kind: found["accuracy"] for kind, found in composition["kinds"].items()}
+    assert all(list(row["composition"]) == KINDS for row in evaluations)
+    record, _ = read_record(RunDir(run))
+    assert json.loads(json.dumps(asdict(record.result.composition))) == json.loads(json.dumps(composition))
+    for kind, hits in record.false_captions.items():
+        found = record.result.composition.kinds[kind]
+        assert 100 * sum(hits.right) / sum(hits.pairs) == pytest.approx(found.accuracy)
+        assert (len(hits.image_ids), sum(hits.pairs)) == (found.images, found.pairs)
+        assert max(hits.pairs) == 1  # one of each kind an image, so that an evaluation stays cheap
+
+
+def test_false_captions_change_no_bit_of_the_split_and_each_is_encoded_once(run, scenes):
+    file = open_model(run / "checkpoints" / "best.pt")
+    table, device = read_captions(scenes, "val2017"), choose_device("cpu", "float32")
+    tokens = file.tokenizer.encode(table.captions, 16)
+    false, _ = drawn_false_captions(scenes, table)
+    # Two that are captions of the split, one twice, and one that is the true one when it is cut.
+    texts = [*false.false, table.captions[7], table.captions[0] + " and more", false.false[0]]
+    given = file.tokenizer.encode(texts, 16)
+    given[-2] = tokens[0]
+    seen, encode = [], file.model.encode_texts
+    file.model.encode_texts = lambda batch: (
+        seen.extend(map(tuple, F.pad(batch, (0, 16 - batch.shape[1])).tolist())),
+        encode(batch),
+    )[1]
+    plain, both = (
+        embed(
+            file.model,
+            Inputs(file.config.data, table, tokens, 0, false_tokens=more),
+            device,
+            lambda e: None,
+            lambda: None,
+        )
+        for more in (None, given)
+    )
+    assert plain.false is None
+    assert torch.equal(plain.images, both.images)
+    assert torch.equal(plain.texts, both.texts)
+    assert max(Counter(seen).values()) == 2  # once a call
+    assert set(seen) == set(map(tuple, [*tokens.tolist(), *given.tolist()]))
+    assert torch.equal(both.false[-3:-1], both.texts[[7, 0]])
+    assert torch.equal(both.false[-1], both.false[0])
+    file.model.eval()  # `embed` leaves it as it was
+    alone = encode(torch.from_numpy(given[:1]))
+    assert both.false[0] == pytest.approx(alone[0].detach().numpy(), abs=1e-5)
+
+
+def test_a_row_of_older_and_of_other_data_has_no_such_key():
+    recalls = {"r1": 1.0, "r5": 2.0, "r10": 3.0, "median_rank": 4.0}
+    row = plain_row(Evaluated(1, 1, float("nan"), recalls, recalls, 1.0))
+    assert "composition" not in row
+    assert row["val_loss"] is None  # of a number that is not finite the key stays
+    read = read_row(json.dumps(row).encode())
+    assert read.composition is None
+    told = plain_row(Evaluated(1, 1, 1.0, recalls, recalls, 1.0, composition={"a": 50.0}))
+    assert read_row(json.dumps(told).encode()).composition == {"a": 50.0}
+    for wrong in ({"a": 101.0}, {"a" * 41: 50.0}, {str(n): 50.0 for n in range(21)}, {"a": None}):
+        with pytest.raises(ValueError, match="composition"):
+            read_row(json.dumps({**told, "composition": wrong}).encode())
+
+
+def test_scenes_are_known_by_their_ids_and_of_other_data_nothing_is_claimed(scenes, tmp_path):
+    table = read_captions(scenes, "val2017")
+    whole, part = scenes_of(scenes, table), scenes_of(scenes, table.subset(0.4, 0))
+    assert len(part) == 10
+    assert set(part) < set(whole)
+    assert len(scenes_of(scenes, read_captions(scenes, "train2017"))) == 48
+    assert drawn_false_captions(tmp_path, table) == (None, "")  # somebody else's
+    older = tmp_path / "older"
+    shutil.copytree(scenes / "annotations", older / "annotations")
+    shutil.copy(scenes / "README.txt", older)
+    path = older / "annotations/captions_val2017.json"
+    text = path.read_text()
+    path.write_text(text.replace("red", "blue"))
+    found, why = drawn_false_captions(older, read_captions(older, "val2017"))
+    assert found is None
+    assert "another version" in why
+    path.write_text(
+        text.replace('"id": 500001,', '"id": 400001,')
+        .replace('"id": 500001}', '"id": 400001}')
+        .replace('"image_id": 500001', '"image_id": 400001')
+    )
+    assert scenes_of(older, read_captions(older, "val2017")) is None
+
+
+# ---- SugarCrepe
+
+
+def crepe(folder: Path, content: dict[str, object]) -> Path:
+    folder.mkdir()
+    for name in SUGAR_CREPE:
+        (folder / name).write_text(json.dumps(content.get(name, {})))
+    return folder
+
+
+def test_sugar_crepe_lies_on_val2017_word_for_word(shared, tmp_path):
+    found = read_sugar_crepe(shared / "sugar-crepe", read_captions(shared / "coco-real", "val2017"))
+    assert (found.source, len(found.false)) == ("SugarCrepe", 594)
+    (tmp_path / "annotations").mkdir()
+    shutil.copy(shared / "coco-annotations/captions_val2017.json", tmp_path / "annotations")
+    table = read_captions(tmp_path, "val2017")
+    whole = read_sugar_crepe(shared / "sugar-crepe", table)
+    assert len(whole.false) == 7511
+    assert len(set(table.owners[whole.true].tolist())) == 1560
+    counts = (692, 2062, 788, 1652, 1406, 666, 245)  # as published
+    assert Counter(whole.kinds) == {Path(name).stem: count for name, count in zip(SUGAR_CREPE, counts, strict=True)}
+    assert not any(
+        true == false for true, false in zip((table.captions[row] for row in whole.true), whole.false, strict=True)
+    )
+    for name in SUGAR_CREPE:  # as prepare-data will ask for them
+        assert (shared / "sugar-crepe" / name).stat().st_size == SUGAR_CREPE[name][0]
+
+
+def test_files_of_another_form_are_refused_in_one_line(tmp_path):
+    table = table_of(3)
+    pair = {"filename": "1.jpg", "caption": "caption 5", "negative_caption": "no caption"}
+    good = crepe(tmp_path / "good", {"swap_obj.json": {"0": pair}})
+    found = read_sugar_crepe(good, table)
+    assert (found.source, found.true.tolist()) == ("SugarCrepe, another edition", [5])
+    assert (
+        read_sugar_crepe(crepe(tmp_path / "other", {"swap_obj.json": {"0": {**pair, "caption": "caption 0"}}}), table)
+        is None
+    )
+    for number, content in enumerate(
+        ([1], {"0": 1}, {"0": {"filename": "1.jpg"}}, {"0": {**pair, "caption": 1}}, {"0": {**pair, "filename": {}}})
+    ):
+        with pytest.raises(DataError, match=r"add_obj.json is none of SugarCrepe's files"):
+            read_sugar_crepe(crepe(tmp_path / f"wrong{number}", {"add_obj.json": content}), table)
+    (good / "add_att.json").write_bytes(b"\xff{")
+    with pytest.raises(DataError) as error:
+        read_sugar_crepe(good, table)
+    one_line(error.value)
+    (good / "add_att.json").unlink()
+    assert read_sugar_crepe(good, table) is None
