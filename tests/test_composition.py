@@ -15,6 +15,7 @@ from clipcoco import load_config, train
 from clipcoco.config.load import dump
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.false_captions import SUGAR_CREPE, FalseCaptions, read_sugar_crepe
+from clipcoco.disk.seal import unsealed, write_sealed
 from clipcoco.engine.composition import Judged, judge, margins
 from clipcoco.engine.device import choose_device
 from clipcoco.engine.embeddings import Embeddings
@@ -23,10 +24,12 @@ from clipcoco.engine.model_file import open_model
 from clipcoco.errors import DataError
 from clipcoco.events import Evaluated, read_row
 from clipcoco.prepare.scenes import drawn_false_captions, scenes_of
+from clipcoco.report.comparison import between
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.measure import measure_run
 from clipcoco.runs.metrics import plain_row
 from clipcoco.runs.record import read_record
+from clipcoco.runs.standing import read_standing
 from conftest import LIGHT
 from harness import one_line, rows
 
@@ -270,3 +273,31 @@ def test_files_of_another_form_are_refused_in_one_line(tmp_path):
     one_line(error.value)
     (good / "add_att.json").unlink()
     assert read_sugar_crepe(good, table) is None
+
+
+def test_two_runs_are_compared_on_the_same_pairs(run, scenes, tmp_path):
+    runs = [RunDir(tmp_path / name) for name in ("a", "b")]
+    for one in runs:
+        shutil.copytree(run, one.path)
+        measure_run(one, None, None, lambda event: None)
+    record = unsealed(json.loads(runs[1].evaluation.read_text()))
+    hits = record["false_captions"]["relation reversed"]
+    hits["right"] = [1] * len(hits["right"])
+    record["result"]["composition"]["kinds"]["relation reversed"]["accuracy"] = 100.0
+    write_sealed(runs[1].evaluation, record)
+    found = {row.direction: row for row in between(*map(read_standing, runs)).composition}
+    assert list(found) == KINDS
+    assert found["relation reversed"].beyond
+    assert found["relation reversed"].b == 100
+    low, high = found["colours swapped"].difference_interval
+    assert low < 0 < high
+    assert found["colours swapped"].name() == "colours swapped"
+    del record["false_captions"]  # without them two accuracies and no interval of their difference
+    write_sealed(runs[1].evaluation, record)
+    assert {row.difference_interval for row in between(*map(read_standing, runs)).composition} == {None}
+    record["result"]["composition"]["sha256"] = "other pairs"
+    write_sealed(runs[1].evaluation, record)
+    assert between(*map(read_standing, runs)).composition == ()
+    for wrong in ({**hits, "right": [2] * len(hits["right"])}, {**hits, "pairs": []}, {**hits, "image_ids": [1, 1]}):
+        write_sealed(runs[1].evaluation, {**record, "false_captions": {"a": wrong}})
+        assert read_record(runs[1]) == (None, "evaluation.json is damaged")

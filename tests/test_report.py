@@ -22,6 +22,7 @@ from clipcoco.engine import analysis
 from clipcoco.engine.embeddings import Embeddings
 from clipcoco.report.page import is_measured, write_report
 from clipcoco.runs.directory import RunDir
+from clipcoco.runs.record import read_record
 from conftest import LIGHT, TOY
 from harness import EXTREMES, Page, at_the_limits, rows, until
 
@@ -110,7 +111,11 @@ def test_a_finished_run_ends_in_its_page(clipcoco, folder):
     assert "Stopped." not in page.words
     assert page.source.count('<article class="card text-query">') == 12
     assert page.source.count('<article class="card image-query">') == 12
-    assert len(page.all("svg")) == 11
+    assert len(page.all("svg")) == 12
+    record, _ = read_record(RunDir(folder / "runs/first"))
+    for kind, found in record.result.composition.kinds.items():
+        shown = next(row for row in page.cells if row[0] == kind)
+        assert (shown[1].split()[0], shown[2:]) == (f"{found.accuracy:.2f}", [str(found.pairs), str(found.ties)])
     assert {path.stem for path in (folder / "runs/first/figures").glob("*.svg")} >= {"loss", "ranks-t2i"}
     for path in (folder / "runs/first/figures").glob("*.svg"):
         assert path.read_text().startswith("<svg xmlns=")
@@ -231,7 +236,7 @@ def test_a_run_that_was_never_measured_shows_what_training_saw(run):
     assert f"{best['i2t']['r5']:.2f}" in page.words
     assert page.words.count("evaluation.json is not there") == 4
     assert "clipcoco report first" in page.words
-    assert len(page.all("svg")) == 8
+    assert len(page.all("svg")) == 9
     assert not page.all("img")
     assert recalls(page)["by chance"] == ["4.17", "20.83", "41.67", "12.5"]
     assert "By chance 4.17, 20.83 and 41.67 %." in page.words
@@ -258,7 +263,7 @@ def test_an_interrupted_run_has_a_page_and_report_completes_it(clipcoco, folder,
     page = checked(run.report)
     assert "Stopped. By Ctrl-C" in page.words
     assert "24 images and 120 captions" in page.words
-    assert len(page.all("svg")) == 11
+    assert len(page.all("svg")) == 12
 
 
 LONG = """

@@ -10,7 +10,7 @@ from clipcoco.cli.options import print_json
 from clipcoco.config.text import shown
 from clipcoco.console import Terminal, printable, say_half, show, summary_rows, table, table_or_blocks, wrapped
 from clipcoco.errors import ConfigError, ExitCode
-from clipcoco.report.comparison import CUTOFFS, DIRECTIONS, Comparison, Row, between
+from clipcoco.report.comparison import Comparison, Row, between
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.names import find_run
 from clipcoco.runs.standing import Standing, read_standing
@@ -65,11 +65,13 @@ def _plain(runs: list[Standing], found: Comparison) -> dict[str, object]:
         "comparable": bool(found.rows) and not found.obstacles,
         "obstacles": found.obstacles,
         "notes": found.notes,
-        "recalls": [
-            {**asdict(row), "difference": row.b - row.a, "beyond": row.beyond, "overlap": row.overlap}
-            for row in found.rows
-        ],
+        "recalls": [_plain_row(row) for row in found.rows],
+        "composition": [_plain_row(row) for row in found.composition],
     }
+
+
+def _plain_row(row: Row) -> dict[str, object]:
+    return {**asdict(row), "difference": row.b - row.a, "beyond": row.beyond, "overlap": row.overlap}
 
 
 def _lines(runs: list[Standing], found: Comparison, width: int) -> list[str | Text]:
@@ -109,28 +111,13 @@ def indented(text: str, width: int) -> list[Text]:
     """A sentence in lines of at most `width` columns, as far as its commands and paths allow."""
     return [*wrapped(Text(f"  {printable(text)}"), width).split("\n")]
 
-
-def _columns(found: Comparison, cuts: int) -> dict[str, list[str]]:
-    """Where the width does not suffice, names become short, then words, then intervals go, then the R@ of names."""
-    of_difference = [row.difference_interval for row in found.rows]
-    halves = cuts < 3 and not any(of_difference)
-
     def value(recall: float, interval: tuple[float, float] | None) -> str:
         return f"{recall:6.2f}" + (f" ± {say_half(interval):>4}" if interval and halves else "")
 
     names = [f"{DIRECTIONS[row.direction] if cuts < 1 else row.direction} {CUTOFFS[row.metric]}" for row in found.rows]
-    columns = {
-        "" if cuts < 4 else "R@": names if cuts < 4 else [name.replace("R@", "") for name in names],
-        "     A": [value(row.a, row.a_interval) for row in found.rows],
-        "     B": [value(row.b, row.b_interval) for row in found.rows],
-        " B - A": [f"{row.b - row.a:+6.2f}" for row in found.rows],
-    }
+    columns = {}
     if cuts < 3 and any(of_difference):
         columns["95 % interval"] = [f"[{one[0]:+.2f}, {one[1]:+.2f}]" if one else "" for one in of_difference]
-    if found.obstacles:
-        return columns
-    head = " " if cuts < 2 else "noise" if any(row.beyond is not None for row in found.rows) else "±"
-    return {**columns, head: [_judgement(row, long=cuts < 2) for row in found.rows]}
 
 
 def _judgement(row: Row, long: bool) -> str:

@@ -269,8 +269,10 @@ def composition_table(composition: Mapping[str, Any] | None, width: int = 80) ->
         more = f"{half}{found['pairs']:>7,}{found['ties']:>8,}" * wide
         lines.append(Text(f"  {kind:<{first}}{found['accuracy']:>12.2f}{more}"))
     lines.append(Text(f"  {'chance':<{first}}{composition['chance']:>12.2f}", "dim"))
-    about = f"{printable(composition['source'])}: right where an image is nearer to its caption than to the false one;"
-    said = [f"  {about}", "  ties are wrong; ± 95 % interval over images"]
+    said = (
+        "  right: the image is nearer to its caption than to the one made false",
+        f"  {printable(composition['source'])}; ties are wrong; ± 95 % interval over images",
+    )
     return [*lines, Text(), *(line for one in said for line in wrapped(Text(one, "dim"), width).split("\n")), Text()]
 
 

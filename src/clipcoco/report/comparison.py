@@ -12,7 +12,7 @@ from clipcoco.config.schema import CACHED
 from clipcoco.engine.results import RecallTable
 from clipcoco.errors import ConfigError
 from clipcoco.events import Evaluated
-from clipcoco.runs.record import Hits, read_record
+from clipcoco.runs.record import Hits, Record, read_record
 from clipcoco.runs.standing import Standing
 
 DIRECTIONS = {"i2t": "image -> text", "t2i": "text -> image", "mean": "mean"}
@@ -22,15 +22,21 @@ RECALLS = (*product(("i2t", "t2i"), CUTOFFS), ("mean", "r1"))  # as `difference_
 
 @dataclass(frozen=True)
 class Row:
-    """One recall of both runs, in percent; 95 % intervals, [low, high], of each and of B - A, where they are known."""
+    """One recall of both runs, or their accuracy on one kind of false caption, in percent; 95 % intervals, [low, high],
+    of each and of B - A, where they are known."""
 
-    direction: str
+    direction: str  # or the kind
     metric: str
     a: float
     b: float
     a_interval: tuple[float, float] | None
     b_interval: tuple[float, float] | None
     difference_interval: tuple[float, float] | None
+
+    def name(self, long: bool = True) -> str:
+        if self.metric not in CUTOFFS:
+            return self.direction
+        return f"{DIRECTIONS[self.direction] if long else self.direction} {CUTOFFS[self.metric]}"
 
     @property
     def beyond(self) -> bool | None:
@@ -54,6 +60,7 @@ class Comparison:
     settings: dict[str, tuple[object, object]]  # those that differ, by dotted name
     unread: tuple[str, ...]  # configurations that can't be read, and why
     rows: tuple[Row, ...]  # none where a run was never evaluated
+    composition: tuple[Row, ...]  # none where a run was not measured on false captions, or on others
     notes: tuple[str, ...]  # what is missing of the recalls
     obstacles: tuple[str, ...]  # why they can't be compared
 
@@ -66,6 +73,7 @@ class _Recalls:
     measured_on: dict[str, str]  # what must be equal for two recalls to compare, as far as it is known
     sha256: str | None  # of the validation set
     note: str
+    record: Record | None = None
 
 
 def between(a: Standing, b: Standing, letters: str = "AB") -> Comparison:
@@ -103,7 +111,8 @@ def between(a: Standing, b: Standing, letters: str = "AB") -> Comparison:
         for recall in RECALLS
         if all(one.recalls for one in of_both)
     )
-    return Comparison(differing, tuple(unread), rows, tuple(notes), tuple(obstacles))
+    composition = () if obstacles else _composition(of_both[0].record, of_both[1].record)
+    return Comparison(differing, tuple(unread), rows, composition, tuple(notes), tuple(obstacles))
 
 
 def _same_images(a: _Recalls, b: _Recalls) -> bool:
@@ -112,6 +121,20 @@ def _same_images(a: _Recalls, b: _Recalls) -> bool:
         return False
     of_both = [(one.hits.image_ids, [row[6] for row in one.hits.counts]) for one in (a, b) if one.hits]
     return len(of_both) < 2 or of_both[0] == of_both[1]
+
+
+def _composition(a: Record | None, b: Record | None) -> tuple[Row, ...]:
+    """Of the same pairs of captions."""
+    found = [record.result.composition for record in (a, b) if record and record.result.composition]
+    if len(found) < 2 or found[0].sha256 != found[1].sha256:
+        return ()
+    both, hits = zip(found[0].kinds.items(), found[1].kinds.values(), strict=False), [a, b]
+    rows = []
+    for (kind, of_a), of_b in both:
+        counts = [record.false_captions[kind].hits() for record in hits if record and kind in record.false_captions]
+        paired = _paired(*counts).get(("t2i", "r1")) if len(counts) == 2 else None
+        rows.append(Row(kind, "accuracy", of_a.accuracy, of_b.accuracy, of_a.interval, of_b.interval, paired))
+    return tuple(rows)
 
 
 def _paired(a: Hits | None, b: Hits | None) -> dict[tuple[str, str], tuple[float, float]]:
@@ -148,7 +171,7 @@ def _recalls_of(one: Standing) -> _Recalls:
         sha256 = sha256 if isinstance(sha256, str) else None
         again = f"has no hits by image, which pair the runs. Measure it again: clipcoco report {one.run.words}"
         note = "" if record.hits else again
-        return _Recalls(_by_metric(own), intervals, record.hits, measured_on, sha256, note)
+        return _Recalls(_by_metric(own), intervals, record.hits, measured_on, sha256, note, record)
     if one.best is None:
         return _Recalls({}, {}, None, {}, None, "was never evaluated")
     gallery = {"the gallery": f"{one.images:,} images"} if one.images is not None else {}

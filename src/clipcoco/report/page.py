@@ -57,6 +57,7 @@ def write_report(run: RunDir) -> Path:
         "size": say_bytes,
         "duration": say_seconds,
         "short": short_name,
+        "half": say_half,
     }
     link = linked_from(run.report, run, settings.config, record.result.source if record else None)
     page = template("clipcoco.report", filters=filters | {"link": link}).render(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from statistics import median
 
 from clipcoco.config.schema import Config
@@ -14,6 +14,7 @@ from clipcoco.runs.metrics import History
 from clipcoco.runs.record import Record
 
 DIRECTIONS = {"i2t": "Image to text", "t2i": "Text to image"}
+LOOKS = ((ACCENT, "-", "o"), (ACCENT, "--", "s"), (INK, "-", "^"), (DIM, "-", "o"), (DIM, "--", "s"))
 CUTOFFS = (("r1", ACCENT, "-", "o"), ("r5", INK, "--", "s"), ("r10", DIM, ":", "^"))
 WORDS = {  # by the name of the figure
     "learning-rate": "Highest {high:.2e} at step {at:,}, {last:.2e} at step {end:,}.",
@@ -51,6 +52,7 @@ def training_plots(
     first = [
         _loss(history, chance_loss, axis),
         *(_recalls(history.evaluations, direction, chance) for direction in DIRECTIONS),
+        _composition(history.evaluations),
     ]
     closer = [
         _series("learning-rate", f"Learning rate (1e{power})", rate, axis, unit=10**power),
@@ -136,6 +138,21 @@ def _recalls(evaluations: Sequence[Evaluated], direction: str, chance: Chance | 
         level_label="chance",
         zero=True,
     )
+
+
+def _composition(evaluations: Sequence[Evaluated]) -> Drawing | None:
+    """Accuracy on false captions, where training saw it."""
+    found = [(row.epoch, row.composition) for row in evaluations if row.composition]
+    if not found:
+        return None
+    last = found[-1][1]
+    lines = [
+        Line([(epoch, at[kind]) for epoch, at in found if kind in at], kind, *look)
+        for kind, look in zip(last, cycle(LOOKS), strict=False)
+    ]
+    words = "At the end: " + ", ".join(f"{kind} {right:.1f} %" for kind, right in last.items()) + ". By chance 50 %."
+    title, half = "Right on false captions (%)", [50.0]
+    return curve("false-captions", title, words, "epoch", lines, levels=half, level_label="chance", zero=True)
 
 
 def _similarities(record: Record) -> Drawing:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from clipcoco.config.text import expanded, shown
 from clipcoco.data.viewer import thumbnail
 from clipcoco.disk.files import write_atomically
-from clipcoco.report.comparison import CUTOFFS, DIRECTIONS, Comparison, between
+from clipcoco.report.comparison import Comparison, between
 from clipcoco.report.figures import ACCENT, DIM, INK, Drawing, Line, Points, curve
 from clipcoco.report.page import steps_per_epoch
 from clipcoco.report.pictures import linked_from, short_name
@@ -85,7 +85,8 @@ def _recalls(pairs: Sequence[Comparison]) -> list[tuple[str, list[str], list[tup
     """Of each recall: its name; the values; of each run but the first the difference, its interval, and whether that
     is beyond the noise."""
     found = []
-    for rows in zip(*(pair.rows for pair in pairs), strict=True) if all(pair.rows for pair in pairs) else ():
+    of_pairs = [pair.rows for pair in pairs], [pair.composition for pair in pairs]
+    for rows in (rows for each in of_pairs if all(each) for rows in zip(*each, strict=True)):
         first = rows[0]
         values = [_value(first.a, first.a_interval), *(_value(row.b, row.b_interval) for row in rows)]
         differences = [
@@ -96,7 +97,7 @@ def _recalls(pairs: Sequence[Comparison]) -> list[tuple[str, list[str], list[tup
             )
             for row in rows
         ]
-        found.append((f"{DIRECTIONS[first.direction]} {CUTOFFS[first.metric]}".replace("->", "→"), values, differences))
+        found.append((first.name().replace("->", "→"), values, differences))
     return found
 
 

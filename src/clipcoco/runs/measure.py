@@ -226,7 +226,7 @@ def write_record(evaluation: Evaluation, model_file: ModelFile, path: Path) -> N
             "i2t": asdict(rank_counts(place.i2t, len(captions))),
             "t2i": asdict(rank_counts(place.t2i, len(files))),
         },
-        "false_captions": evaluation.judged.counts() if evaluation.judged else None,
+        "false_captions": evaluation.judged.counts() if evaluation.judged else {},
         "hits": {"image_ids": table.image_ids.tolist(), "counts": hits_by_image(place, embeddings.owners).tolist()},
         "failures": failures(embeddings, place, table),
         "nearest": nearest_captions(embeddings, table),

@@ -104,6 +104,11 @@ class FalseCaptionHits(Part):
             raise ValueError("the hits on false captions do not fit their images")
         return self
 
+    def hits(self) -> Hits:
+        """As of captions that find their image, or do not."""
+        rows = [(0, 0, 0, right, right, right, pairs) for right, pairs in zip(self.right, self.pairs, strict=True)]
+        return Hits(image_ids=self.image_ids, counts=rows)
+
 
 class HardWord(Part):
     """A word whose captions are missed more often than captions are, beyond the noise."""
@@ -162,7 +167,7 @@ class Record(Part):
     similarities: Similarities
     ranks: Ranks
     hits: Hits | None = None  # older versions kept none
-    false_captions: dict[str, FalseCaptionHits] | None = None  # by kind, as in the result's composition
+    false_captions: dict[str, FalseCaptionHits] = {}  # by kind, as in the result's composition
     failures: Failures | None = None
     nearest: list[Named] | None = None  # by image as in `hits`; older versions, and of many images
     hubs: BothHubs
