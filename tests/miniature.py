@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from clipcoco.data.captions import read_captions
+from clipcoco.data.false_captions import SUGAR_CREPE
 from clipcoco.prepare.download import Archive
 from clipcoco.prepare.plan import Coco
 
@@ -39,7 +40,13 @@ def build(folder: Path, real: Path | None) -> Coco:
     data = annotations.getvalue()
     (folder / "annotations" / "annotations_trainval2017.zip").write_bytes(data)
     path = "annotations/annotations_trainval2017.zip"
-    return Coco(("http://127.0.0.1:9",), _archive(path, data), images, counts, captions_bytes)
+    (folder / "sugar-crepe").mkdir()
+    pairs = {"filename": "000000000000.jpg", "caption": "a", "negative_caption": "b"}
+    false = [_archive(f"sugar-crepe/{name}", json.dumps({name: pairs}).encode()) for name in SUGAR_CREPE]
+    for file in false:
+        (folder / file.path).write_text(json.dumps({file.name: pairs}))
+    nowhere = "http://127.0.0.1:9"
+    return Coco((nowhere,), _archive(path, data), images, counts, captions_bytes, tuple(false), nowhere)
 
 
 def _split(root: Path, split: str, count: int) -> tuple[dict, dict[str, bytes]]:
@@ -88,4 +95,6 @@ def from_json(text: str) -> Coco:
         {split: Archive(**archive) for split, archive in plain["images"].items()},
         {split: tuple(count) for split, count in plain["counts"].items()},
         plain["captions_bytes"],
+        tuple(Archive(**archive) for archive in plain["false_captions"]),
+        plain["false_host"],
     )

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -103,6 +104,9 @@ def test_from_nothing_to_training_and_back_to_a_flipped_byte(mini, clipcoco, tmp
     assert "Ready: 20 train and 6 val images" in done.stdout
     assert "CC BY 4.0" in done.stdout
     assert "Next: clipcoco train --preset small data.train_fraction=0.5 data.val_fraction=0.25" in done.stdout
+    for file in mini.coco.false_captions:
+        assert (root / file.path).read_bytes() == (mini.folder / file.path).read_bytes()
+        assert f"/{file.path}" in fetched(mini)
 
     mini.server.requests.clear()
     again = mini(*words, cwd=tmp_path).ok()
@@ -148,7 +152,8 @@ def test_all_of_it_comes_as_archives_which_do_not_stay(mini, tmp_path, altered):
         (tmp_path / "data" / ".clipcoco").mkdir(parents=True)
         flip_a_byte(shutil.copy(mini.folder / "zips" / "val2017.zip", tmp_path / "data" / ".clipcoco"))
     mini(*from_server(mini, "--all", "--root", "data", "--set", "data.prepared_size=0"), cwd=tmp_path).ok()
-    assert fetched(mini) == ["/annotations/annotations_trainval2017.zip", "/zips/val2017.zip", "/zips/train2017.zip"]
+    archives = ["/annotations/annotations_trainval2017.zip", "/zips/val2017.zip", "/zips/train2017.zip"]
+    assert fetched(mini) == [*archives, *(f"/{file.path}" for file in mini.coco.false_captions)]
     root = tmp_path / "data"
     for split in ("train2017", "val2017"):
         assert {p.name: p.read_bytes() for p in (root / split).iterdir()} == {
@@ -218,6 +223,36 @@ def test_what_was_carried_here_by_hand_is_taken_from_there(mini, tmp_path, carri
         for root in ("data", "small")
     )
     assert kept == streamed
+
+
+def test_without_false_captions_all_else_is_prepared_and_they_come_later(mini, tmp_path):
+    few = ["--preset", "small", "--val-fraction", 0.2, "--train-fraction", 0.1]
+    words = from_server(mini, *few, "--root", "data")
+    plan = mini(*words, "--dry-run", cwd=tmp_path).ok()
+    assert re.search(r"false captions +[\d.]+ k?B  SugarCrepe", plan.stdout)
+    broken = mini.coco.false_captions[2].path
+    mini.server.always[f"/{broken}"] = Reply(content=b"[" + b" " * (mini.coco.false_captions[2].size - 1))
+    done = mini(*words, cwd=tmp_path).ok()
+    assert "Ready: 4 train and 5 val images" in done.stdout
+    (note,) = (line for line in done.stderr.splitlines() if line.startswith("note: no sugar-crepe/"))
+    assert "replace_att.json" in note
+    assert not (tmp_path / "data" / broken).exists()
+    mini.server.always.clear()
+    mini.server.requests.clear()
+    assert "Ready: 4 train" in mini(*words, cwd=tmp_path).ok().stdout
+    assert fetched(mini) == [f"/{file.path}" for file in mini.coco.false_captions[2:]]
+    assert "Nothing to do" in mini(*words, cwd=tmp_path).ok().stdout
+    # of what was carried here only the published files count, and the network is not asked for the others
+    source = tmp_path / "stick"
+    shutil.copytree(tmp_path / "data", source, ignore=shutil.ignore_patterns(".clipcoco"))
+    again = [*few, "--root", "new", "--source", source]
+    mini.server.requests.clear()
+    flip_a_byte(source / broken)
+    assert f"the published {broken} is not in" in mini(*again, "--mirror", mini.server.url, cwd=tmp_path).ok().stderr
+    shutil.copy(mini.folder / broken, source / broken)
+    mini(*again, cwd=tmp_path).ok()
+    assert not mini.server.requests
+    assert (tmp_path / "new" / broken).read_bytes() == (mini.folder / broken).read_bytes()
 
 
 @pytest.mark.parametrize("more", [[], ["--only-prepared"]])

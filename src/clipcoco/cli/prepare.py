@@ -176,7 +176,7 @@ def _fetch(terminal: Terminal, request: "Request", again: str, dry_run: bool, js
     with working(terminal) as report:
         prepared = prepare(request, plan, report)
     train, val = (prepared.tables[SPLITS[split]] for split in ("train", "val"))
-    for note in filter(None, (prepared.note, *train.notes, *val.notes)):
+    for note in filter(None, (prepared.note, prepared.without, *train.notes, *val.notes)):
         show(terminal.err, f"note: {note}")
     if both := overlap(train, val):
         show(terminal.err, f"warning: {both:,} images are in both splits: recall on them says little")
@@ -258,6 +258,8 @@ def _say_part(part: "Part", request: "Request") -> str:
         return f"from {request.source}" + (f", {images}" if part.images else "")
     others = f", after {part.carried:,} from {request.source}" if part.carried else ""
     size = f"{say_bytes(part.fetched):>7}"
+    if part.name == "false captions":
+        return f"{size}  SugarCrepe, which eval asks beside recall"
     archive = request.coco.annotations if part.name == "captions" else request.coco.images[part.name]
     if part.way == "archive":
         return f"{size}  {archive.name}" + (f", {images}" if part.images else "") + others

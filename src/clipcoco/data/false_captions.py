@@ -60,16 +60,17 @@ class FalseCaptions:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def read_sugar_crepe(folder: Path, table: CaptionTable) -> FalseCaptions | None:
+def read_sugar_crepe(folder: Path, table: CaptionTable, *, links: bool = False) -> FalseCaptions | None:
     """SugarCrepe's pairs on the images of `table`, from its seven JSON files; None where they are not all in `folder`,
-    or none of their images and captions is in the table. Raises DataError for a file of another form."""
+    or none of their images and captions is in the table. `links`: they may be such. Raises DataError for a file of
+    another form."""
     if not all((folder / name).is_file() for name in SUGAR_CREPE):
         return None
     places = {file: row for row, file in enumerate(table.files)}
     pairs, published = [], True
     for name, (_, sha256) in SUGAR_CREPE.items():
         try:
-            content = read_own(folder / name, _MOST)
+            content = read_own((folder / name).resolve() if links else folder / name, _MOST)
             published &= hashlib.sha256(content).hexdigest() == sha256
             for one in json.loads(content).values():
                 file, true, false = (one[key] for key in ("filename", "caption", "negative_caption"))

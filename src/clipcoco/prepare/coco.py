@@ -15,16 +15,26 @@ from pathlib import Path
 
 from clipcoco.data.annotations import annotation_file
 from clipcoco.data.captions import CaptionTable
+from clipcoco.data.false_captions import FOLDER
 from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest, read_manifest
 from clipcoco.data.split import check_files, missing_files
-from clipcoco.disk.files import link, need_room, sync_folder, take_name, write_temporary
+from clipcoco.disk.files import link, need_room, sync_folder, take_name, write_atomically, write_temporary
 from clipcoco.disk.links import allow, own_folder
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask
 from clipcoco.prepare.download import Archive, download, is_published
 from clipcoco.prepare.lock import lock
 from clipcoco.prepare.own_found import STATE
-from clipcoco.prepare.plan import FOLDERS, WORK, Plan, Request, choose_part, has_captions, still_missing
+from clipcoco.prepare.plan import (
+    FOLDERS,
+    WORK,
+    Plan,
+    Request,
+    choose_part,
+    has_captions,
+    missing_false_captions,
+    still_missing,
+)
 from clipcoco.prepare.resize import CopyStore, make_copies
 from clipcoco.prepare.single_images import RemoteImage, fetch_images
 from clipcoco.prepare.threads import in_threads
@@ -40,6 +50,7 @@ class Prepared:
     bytes_before: int  # of the originals of these
     bytes_after: int
     note: str  # where the file system has no locks
+    without: str = ""  # why there are no false captions, which a training does without
 
 
 def originals_manifest(root: Path) -> Path:
@@ -99,7 +110,7 @@ class _Preparation:
                 copied, before, after = copied + made.made, before + made.bytes_before, after + made.bytes_after
             if not request.only_prepared:
                 self._note_originals(table)
-        return Prepared(tables, copied, before, after, note)
+        return Prepared(tables, copied, before, after, note, self._get_false_captions())
 
     def _get_captions(self) -> None:
         source, archive = self.request.source, self.coco.annotations
@@ -111,6 +122,24 @@ class _Preparation:
                 link(annotation_file(source, split), annotation_file(self.root, split))
         else:
             self._unpack(archive, _CAPTIONS, lambda entry: None)
+
+    def _get_false_captions(self) -> str:
+        """From the source, or over the network where none was given; or why that was not possible, in a sentence."""
+        request, folder = self.request, self.root / FOLDER
+        retries = replace(request.retries, attempts=2, timeout=20)  # nobody should wait long for it
+        for file in missing_false_captions(request):
+            own_folder(folder)
+            if request.source is None:
+                urls = [f"{request.coco.false_host}/{file.name}"] if not request.mirror else request.urls(file.path)
+                try:
+                    download(file, urls, folder, self.report, retries)
+                except (DataError, EnvironmentProblem) as error:
+                    return f"no {file.path}, so eval measures recall alone: {error}"
+            elif not (path := request.source / file.path).is_file() or not is_published(path, file, self.report):
+                return f"the published {file.path} is not in {request.source}, so eval measures recall alone"
+            else:
+                write_atomically(folder / file.name, path.read_bytes())
+        return ""
 
     def _get_images(self, split: str, table: CaptionTable) -> None:
         request, archive = self.request, self.coco.images[split]

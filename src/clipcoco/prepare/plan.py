@@ -8,12 +8,14 @@ from pathlib import Path
 from clipcoco.config.derive import IN_TRAIN, OFFICIAL, subset_size
 from clipcoco.data.annotations import LAYOUT, SPLITS, annotation_file
 from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.data.false_captions import FOLDER, SUGAR_CREPE
 from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest, same_settings
 from clipcoco.data.split import missing_files, without
 from clipcoco.disk.files import free_bytes
 from clipcoco.disk.links import check_link, check_root, may_lead
 from clipcoco.prepare.download import Archive
 from clipcoco.prepare.network import RETRIES, RetryPolicy
+from clipcoco.prepare.own_found import STATE
 from clipcoco.prepare.resize import copy_bytes, file_size, settings, whole_copies
 from clipcoco.prepare.single_images import RemoteImage
 
@@ -31,6 +33,8 @@ class Coco:
     images: Mapping[str, Archive]  # by split
     counts: Mapping[str, tuple[int, int]]  # images and captions by split
     captions_bytes: int  # of the two annotation files that are unpacked
+    false_captions: tuple[Archive, ...] = ()  # single files, below a mirror or, by their names, of `false_host`
+    false_host: str = ""
 
 
 # COCO publishes no sums: these agree between TensorFlow Datasets (url_checksums/coco.txt) and many others.
@@ -56,6 +60,8 @@ COCO = Coco(
     },
     counts={folder: OFFICIAL[split] for split, folder in SPLITS.items()},
     captions_bytes=100_000_000,
+    false_captions=tuple(Archive(f"{FOLDER}/{name}", *known) for name, known in SUGAR_CREPE.items()),
+    false_host="https://raw.githubusercontent.com/RAIVNLab/sugar-crepe/0047054b243992f0fad63d6f64f7544862daf846/data",
 )
 
 
@@ -112,7 +118,7 @@ class Request:
 class Part:
     """What one row of the plan does: "there", "source", "archive" or "single", these after what the source holds."""
 
-    name: str  # "captions", "val2017", "train2017"
+    name: str  # "captions", "val2017", "train2017", "false captions"
     way: str
     images: int  # of the split that are wanted
     missing: int  # of them, still to come
@@ -173,10 +179,20 @@ def make_plan(request: Request) -> Plan:
             carried = _share(request.source / split, whole, missing) if request.source else 0
         copies += uncopied if request.prepared_size else 0
         parts.append(choose_part(request, split, images, missing, carried))
+    if request.coco.false_captions:
+        left = sum(file.size for file in missing_false_captions(request))
+        way = "there" if not left else "source" if request.source else "archive"
+        parts.append(Part("false captions", way, 0, 0, left if way == "archive" else 0, left))
     # Archives are unpacked and removed one after the other: the highest is what remains and the largest one.
     archives = [part.fetched if part.way == "archive" else 0 for part in parts]
     kept = sum(part.room for part in parts) - sum(archives) + copies * copy_bytes(request.prepared_size)
     return Plan(tuple(parts), copies, kept + max(archives), free_bytes(request.root))
+
+
+def missing_false_captions(request: Request) -> list[Archive]:
+    """Those that have still to come; none among pictures of one's own, whose captions they are not of."""
+    wanted = () if (request.root / STATE).is_file() else request.coco.false_captions
+    return [file for file in wanted if not (request.root / file.path).is_file()]
 
 
 def _share(folder: Path, whole: int, images: int) -> int:

@@ -129,7 +129,7 @@ def false_captions_of(root: Path, table: CaptionTable, sugar_crepe: Path | None)
     drawn, note = drawn_false_captions(root, table)
     if drawn or (note and not sugar_crepe):
         return drawn, f"no accuracy on false captions: {note}" if note else ""
-    found = read_sugar_crepe(sugar_crepe or root / FOLDER, table)
+    found = read_sugar_crepe(sugar_crepe or root / FOLDER, table, links=sugar_crepe is not None)
     if sugar_crepe and not found:
         there = all((sugar_crepe / name).is_file() for name in SUGAR_CREPE)
         why = f"SugarCrepe is of COCO's val2017, and none of its captions is in {table.name}"
