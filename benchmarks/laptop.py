@@ -25,8 +25,10 @@ import clipcoco.engine.model as encoders
 from clipcoco.config.backbones import BACKBONES
 from clipcoco.config.load import load_config
 from clipcoco.data.captions import read_captions
+from clipcoco.data.false_captions import FOLDER, read_sugar_crepe
 from clipcoco.data.split import choose_source
 from clipcoco.engine.checkpoint import weights_sha256
+from clipcoco.engine.composition import judge
 from clipcoco.engine.device import make_deterministic
 from clipcoco.engine.evaluate import Inputs, embed
 from clipcoco.engine.features import Encode, cache_features, feature_key
@@ -78,22 +80,28 @@ def stand_in(file: Path) -> None:
 
 
 def compare_copies(root: Path, parts: Parts, model: DualEncoder, encode: Encode, weights: str) -> None:
-    """Recall of one model on originals and on smaller copies of the same images."""
+    """Recall of one model on originals and on smaller copies of the same images, and SugarCrepe where it is there."""
     whole = read_captions(root, "val2017")
     make_copies(root, whole.files, 256, lambda event: None)
-    tokens = parts.tokenizer.encode(whole.captions, parts.config.model.text.context_length)
+    context = parts.config.model.text.context_length
+    tokens, pairs = parts.tokenizer.encode(whole.captions, context), read_sugar_crepe(root / FOLDER, whole)
+    false = parts.tokenizer.encode(pairs.false, context) if pairs else None
     found = []
     for size in (0, 256):
         data = parts.config.data.model_copy(update={"root": str(root), "prepared_size": size})
         source, (table,) = choose_source(data, [whole])
         key = replace(feature_key(parts.config, weights, parts.device, source, False), backbone=NAME)
         features = cache_features(encode, key, table, root, source, 0, parts.device, quiet, lambda: None)
-        embeddings = embed(model, Inputs(data, table, tokens, 0, features), parts.device, quiet, lambda: None)
+        inputs = Inputs(data, table, tokens, 0, features, false_tokens=false)
+        embeddings = embed(model, inputs, parts.device, quiet, lambda: None)
         assert embeddings is not None
         recalls = recall_table(embeddings.images, embeddings.texts, embeddings.owners).to_plain()
         rows = ["/".join(f"{recalls[way][key]:.2f}" for key in ("r1", "r5", "r10")) for way in ("i2t", "t2i")]
         print(f"{source.name}: {len(table.files)} images, i2t {rows[0]}, t2i {rows[1]}")
         found.append(embeddings.images)
+        for kind, right in judge(embeddings, pairs, table).composition().kinds.items() if pairs else ():
+            low, high = right.interval
+            print(f"  {kind}: {right.accuracy:.1f} [{low:.1f}, {high:.1f}], {right.pairs} pairs, {right.ties} ties")
     cosines = (found[0] * found[1]).sum(dim=1)
     print(f"cosine of the image embeddings: mean {cosines.mean():.4f}, lowest {cosines.min():.4f}")
 

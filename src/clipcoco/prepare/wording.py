@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 
+from clipcoco.data.changed_words import with_words
 from clipcoco.prepare.composition import Scene, Thing
 from clipcoco.prepare.drawing import COLOURS, SHAPES
 
@@ -35,9 +36,7 @@ def _any_of(*words: Iterable[str]) -> str:
 
 
 _MENTION = re.compile(
-    rf"\b(?P<article>an? )?(?P<size>(?:{_any_of(*SIZE_WORDS.values())}) )?"
-    rf"(?P<colour>{_any_of(COLOURS, *COLOUR_WORDS.values())}) (?P<shape>{_any_of(SHAPES, *SHAPE_WORDS.values())})\b",
-    re.IGNORECASE,
+    rf"\b(?P<colour>{_any_of(COLOURS, *COLOUR_WORDS.values())}) (?P<shape>{_any_of(SHAPES, *SHAPE_WORDS.values())})\b"
 )
 _RELATION = re.compile(rf"\b({_any_of(REVERSED)})\b", re.IGNORECASE)
 
@@ -69,55 +68,26 @@ def false_captions(scene: Scene, caption: str) -> Iterator[tuple[str, str]]:
     leave the caption true. Always the same ones.
     """
     rng, there = Random(f"false {caption}"), {(thing.colour, thing.shape) for thing in scene.things}
-    told = [(found["colour"], found["shape"]) for found in _MENTION.finditer(caption)]
-    parts = (0, "colour", COLOURS), (1, "shape", SHAPES)
-    for part, name, _ in parts:
-        swaps = list(itertools.combinations(range(len(told)), 2))
+    found = list(_MENTION.finditer(caption))
+    parts = ("colour", "shape"), (COLOURS, SHAPES)
+    for part in parts[0]:
+        swaps = list(itertools.combinations(found, 2))
         for one, other in rng.sample(swaps, len(swaps)):
-            new = list(told)
-            new[one], new[other] = _with(told[one], part, told[other][part]), _with(told[other], part, told[one][part])
-            if not {_usual(new[one]), _usual(new[other])} <= there:  # else only their places are exchanged
-                yield f"{name}s swapped", _retold(caption, new)
+            new = with_words(caption, [(*one.span(part), other[part]), (*other.span(part), one[part])])
+            if not kinds_told(new) <= there:  # else only their places are exchanged
+                yield f"{part}s swapped", new
                 break
-    reversed_, changes = _RELATION.subn(lambda found: _like(found[0], REVERSED[found[0].lower()]), caption)
-    if changes:
-        yield "relation reversed", reversed_
-    for part, name, usual in parts if told else ():
-        at, new = rng.randrange(len(told)), list(told)
-        absent = [word for word in usual if word not in {kind[part] for kind in there}]
-        new[at] = _with(told[at], part, rng.choice(absent))
-        yield f"{name} replaced", _retold(caption, new)
+    if relations := [(*word.span(), REVERSED[word[0].lower()]) for word in _RELATION.finditer(caption)]:
+        yield "relation reversed", with_words(caption, relations)
+    for part, usual in zip(*parts, strict=True) if found else ():
+        absent = [word for word in usual if word not in {getattr(thing, part) for thing in scene.things}]
+        yield f"{part} replaced", with_words(caption, [(*rng.choice(found).span(part), rng.choice(absent))])
 
 
 def kinds_told(caption: str) -> set[tuple[str, str]]:
     """Colour and shape of each thing that a caption names, by their usual words."""
-    return {_usual((found["colour"], found["shape"])) for found in _MENTION.finditer(caption)}
-
-
-def _usual(words: tuple[str, str]) -> tuple[str, str]:
-    return _USUAL.get(words[0], words[0]), _USUAL.get(words[1], words[1])
-
-
-def _with(words: tuple[str, str], part: int, word: str) -> tuple[str, str]:
-    return (words[0], word) if part else (word, words[1])
-
-
-def _retold(caption: str, told: list[tuple[str, str]]) -> str:
-    """With other words for colour and shape of each thing, and the article that they ask for."""
-    words = iter(told)
-
-    def name(found: re.Match[str]) -> str:
-        colour, shape = next(words)
-        article, size = found["article"] or "", found["size"] or ""
-        if article and not size:
-            article = article[0] + ("n " if colour[0] in "aeiou" else " ")
-        return f"{article}{size}{colour} {shape}"
-
-    return _MENTION.sub(name, caption)
-
-
-def _like(word: str, other: str) -> str:
-    return other.capitalize() if word[0].isupper() else other
+    told = (found.group("colour", "shape") for found in _MENTION.finditer(caption))
+    return {(_USUAL.get(colour, colour), _USUAL.get(shape, shape)) for colour, shape in told}
 
 
 def _told(scene: Scene, rng: Random) -> list[tuple[str, bool]]:
