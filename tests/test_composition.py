@@ -336,3 +336,53 @@ def test_most_captions_of_photographs_can_be_made_false(shared):
     content = json.loads((shared / "coco-annotations/captions_val2017.json").read_text())
     captions = [row["caption"] for row in content["annotations"][:3000]]
     assert sum(bool(false_captions(caption)) for caption in captions) > 0.75 * len(captions)
+
+
+# ---- the command
+
+
+def test_eval_shows_the_table_and_refuses_what_it_cannot_use(clipcoco, run, scenes, tmp_path):
+    def measured(*words: str):
+        return clipcoco("eval", *words, cwd=tmp_path)
+
+    done = measured(str(run)).ok()
+    rows_shown = {line[:20].strip(): line[20:].split() for line in done.stdout.splitlines()}
+    result = measured(str(run), "--json").json["composition"]
+    for kind, found in result["kinds"].items():
+        low, high = found["interval"]
+        expected = [f"{found['accuracy']:.2f}", "±", f"{(high - low) / 2:.1f}", f"{found['pairs']}", f"{found['ties']}"]
+        assert rows_shown[kind] == expected
+    assert rows_shown["chance"][:1] == ["50.00"]
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+    # scenes of another version: recall alone, and a line says why
+    older = tmp_path / "older"
+    shutil.copytree(scenes, older)
+    path = older / "annotations/captions_val2017.json"
+    path.write_text(path.read_text().replace("red", "blue"))
+    done = measured(str(run), f"data.root={older}").ok()
+    assert "false captions" not in done.stdout
+    assert "warning: no accuracy on false captions: these scenes were drawn by another version" in done.stderr
+
+    # somebody's photographs with SugarCrepe, of one pair
+    (older / "README.txt").unlink()
+    one = next(iter(json.loads(path.read_text())["annotations"]))
+    pair = {"filename": f"{one['image_id']:012}.jpg", "caption": one["caption"], "negative_caption": "Nothing."}
+    folder = crepe(tmp_path / "crepe", {"swap_att.json": {"0": pair}})
+    words = (str(run), f"data.root={older}")
+    assert measured(*words, "--json").json["composition"] is None
+    found = measured(*words, "--sugar-crepe", str(folder), "--json").json["composition"]
+    assert (found["source"], list(found["kinds"])) == ("SugarCrepe, another edition", ["swap_att"])
+    shutil.copytree(folder, older / "sugar-crepe")
+    assert measured(*words, "--json").json["composition"] == found
+    for given, code, part in (
+        (tmp_path / "nowhere", 3, "is not a folder (--sugar-crepe)"),
+        (tmp_path, 3, "are in"),
+        (crepe(tmp_path / "others", {}), 3, "none of its captions is in val2017 (--sugar-crepe)"),
+    ):
+        refused = measured(*words, "--sugar-crepe", str(given))
+        assert (refused.code, part in refused.stderr, len(refused.stderr.splitlines())) == (code, True, 1), (
+            refused.stderr
+        )
+    refused = measured("--from-embeddings", "x.npz", "--sugar-crepe", str(folder))
+    assert (refused.code, "--from-embeddings judges the file as it is" in refused.stderr) == (2, True)
