@@ -92,11 +92,9 @@ def _lines(runs: list[Standing], found: Comparison, width: int) -> list[str | Te
         lines.append("  No setting differs.")
     lines.append("")
     if found.rows:
-        for cuts in range(5):
-            rows = table(_columns(found, cuts), width)
-            if max(row.cell_len for row in rows) <= width:
-                break
-        lines += [*rows, ""]
+        lines += [*_table(found.rows, not found.obstacles, width), ""]
+        if found.composition:
+            lines += [*_table(found.composition, True, width, "false captions"), ""]
         if any(row.beyond is not None for row in found.rows):
             holds = "within the noise: the 95 % interval of B - A, on the same images for both, holds 0."
             lines += indented(holds, width)
@@ -111,13 +109,37 @@ def indented(text: str, width: int) -> list[Text]:
     """A sentence in lines of at most `width` columns, as far as its commands and paths allow."""
     return [*wrapped(Text(f"  {printable(text)}"), width).split("\n")]
 
+
+def _table(rows: Sequence[Row], judged: bool, width: int, head: str = "") -> list[Text]:
+    """Where the width does not suffice, names become short, then words, then intervals go, then the R@ of names."""
+    for cuts in range(5):
+        lines = table(_columns(rows, judged, head, cuts), width)
+        if max(line.cell_len for line in lines) <= width:
+            break
+    return lines
+
+
+def _columns(rows: Sequence[Row], judged: bool, head: str, cuts: int) -> dict[str, list[str]]:
+    of_difference = [row.difference_interval for row in rows]
+    halves = cuts < 3 and not any(of_difference)
+
     def value(recall: float, interval: tuple[float, float] | None) -> str:
         return f"{recall:6.2f}" + (f" ± {say_half(interval):>4}" if interval and halves else "")
 
-    names = [f"{DIRECTIONS[row.direction] if cuts < 1 else row.direction} {CUTOFFS[row.metric]}" for row in found.rows]
-    columns = {}
+    names = [printable(row.name(long=cuts < 1)) for row in rows]
+    of_recall = cuts == 4 and any("R@" in name for name in names)
+    columns = {
+        "R@" if of_recall else head: [name.replace("R@", "") for name in names] if of_recall else names,
+        "     A": [value(row.a, row.a_interval) for row in rows],
+        "     B": [value(row.b, row.b_interval) for row in rows],
+        " B - A": [f"{row.b - row.a:+6.2f}" for row in rows],
+    }
     if cuts < 3 and any(of_difference):
         columns["95 % interval"] = [f"[{one[0]:+.2f}, {one[1]:+.2f}]" if one else "" for one in of_difference]
+    if not judged:
+        return columns
+    word = " " if cuts < 2 else "noise" if any(row.beyond is not None for row in rows) else "±"
+    return {**columns, word: [_judgement(row, long=cuts < 2) for row in rows]}
 
 
 def _judgement(row: Row, long: bool) -> str:
