@@ -296,12 +296,18 @@ def test_two_runs_are_compared_on_the_same_pairs(run, scenes, tmp_path):
     del record["false_captions"]  # without them two accuracies and no interval of their difference
     write_sealed(runs[1].evaluation, record)
     assert {row.difference_interval for row in between(*map(read_standing, runs)).composition} == {None}
+    others = {**hits, "pairs": [2] * len(hits["pairs"])}  # which the sum denies
+    write_sealed(runs[1].evaluation, {**record, "false_captions": {"relation reversed": others}})
+    assert {row.difference_interval for row in between(*map(read_standing, runs)).composition} == {None}
     record["result"]["composition"]["sha256"] = "other pairs"
     write_sealed(runs[1].evaluation, record)
     assert between(*map(read_standing, runs)).composition == ()
     for wrong in ({**hits, "right": [2] * len(hits["right"])}, {**hits, "pairs": []}, {**hits, "image_ids": [1, 1]}):
         write_sealed(runs[1].evaluation, {**record, "false_captions": {"a": wrong}})
         assert read_record(runs[1]) == (None, "evaluation.json is damaged")
+    record["result"]["composition"]["kinds"] = {}
+    write_sealed(runs[1].evaluation, record)
+    assert read_record(runs[1]) == (None, "evaluation.json is damaged")
 
 
 # ---- captions of photographs

@@ -215,6 +215,7 @@ def with_recalls(r1: float, spread: float, found: tuple[int, int] | None = None)
         own + "r1": r1 + 0.5,
         own + "interval": interval,
         "hits": counts and {"image_ids": list(range(200)), "counts": counts},
+        "result__composition": None,
     }
 
 

@@ -66,7 +66,7 @@ class Composition:
     """Accuracy on false captions, by kind: whether a model knows which word belongs to which thing."""
 
     source: str  # "drawn scenes", "SugarCrepe"
-    kinds: Annotated[dict[Kind, FalseCaptionAccuracy], Field(max_length=20)]
+    kinds: Annotated[dict[Kind, FalseCaptionAccuracy], Field(min_length=1, max_length=20)]
     sha256: str  # of all pairs, in hexadecimal
     chance: float = 50.0
 

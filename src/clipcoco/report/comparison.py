@@ -128,12 +128,14 @@ def _composition(a: Record | None, b: Record | None) -> tuple[Row, ...]:
     found = [record.result.composition for record in (a, b) if record and record.result.composition]
     if len(found) < 2 or found[0].sha256 != found[1].sha256:
         return ()
-    both, hits = zip(found[0].kinds.items(), found[1].kinds.values(), strict=False), [a, b]
     rows = []
-    for (kind, of_a), of_b in both:
-        counts = [record.false_captions[kind].hits() for record in hits if record and kind in record.false_captions]
-        paired = _paired(*counts).get(("t2i", "r1")) if len(counts) == 2 else None
-        rows.append(Row(kind, "accuracy", of_a.accuracy, of_b.accuracy, of_a.interval, of_b.interval, paired))
+    for kind, of_a in found[0].kinds.items():
+        if of_b := found[1].kinds.get(kind):
+            one, other = (record.false_captions.get(kind) if record else None for record in (a, b))
+            same = one and other and (one.image_ids, one.pairs) == (other.image_ids, other.pairs)
+            paired = _paired(one.hits(), other.hits()) if one and other and same else {}
+            values = of_a.accuracy, of_b.accuracy, of_a.interval, of_b.interval
+            rows.append(Row(kind, "accuracy", *values, paired.get(("t2i", "r1"))))
     return tuple(rows)
 
 
