@@ -22,7 +22,8 @@ TICK = os.sysconf("SC_CLK_TCK")
 def cpu_seconds(command: list[str], environment: dict[str, str]) -> float:
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    said = process.stderr.read()
+    with process.stderr:
+        said = process.stderr.read()
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert not process.returncode, said.decode()
