@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import clipcoco as package
 from clipcoco import evaluate, load, load_config, recall_at_k, resume, train
 from clipcoco.api.restore import globals_restored, kernels_restored
 from clipcoco.config.load import dump
+from clipcoco.config.schema import SETTINGS
 from clipcoco.data.captions import read_captions
 from clipcoco.engine.device import choose_deterministic_kernels, make_deterministic
 from clipcoco.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem, NumericError
@@ -527,6 +529,24 @@ def test_a_model_says_what_it_is_worth(folder):
     young = load("<b>.pt")
     assert repr(young) == "<clipcoco model <b>.pt, on cpu: never measured>"
     assert young._repr_html_() == "<p>clipcoco model &lt;b&gt;.pt, on cpu: never measured</p>"
+
+
+def test_what_the_page_for_users_of_open_clip_says_holds(capsys):
+    page = (Path(__file__).parents[1] / "docs/from_open_clip.md").read_text()
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1].replace('"demo"', '"first"'), names)
+    assert names["tokens"].shape == (1, 16)
+    for kind in ("text", "image"):
+        np.testing.assert_allclose(names[kind][0], names[f"{kind}s"][0], atol=1e-6)
+    np.testing.assert_allclose(names["probs"].sum(dim=-1), 1, atol=1e-6)
+    assert capsys.readouterr().out.splitlines()[0] == str(load("first").recall["own"]["i2t"]["r1"])
+    here = [line.split(" | ", 1)[1] for line in page.splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"\b(?:data|model|train)\.[a-z][a-z_]+(?:\.[a-z_]+)*(?=[=`, ])", " ".join(here))) <= {
+        *SETTINGS,
+        *("model.encode_images", "model.model.encode_images", "model.model.logit_scale"),
+    }
+    reference = (Path(__file__).parents[1] / "docs/reference.md").read_text()
+    assert all(f"`{option}" in reference for option in re.findall(r"--[a-z][a-z-]+", " ".join(here)))
 
 
 def test_what_is_not_a_picture_or_not_a_text_is_named():

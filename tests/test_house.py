@@ -72,7 +72,11 @@ def test_print_is_left_to_the_console():
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/architecture.md", "CONTRIBUTING.md", "docs/recall.md", "docs/walkthroughs.md"]
+    "name",
+    [
+        *("README.md", "docs/architecture.md", "CONTRIBUTING.md", "docs/recall.md", "docs/walkthroughs.md"),
+        "docs/from_open_clip.md",
+    ],
 )
 def test_every_file_that_the_docs_name_exists(name):
     import re
