@@ -94,6 +94,28 @@ def test_the_benchmarks_of_what_is_kept_and_fetched_run(words):
     assert (done.returncode, "ratio" in done.stdout or "x product" in done.stdout) == (0, True), done.stderr
 
 
+def test_the_cells_of_the_notebook_run_in_their_order(tmp_path, monkeypatch, capsys):
+    notebook = json.loads((ROOT / "docs/notebook.ipynb").read_text())
+    assert (notebook["nbformat"], len({cell["id"] for cell in notebook["cells"]})) == (4, len(notebook["cells"]))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell.get("outputs") for cell in notebook["cells"])
+    cells[0] = re.sub(r"2000, 250\b", "24, 12", cells[0])
+    toy = dict(one.split("=") for one in (*LIGHT, "train.epochs=1"))
+    tiny = {name: value if value.isidentifier() else json.loads(value) for name, value in toy.items()}
+    cells[0] += f"\nSETTINGS |= {tiny}"
+    monkeypatch.chdir(tmp_path)
+    shown: list = []
+    names = {"display": shown.append}
+    for number, cell in enumerate(cells):
+        exec(compile(cell, f"cell {number}", "exec"), names)
+    said = capsys.readouterr().out
+    assert re.search(r"epoch 1: R@1 \d+\.\d %\nfinished at step 3 in demo-", said)
+    assert f"{names['own']['i2t']['r1']:5.1f} %" in said
+    assert [getattr(one, "size", None) for one in shown] == [(520, 96), None, (520, 96), (520, 96), (520, 96)]
+    assert names["order"][0] == 0  # itself
+    assert "'model.safetensors'" in said
+
+
 def test_ones_own_pictures(clipcoco, scenes, tmp_path):
     """The commands of the page, on drawn pictures in the place of photographs."""
     shutil.copytree(scenes / "train2017", tmp_path / "photos")
