@@ -1,8 +1,10 @@
 """What pip installs is whole, and leaves an environment that has torch as it was."""
 
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -46,11 +48,26 @@ def test_it_installs_beside_a_torch_that_is_there_and_works_from_any_folder(whee
     # Without an index nothing could be fetched: every requirement is met by what is there.
     assert "Would install" not in pip("--python", python, "install", "--no-index", "--dry-run", wheel)
     (tmp_path / "empty").mkdir()
-    words = [tmp_path / "venv" / "bin" / "clipcoco", "inspect-config", "demo"]
-    done = subprocess.run(words, cwd=tmp_path / "empty", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "backbone: resnet18" in done.stdout
+    for words, says in (
+        ("--help", "prepare-data"),
+        ("inspect-config", f"in {packages}/clipcoco/presets\n"),
+        ("inspect-config demo", "backbone: resnet18"),
+    ):
+        command = [tmp_path / "venv" / "bin" / "clipcoco", *words.split()]
+        done = subprocess.run(command, cwd=tmp_path / "empty", capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert says in done.stdout
     assert not list((tmp_path / "empty").iterdir())
+
+
+def test_the_dockerfile_copies_what_is_there_and_all_that_a_wheel_is_made_of():
+    copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    names = {name for line in copied for name in line.split()}
+    assert all((ROOT / name).exists() for name in names)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
+    assert needed | {path.split("/")[0] for path in (*wheel["packages"], *wheel["force-include"])} <= names
 
 
 def test_it_runs_from_a_checkout_without_installing(tmp_path):
