@@ -26,7 +26,7 @@ test: setup ## the tests
 	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder
 
 test-all: setup ## the long tests too
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers,export,onnx,parquet]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers,export,onnx,parquet,eccv]'
 	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m ''
 
 fuzz: setup ## two thousand strange files and command lines of each kind

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from clipcoco.cli import run
@@ -15,8 +16,10 @@ from clipcoco.config.load import load_config
 from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.karpathy import coco_ids, known_images, published_order
 from clipcoco.data.split import ORIGINALS, Source, open_splits
+from clipcoco.engine.embeddings import Embeddings, write_embeddings
+from clipcoco.engine.extended import extended
 from clipcoco.engine.trained_on import learnt_from, pictures_of
-from clipcoco.errors import DataError
+from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.prepare.plan import Request
 from conftest import LIGHT
 
@@ -165,3 +168,20 @@ def test_a_figure_of_what_was_trained_on_is_called_contaminated(coco: Path, tmp_
         assert found["caution"] == ("contaminated: trained on 4 of these 6 images" if seen else None)
     assert run(["resume", "held-out", "--set", "data.exclude=none", "--set", "train.epochs=2"]) == 2
     assert "data.exclude" in capsys.readouterr().err
+
+
+def test_eccv_is_refused_of_other_data_and_without_its_package(tmp_path: Path, capsys, monkeypatch) -> None:
+    known = coco_ids()
+    rows, owners = torch.eye(3)[[0, 1, 2]], torch.arange(3)
+    part = Embeddings(rows, rows, known["test"][:3], known["test_captions"][:3], owners)
+    write_embeddings(tmp_path / "e.npz", part)
+    words = ["eval", "--from-embeddings", str(tmp_path / "e.npz"), "--json", "--protocol"]
+    assert run([*words, "eccv"]) == 2
+    assert "are of Karpathy's test split: its 5,000 images with five captions each" in capsys.readouterr().err
+    assert run([*words, "all"]) == 0
+    assert "extended" not in json.loads(capsys.readouterr().out)
+    monkeypatch.setattr("clipcoco.engine.extended.installed", lambda: False)
+    owners = torch.arange(5000).repeat_interleave(5)
+    whole = Embeddings(torch.ones(5000, 2), torch.ones(25_000, 2), known["test"], known["test_captions"], owners)
+    with pytest.raises(EnvironmentProblem, match=r"not installed here \(--protocol\). pip install 'clipcoco\[eccv\]'"):
+        extended(whole)

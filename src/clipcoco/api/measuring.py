@@ -50,7 +50,7 @@ def evaluate(
             config.data,
             split,
             None,
-            ("own", "1k"),
+            ("own", "1k", "eccv"),
             device or str(model.device.device),
             report or (lambda event: None),
         )

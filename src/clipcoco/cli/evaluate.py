@@ -26,7 +26,16 @@ from clipcoco.cli.options import (
 )
 from clipcoco.config.load import LoadedConfig, flatten, load_config, override
 from clipcoco.config.schema import DataConfig
-from clipcoco.console import RunConsole, Terminal, composition_table, open_terminal, recall_tables, say_seconds, show
+from clipcoco.console import (
+    RunConsole,
+    Terminal,
+    composition_table,
+    extended_tables,
+    open_terminal,
+    recall_tables,
+    say_seconds,
+    show,
+)
 from clipcoco.data.annotations import MEASURED, SPLITS
 from clipcoco.errors import CheckpointError, ConfigError, DataError, ExitCode
 from clipcoco.runs.directory import RunDir
@@ -63,7 +72,11 @@ def evaluate(
     ] = "val",
     fraction: Annotated[float | None, typer.Option(help="Of the split's images; the run's own otherwise.")] = None,
     protocol: Annotated[
-        str, typer.Option(help="own, 1k or all.", autocompletion=complete_from("own", "1k", "all"))
+        str,
+        typer.Option(
+            help="own, 1k, eccv (with CxC, on Karpathy's test) or all.",
+            autocompletion=complete_from("own", "1k", "eccv", "all"),
+        ),
     ] = "all",
     audit: Annotated[bool, typer.Option("--audit", help="Which definition of recall prints the NUMBERs.")] = False,
     embeddings: ToEmbeddings = None,
@@ -79,13 +92,13 @@ def evaluate(
 
     [bold]clipcoco eval --from-embeddings theirs.npz --audit 58.4 37.8[/bold]
     """
-    if protocol not in ("own", "1k", "all"):
-        raise ConfigError(f"no protocol '{protocol}' (--protocol). Choose own, 1k or all")
+    if protocol not in ("own", "1k", "eccv", "all"):
+        raise ConfigError(f"no protocol '{protocol}' (--protocol). Choose own, 1k, eccv or all")
     if split not in MEASURED:
         raise ConfigError(f"no split '{split}' (--split). Choose val, train, test or karpathy-test")
     if fraction is not None and not 0 < fraction <= 1:
         raise ConfigError(f"a fraction is above 0 and at most 1, not {fraction:g} (--fraction)")
-    protocols = ("own", "1k") if protocol == "all" else (protocol,)
+    protocols = ("own", "1k", "eccv") if protocol == "all" else (protocol,)
     word, bare = (None, []) if audit else split_words(words)
     if audit and from_embeddings is None:
         raise ConfigError("--audit judges a file of embeddings (command line). Give --from-embeddings FILE.npz")
@@ -206,5 +219,6 @@ def _show(evaluation: "Evaluation", protocols: tuple[str, ...], json_: bool) -> 
     notes = say_seconds(result["seconds"]), result["caution"]
     width = terminal.out.width
     tables = recall_tables(result["split"], result["protocols"], *notes, width=width)
-    show(terminal.out, *tables, *composition_table(result["composition"], width))
+    extended = extended_tables(result["extended"], result["caution"]) if "extended" in result else []
+    show(terminal.out, *tables, *composition_table(result["composition"], width), *extended)
     return ExitCode.OK

@@ -6,6 +6,7 @@ from clipcoco.console.terminal import (
     Terminal,
     composition_table,
     error_line,
+    extended_tables,
     open_terminal,
     printable,
     recall_tables,
@@ -17,11 +18,6 @@ from clipcoco.console.terminal import (
 )
 from clipcoco.say import say_bytes, say_half, say_seconds, short_seconds
 
-<<<<<<< HEAD
-__all__ = ["RunConsole", "TaskConsole", "Terminal", "error_line", "open_terminal", "printable", "recall_tables"]
-__all__ += ["composition_table", "say_bytes", "say_half", "say_seconds", "short_seconds", "show", "summary_rows"]
-__all__ += ["table", "table_or_blocks", "wrapped"]
-=======
-__all__ = ["RunConsole", "TaskConsole", "Terminal", "composition_table", "error_line", "open_terminal", "printable"]
-__all__ += ["recall_tables", "say_bytes", "say_half", "say_seconds", "short_seconds", "show", "summary_rows", "table"]
->>>>>>> 94ffa74 (Accuracies on false captions of a damaged or stranger's record pair only what is the same)
+__all__ = ["RunConsole", "TaskConsole", "Terminal", "composition_table", "error_line", "extended_tables"]
+__all__ += ["open_terminal", "printable", "recall_tables", "say_bytes", "say_half", "say_seconds", "short_seconds"]
+__all__ += ["show", "summary_rows", "table", "table_or_blocks", "wrapped"]

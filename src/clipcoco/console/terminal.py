@@ -276,6 +276,24 @@ def composition_table(composition: Mapping[str, Any] | None, width: int = 80) ->
     return [*lines, Text(), *(line for one in said for line in wrapped(Text(one, "dim"), width).split("\n")), Text()]
 
 
+def extended_tables(extended: Mapping[str, Any], *notes: str | None) -> list[Text]:
+    """CxC and ECCV Caption of `eval --json`, as lines."""
+    lines: list[Text] = []
+    for title, found, keys in (
+        ("CxC", extended["cxc"], {"R@1": "r1", "R@5": "r5", "R@10": "r10"}),
+        ("ECCV Caption", extended["eccv"], {"mAP@R": "map_at_r", "R-Precision": "rprecision", "R@1": "r1"}),
+    ):
+        rows = {"image -> text": found["i2t"], "text -> image": found["t2i"]}
+        rows |= {f"chance, {way}": found["chance"][way] for way in ("i2t", "t2i")}
+        columns = {title: list(rows)} | {
+            head: [f"{row[key]:.2f}" for row in rows.values()] for head, key in keys.items()
+        }
+        queries = f"{found['queries']['i2t']:,} images and {found['queries']['t2i']:,} captions ask, ties are misses"
+        said = "; ".join(filter(None, (queries, *notes)))
+        lines += [*table(columns, 80, right=list(keys)), Text(), Text(f"  {said}", "dim"), Text()]
+    return lines
+
+
 def _mean(ways: Mapping[str, Any]) -> dict[str, float]:
     return {key: (ways["i2t"][key] + ways["t2i"][key]) / 2 for key in RECALLS}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from clipcoco.data.karpathy import coco_ids, known_images
 from clipcoco.engine.embeddings import Embeddings
 from clipcoco.engine.evaluate import in_order
+from clipcoco.engine.nearest import nearest
 from clipcoco.engine.recall import CUTOFFS, Ranks, ranks
 from clipcoco.events import Recalls, Report
 
@@ -195,13 +196,7 @@ def _percent(hits: Tensor) -> float:
 
 
 def _nearest(queries: Tensor, gallery: Tensor, last: bool = False) -> Tensor:
-    """(Q,10): the rows of the gallery with the best scores, of equal ones the first, or the `last`, first."""
-    distinct, which = torch.unique(gallery, dim=0, return_inverse=True)  # equal rows then have equal scores
+    """(Q,10): of equal scores the first row, or the `last`, comes first."""
     rows = torch.arange(len(gallery))
     places = rows if last else len(gallery) - 1 - rows
-    found = []
-    for some in queries.split(256):
-        bits = (some @ distinct.T + 0.0)[:, which].view(torch.int32).long()  # 0.0: -0 becomes 0
-        scores = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # in the order of the floats
-        found.append(((scores << 32) + places).topk(min(CUTOFFS[-1], len(gallery)), dim=1).indices)
-    return torch.cat(found)
+    return nearest(queries, gallery, CUTOFFS[-1], lambda start: places)

@@ -124,7 +124,7 @@ def hits_by_image(found: Ranks, owners: Tensor) -> Hits:
 def chance_levels(owners: Tensor) -> Chance:
     """What a random order gives in expectation, by direction, for `owners` as in `recall_table`."""
     own_captions = torch.bincount(owners).tolist()
-    return {"i2t": _chance(len(owners), own_captions), "t2i": _chance(len(own_captions), [1])}
+    return {"i2t": chance(len(owners), own_captions), "t2i": chance(len(own_captions), [1])}
 
 
 def _refuse_non_finite(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
@@ -244,7 +244,7 @@ def _mean(folds: list[Recalls]) -> Recalls:
     return {key: math.fsum(fold[key] for fold in folds) / len(folds) for key in folds[0]}
 
 
-def _chance(gallery: int, positives: list[int]) -> Recalls:
+def chance(gallery: int, positives: list[int]) -> Recalls:
     """In a random order, exact; query q has `positives[q]` own candidates."""
     queries, half = Counter(positives), Fraction(1, 2)
 

@@ -26,6 +26,7 @@ from clipcoco.engine.composition import Judged, judge
 from clipcoco.engine.device import choose_as_trained, choose_deterministic_kernels, encoding_in_memory
 from clipcoco.engine.embeddings import SCALED, Embeddings, read_embeddings
 from clipcoco.engine.evaluate import Inputs, Retrieval, embed, in_order, retrievals_worth_showing
+from clipcoco.engine.extended import extended, installed, is_karpathys
 from clipcoco.engine.model_file import ModelFile, open_model
 from clipcoco.engine.recall import Ranks, folds_table, hits_by_image, ranks, table_of
 from clipcoco.engine.results import FoldsTable, Hubs
@@ -201,7 +202,10 @@ def _tables(embeddings: Embeddings, found: Ranks, protocols: tuple[str, ...], or
         folds = folds_table(ordered.images, ordered.texts, ordered.owners, FOLD)
         if folds is not None:  # absent below 1,000 images
             tables["1k"] = FoldsTable(**vars(folds), order=order).to_plain()
-    return {"images": own.images, "captions": own.captions, "protocols": tables, "r1": own.r1}
+    result = {"images": own.images, "captions": own.captions, "protocols": tables, "r1": own.r1}
+    if protocols == ("eccv",) or ("eccv" in protocols and installed() and is_karpathys(embeddings)):
+        return result | {"extended": extended(embeddings)}
+    return result
 
 
 def write_record(evaluation: Evaluation, model_file: ModelFile, path: Path) -> None:
