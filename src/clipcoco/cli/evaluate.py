@@ -108,13 +108,7 @@ def evaluate(
         others = (word, bare, checkpoint, config, changes, embeddings, sugar_crepe, fraction)
         if any(others) or split != "val":
             raise ConfigError("--from-embeddings judges the file as it is (command line). Keep only --protocol, --json")
-        if not from_embeddings.exists():
-            raise DataError(f"no file at {from_embeddings} (--from-embeddings)")
-        if audit:
-            return audit_file(from_embeddings, words or [], json_)
-        from clipcoco.runs.measure import evaluate_embeddings
-
-        return _show(evaluate_embeddings(from_embeddings, protocols), protocols, json_)
+        return _judge(from_embeddings, words or [] if audit else None, protocols, json_)
     given = load_config(file=config) if config is not None else None
     settings = data_changes(changes, bare, "the measurement")
     found = _found_file(checkpoint, runs_dir) if checkpoint is not None else find_run(runs_dir, word)
@@ -129,6 +123,16 @@ def evaluate(
 
         write_embeddings(embeddings, evaluation.embeddings)
     return _show(evaluation, protocols, json_)
+
+
+def _judge(path: Path, numbers: list[str] | None, protocols: tuple[str, ...], json_: bool) -> int:
+    if not path.exists():
+        raise DataError(f"no file at {path} (--from-embeddings)")
+    if numbers is not None:
+        return audit_file(path, numbers, json_)
+    from clipcoco.runs.measure import evaluate_embeddings
+
+    return _show(evaluate_embeddings(path, protocols), protocols, json_)
 
 
 def _found_file(checkpoint: Path, runs_dir: Path) -> Found:

@@ -123,8 +123,8 @@ def in_order(embeddings: Embeddings, order: str) -> Embeddings:
     """The images, each with its captions, in the order of their "ids", of their "hashed ids", or as Karpathy's test
     split is "published": for what takes neighbours together."""
     ids = embeddings.image_ids
-    ordering = {"ids": lambda ids: ids.argsort().tolist(), "hashed ids": hashed_order, "published": published_order}
-    rows = torch.tensor(ordering[order](ids))
+    by_hash = {"hashed ids": hashed_order, "published": published_order}
+    rows = torch.tensor(by_hash[order](ids) if order in by_hash else ids.argsort().tolist())
     if torch.equal(rows, torch.arange(len(rows))):
         return embeddings
     owners, captions = rows.argsort()[embeddings.owners].sort(stable=True)
