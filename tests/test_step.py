@@ -12,7 +12,7 @@ from clipcoco.engine.device import make_deterministic
 from clipcoco.engine.loss import LOSSES
 from clipcoco.engine.model import build
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.step import gradient, start_epoch, step_seed, train_step
+from clipcoco.engine.step import gradient, settle_micro_batch, start_epoch, step_seed, train_step
 from clipcoco.errors import ConfigError
 from clipcoco.runs.plan import read_parts
 from clipcoco.runs.training import build_training
@@ -143,3 +143,27 @@ def test_pieces_fit_the_batch_and_the_processes_or_the_line_says_what_does(
     else:
         with pytest.raises(ConfigError, match=size):
             micro_batch(train, processes, normalised, stored)
+
+
+def test_auto_takes_the_most_rows_whose_gradient_fits(scenes):
+    """An encoder that has room for four images; the run goes on in such pieces, to the gradient of the whole."""
+    run = training(scenes, "model.text.dropout=0", pretrained=True)
+    room, events = 4, []
+
+    def narrow(module, given):
+        if len(given[0]) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    batch = next(run.loader.epoch(0))
+    hook = run.model.visual.trunk.register_forward_pre_hook(narrow)
+    settle_micro_batch(run, batch, 1, events.append)
+    assert run.state.micro_batch_size == 3, "after 12 and 6: a half at most, which divides 12"
+    assert events[0].message.startswith("more than 3 images at once do not fit")
+    assert not any(parameter.grad is not None for parameter in run.model.parameters())
+    gradient(run, batch)
+    ours = gradients(run)
+    hook.remove()
+    run.optimizer.zero_grad()
+    run.state.micro_batch_size = 12
+    gradient(run, batch)
+    assert far(ours, gradients(run)) < 1e-9

@@ -1,15 +1,13 @@
 """What a person sees of a command. No torch in here: `--help` must answer at once."""
 
 from clipcoco.console.run import RunConsole
+from clipcoco.console.tables import composition_table, extended_tables, recall_tables
 from clipcoco.console.tasks import TaskConsole
 from clipcoco.console.terminal import (
     Terminal,
-    composition_table,
     error_line,
-    extended_tables,
     open_terminal,
     printable,
-    recall_tables,
     show,
     summary_rows,
     table,

@@ -70,12 +70,9 @@ def embed(
         distinct, inverse = distinct_by_length(inputs.tokens)
         more, of_false = new_rows(inputs.false_tokens, distinct)
         of_images = group.batches(len(inputs.table.files), EVALUATION_BATCH)
-        first = len(distinct)
-        of_texts = group.batches(first, EVALUATION_BATCH)
-        of_texts += [
-            range(first + some.start, first + some.stop) for some in group.batches(len(more), EVALUATION_BATCH)
-        ]
-        every = np.concatenate([distinct, more])
+        first, every = len(distinct), np.concatenate([distinct, more])
+        of_texts, of_more = (group.batches(len(one), EVALUATION_BATCH) for one in (distinct, more))
+        of_texts += [range(first + some.start, first + some.stop) for some in of_more]
         images, texts = list[Tensor](), list[Tensor]()
         total, done = sum(map(len, of_images + of_texts)), 0
         encode: Callable[[Tensor], Tensor] = model.encode_images
@@ -95,15 +92,10 @@ def embed(
         for some in of_texts:
             if stop():
                 break
-            tokens = torch.from_numpy(every[some])
-            longest = int((tokens[-1] != PAD).sum())
+            own = captions[some].tolist() if some.start < first else []
             with device.autocast():
-                if inputs.sentences and some.start < first:
-                    kept = torch.from_numpy(inputs.sentences.take(captions[some].tolist()))
-                    texts.append(model.encode_sentences(kept.to(device.device)).cpu())
-                else:
-                    texts.append(model.encode_texts(tokens[:, :longest].to(device.device)).cpu())
-            report(Progress("evaluate", done := done + len(tokens), total))
+                texts.append(_encode(model, every[some], inputs.sentences, own, device).cpu())
+            report(Progress("evaluate", done := done + len(some), total))
     finally:
         model.train(was_training)
     if group.agreed(stop())[0]:
@@ -117,6 +109,16 @@ def embed(
         torch.from_numpy(inputs.table.owners),
         false=None if inputs.false_tokens is None else encoded[torch.from_numpy(of_false)],
     )
+
+
+def _encode(
+    model: DualEncoder, tokens: np.ndarray, sentences: Sentences | None, kept: list[int], device: Device
+) -> Tensor:
+    """A batch of captions, the longest last, or what a frozen encoder made of them: those rows of `sentences`."""
+    if sentences and kept:
+        return model.encode_sentences(torch.from_numpy(sentences.take(kept)).to(device.device))
+    longest = int((tokens[-1] != PAD).sum())
+    return model.encode_texts(torch.from_numpy(tokens[:, :longest]).to(device.device))
 
 
 def in_order(embeddings: Embeddings, order: str) -> Embeddings:

@@ -21,6 +21,7 @@ from clipcoco.engine.optim import set_learning_rate
 from clipcoco.engine.results import RecallTable
 from clipcoco.engine.state import TrainState
 from clipcoco.errors import is_out_of_memory
+from clipcoco.events import Report, Warned
 
 Stop = Callable[[], str | None]  # the reason to stop, when there is one
 
@@ -136,9 +137,13 @@ def gradient(training: Training, batch: Batch) -> Tensor:
     return group.added(loss.detach())
 
 
-def find_micro_batch(training: Training, batch: Batch) -> int:
-    """The most rows of a piece whose gradient fits into the memory beside all else that a step needs, found by trying:
-    all of them first, then at most half as many, which share `batch` equally. The same for all processes."""
+def settle_micro_batch(training: Training, batch: Batch, epoch: int, report: Report) -> None:
+    """For `auto`, before the first step, and where the backbone begins to learn and needs memory too: the most rows of
+    a piece whose gradient fits beside all else that a step needs, the same for all processes. Found by trying: all of
+    them first, then at most half as many, which share `batch` equally."""
+    state, border = training.state, training.schedule.frozen_epochs * training.loader.steps_per_epoch
+    if state.micro_batch_size and state.step != border:
+        return
     model, size, found = training.model, len(batch.image_ids), 0
     while not found:
         moments = []
@@ -155,7 +160,10 @@ def find_micro_batch(training: Training, batch: Batch) -> int:
             size = next(less for less in range(size // 2, 0, -1) if len(batch.image_ids) % less == 0)
         training.optimizer.zero_grad(set_to_none=True)
         del moments
-    return min(training.group.collected(found))
+    state.micro_batch_size = min(training.group.collected(found))
+    if state.micro_batch_size < len(batch.image_ids):
+        message = f"more than {state.micro_batch_size} images at once do not fit: train.micro_batch_size"
+        report(Warned(state.step, epoch, f"{message} is {state.micro_batch_size} from here on"))
 
 
 class _Moved:

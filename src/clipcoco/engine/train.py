@@ -4,10 +4,10 @@ import time
 
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.optim import learning_rate
-from clipcoco.engine.step import Stop, Training, find_micro_batch, start_epoch, train_step
+from clipcoco.engine.step import Stop, Training, settle_micro_batch, start_epoch, train_step
 from clipcoco.engine.watch import count_step, log_interval, note_replaced, watch_overfitting
 from clipcoco.errors import ClipcocoError
-from clipcoco.events import Evaluated, Progress, Report, RunEnded, Warned
+from clipcoco.events import Evaluated, Progress, Report, RunEnded
 
 
 def train(training: Training, report: Report, stop: Stop) -> RunEnded:
@@ -37,9 +37,6 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
         # ---- the steps of an epoch ----------------------------------------------------------------------
         epoch = state.step // per_epoch
         start_epoch(training.model, epoch, schedule.frozen_epochs)
-        sought = schedule.config.micro_batch_size == "auto"
-        if sought and state.step == schedule.frozen_epochs * per_epoch:  # from here on the backbone needs memory too
-            state.micro_batch_size = 0
         features = training.features if epoch < schedule.frozen_epochs else None
         batches = training.loader.epoch(epoch, state.step % per_epoch, features)
         for _ in range(per_epoch - state.step % per_epoch):
@@ -56,11 +53,8 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
                 break
             state.interval_waited += time.monotonic() - start
             note_replaced(state, epoch + 1, training.loader.table, replaced, report)
-            if sought and not state.micro_batch_size:
-                state.micro_batch_size = find_micro_batch(training, batch)
-                if state.micro_batch_size < len(batch.image_ids):
-                    message = f"more than {state.micro_batch_size} images at once do not fit: train.micro_batch_size"
-                    report(Warned(state.step, epoch + 1, f"{message} is {state.micro_batch_size} from here on"))
+            if schedule.config.micro_batch_size == "auto":
+                settle_micro_batch(training, batch, epoch + 1, report)
             rate = learning_rate(state.step, schedule.total_steps, schedule.warmup_steps, schedule.config.lr)
 
             # ------------------------------ one training step ------------------------------
