@@ -154,6 +154,8 @@ def test_auto_takes_the_most_rows_whose_gradient_fits(scenes):
         if len(given[0]) > room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
+    sought = run.schedule.config.model_copy(update={"micro_batch_size": "auto"})
+    run = dataclasses.replace(run, schedule=dataclasses.replace(run.schedule, config=sought))
     batch = next(run.loader.epoch(0))
     hook = run.model.visual.trunk.register_forward_pre_hook(narrow)
     settle_micro_batch(run, batch, 1, events.append)

@@ -141,8 +141,9 @@ def settle_micro_batch(training: Training, batch: Batch, epoch: int, report: Rep
     """For `auto`, before the first step, and where the backbone begins to learn and needs memory too: the most rows of
     a piece whose gradient fits beside all else that a step needs, the same for all processes. Found by trying: all of
     them first, then at most half as many, which share `batch` equally."""
-    state, border = training.state, training.schedule.frozen_epochs * training.loader.steps_per_epoch
-    if state.micro_batch_size and state.step != border:
+    state, schedule = training.state, training.schedule
+    border = schedule.frozen_epochs * training.loader.steps_per_epoch
+    if schedule.config.micro_batch_size != "auto" or (state.micro_batch_size and state.step != border):
         return
     model, size, found = training.model, len(batch.image_ids), 0
     while not found:

@@ -11,10 +11,8 @@ from clipcoco.events import Evaluated, Progress, Report, RunEnded
 
 
 def train(training: Training, report: Report, stop: Stop) -> RunEnded:
-    """Go on from `training.state` to the last step, or until `stop()` names a reason; all is saved either way.
-
-    `stop` is asked before each step, and meanwhile by what takes long: waiting for a batch, an evaluation.
-    """
+    """Go on from `training.state` to the last step, or until `stop()` names a reason; all is saved either way. `stop` is
+    asked before each step, and meanwhile by what takes long: waiting for a batch, an evaluation."""
     state, schedule, per_epoch = training.state, training.schedule, training.loader.steps_per_epoch
     began, group = time.monotonic() - state.seconds, training.group
     reason: str | None = None
@@ -53,8 +51,7 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
                 break
             state.interval_waited += time.monotonic() - start
             note_replaced(state, epoch + 1, training.loader.table, replaced, report)
-            if schedule.config.micro_batch_size == "auto":
-                settle_micro_batch(training, batch, epoch + 1, report)
+            settle_micro_batch(training, batch, epoch + 1, report)
             rate = learning_rate(state.step, schedule.total_steps, schedule.warmup_steps, schedule.config.lr)
 
             # ------------------------------ one training step ------------------------------
