@@ -11,8 +11,9 @@ from clipcoco.events import Evaluated, Progress, Report, RunEnded
 
 
 def train(training: Training, report: Report, stop: Stop) -> RunEnded:
-    """Go on from `training.state` to the last step, or until `stop()` names a reason; all is saved either way. `stop` is
-    asked before each step, and meanwhile by what takes long: waiting for a batch, an evaluation."""
+    """Go on from `training.state` to the last step, or until `stop()` names a reason; all is saved either way.
+
+    `stop` is asked before each step, and meanwhile by what takes long: waiting for a batch, an evaluation."""
     state, schedule, per_epoch = training.state, training.schedule, training.loader.steps_per_epoch
     began, group = time.monotonic() - state.seconds, training.group
     reason: str | None = None
