@@ -32,7 +32,7 @@ def test_the_wheel_holds_presets_and_template(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     presets = {f"clipcoco/presets/{path.name}" for path in (ROOT / "presets").glob("*.yaml")}
     assert len(presets) == 7
-    assert presets | {"clipcoco/report/page.html.j2", "clipcoco/py.typed"} <= names
+    assert presets | {"clipcoco/report/page.html.j2", "clipcoco/data/karpathy.npz", "clipcoco/py.typed"} <= names
     assert not any(name.startswith(("tests", "benchmarks")) for name in names)
 
 

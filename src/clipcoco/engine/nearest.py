@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-BLOCK = 256  # queries whose scores are in memory
+BLOCK = 64  # queries whose scores are in memory
 
 
 def nearest(queries: Tensor, gallery: Tensor, most: int, first: Callable[[int], Tensor]) -> Tensor:
