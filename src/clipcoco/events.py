@@ -49,6 +49,7 @@ Recalls = Annotated[dict[str, float], _shaped(_Recalls)]
 Chance = Annotated[dict[str, Recalls], _shaped(_Chance)]
 Clock = Annotated[dict[str, float], _shaped(_Clock)]
 Kind = Annotated[str, Field(max_length=40)]  # of false captions: "colours swapped"
+Accuracies = Annotated[dict[Kind, Percent], Field(max_length=20)]
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,9 @@ class Evaluated:
     rsum: Number = math.nan
     weights_sha256: str = ""
     best: Annotated[bool, Strict()] = False
-    composition: Annotated[dict[Kind, Percent], Field(max_length=20)] | None = (
-        None  # where there are scenes: accuracy on false captions, by kind
-    )
     clock: Clock = field(default_factory=dict)
     event: Literal["evaluation"] = "evaluation"
+    composition: Accuracies | None = None  # on false captions, of drawn scenes
 
 
 @dataclass(frozen=True)
