@@ -57,6 +57,14 @@ SugarCrepe = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="SugarCrepe's JSON files; else those of prepare-data.", callback=expanded_path),
 ]
+Split = Annotated[str, typer.Option(help="val, train, test or karpathy-test.", autocompletion=complete_from(*MEASURED))]
+Protocol = Annotated[
+    str,
+    typer.Option(
+        help="own, 1k, eccv (with CxC, on Karpathy's test) or all.",
+        autocompletion=complete_from("own", "1k", "eccv", "all"),
+    ),
+]
 # What a model was trained from or with, and does not compute with now.
 BEGINNINGS = ("model.vision.weights", "model.text.dropout", "model.temperature", "model.learn_temperature")
 
@@ -67,17 +75,9 @@ def evaluate(
     from_embeddings: FromEmbeddings = None,
     config: ConfigFile = None,
     changes: Set = None,
-    split: Annotated[
-        str, typer.Option(help="val, train, test or karpathy-test.", autocompletion=complete_from(*MEASURED))
-    ] = "val",
+    split: Split = "val",
     fraction: Annotated[float | None, typer.Option(help="Of the split's images; the run's own otherwise.")] = None,
-    protocol: Annotated[
-        str,
-        typer.Option(
-            help="own, 1k, eccv (with CxC, on Karpathy's test) or all.",
-            autocompletion=complete_from("own", "1k", "eccv", "all"),
-        ),
-    ] = "all",
+    protocol: Protocol = "all",
     audit: Annotated[bool, typer.Option("--audit", help="Which definition of recall prints the NUMBERs.")] = False,
     embeddings: ToEmbeddings = None,
     sugar_crepe: SugarCrepe = None,
