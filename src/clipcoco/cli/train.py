@@ -2,10 +2,10 @@
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -82,34 +82,36 @@ def train(
     drawing = to_be_drawn(loaded) and not dry_run
     if not drawing and device in (None, "auto", "cpu") and loaded.config.train.precision in ("auto", "float32"):
         check_captions(loaded.config.data, loaded.chain[-1])  # another device may be missing, which is told first
-    from clipcoco.runs.follow import refuse_many_processes, together
-    from clipcoco.runs.rehearse import rehearse
+    from clipcoco.runs.follow import together
     from clipcoco.runs.start import draw_missing_scenes, new_run, plan_run
 
     if there is not None:
         return _resume(Found(there, None), [], asked, runs_dir, device, terminal, json_, same=loaded)
+    console = RunConsole(terminal)
+    where: dict[str, Any] = {"name": name, "runs_dir": runs_dir, "device_name": device}
     if dry_run:
-        refuse_many_processes("--dry-run")
+        return _rehearse(lambda: plan_run(loaded, **where, init=start_from, report=console), console, json_)
     # ---- check, then go
     with together() as group:
         if drawing:
             draw_missing_scenes(loaded, device, lambda line: show(terminal.err, line, ""))
-        console = RunConsole(terminal)
         with _panel(console):
-            plan = plan_run(
-                loaded, name=name, runs_dir=runs_dir, device_name=device, init=start_from, report=console, group=group
-            )
-            if dry_run:
-                told = rehearse(plan, console)
-            else:
-                plan = plan.looked_at(console)
-                run, ended = _go(plan, new_run(plan, runs_dir, name), asked, console)
-        if not dry_run:
-            return group.end(_finish(run, ended, loaded.config.data, device, console, json_))
+            plan = plan_run(loaded, **where, init=start_from, report=console, group=group).looked_at(console)
+            run, ended = _go(plan, new_run(plan, runs_dir, name), asked, console)
+        return group.end(_finish(run, ended, loaded.config.data, device, console, json_))
+
+
+def _rehearse(planned: Callable[[], "Plan"], console: RunConsole, json_: bool) -> int:
+    from clipcoco.runs.follow import refuse_many_processes
+    from clipcoco.runs.rehearse import rehearse
+
+    refuse_many_processes("--dry-run")
+    with _panel(console):
+        told = rehearse(planned(), console)
     if json_:
         print_json({"schema": 1, **{label or "versions": text for label, text in told.items()}})
     else:
-        show(terminal.out, *summary_rows(told.items()))
+        show(console.terminal.out, *summary_rows(told.items()))
     return ExitCode.OK
 
 

@@ -59,14 +59,9 @@ def plan_run(
     if source:
         loaded = _with_model_of(loaded, source.config, source.path)
     # ---- device and data
+    precision, tokenizer = loaded.config.train.precision, source.tokenizer if source else None
     parts = read_parts(
-        loaded.config,
-        device_name,
-        loaded.config.train.precision,
-        source.tokenizer if source else None,
-        preset=loaded.chain[-1],
-        origin=origin,
-        group=group,
+        loaded.config, device_name, precision, tokenizer, preset=loaded.chain[-1], origin=origin, group=group
     )
     loaded, config = _as_trained(loaded, parts.config), parts.config
     if not parts.derived.frozen_epochs:  # else the features tell, which are computed before the first step
