@@ -151,13 +151,7 @@ def build_training(
         inputs = replace(val, features=cached.val) if cached is not None and frozen else val
         with encoding_in_memory("an evaluation", device):
             embeddings = embed(model, inputs, device, report, stop, parts.group)
-            return parts.group.from_first(lambda: measured(embeddings)) if embeddings else None
-
-    def measured(embeddings: Embeddings) -> tuple[float, RecallTable, dict[str, float] | None]:
-        ordered = in_order(embeddings, parts.val_table.order)
-        val_loss = validation_loss(ordered, parts.loss, config.train.batch_size, temperature(model))
-        table, false = recall_table(embeddings.images, embeddings.texts, embeddings.owners), parts.false
-        return val_loss, table, judge(embeddings, false, parts.val_table).accuracies() if false else None
+            return parts.group.from_first(lambda: _measured(parts, model, embeddings)) if embeddings else None
 
     return Training(
         model=model,
@@ -191,3 +185,13 @@ def build_training(
         save=lambda best, epoch: None,
         group=parts.group,
     )
+
+
+def _measured(
+    parts: Parts, model: DualEncoder, found: Embeddings
+) -> tuple[float, RecallTable, dict[str, float] | None]:
+    """Validation loss, recall, and of drawn scenes the accuracy on false captions."""
+    ordered, batch_size = in_order(found, parts.val_table.order), parts.config.train.batch_size
+    val_loss = validation_loss(ordered, parts.loss, batch_size, temperature(model))
+    table, false = recall_table(found.images, found.texts, found.owners), parts.false
+    return val_loss, table, judge(found, false, parts.val_table).accuracies() if false else None
