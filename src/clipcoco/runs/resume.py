@@ -97,8 +97,7 @@ def open_saved(found: Found, changes: Sequence[str]) -> Iterator[Saved]:
 def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report: Report, group: Group = ALONE) -> Plan:
     """The run as it goes on; writes nothing but what it remembers of the pictures. All that can fail is checked.
 
-    A checkpoint of no run goes on in a new one in `runs_dir`.
-    """
+    A checkpoint of no run goes on in a new one in `runs_dir`."""
     path, content, state = saved.path, saved.content, saved.state
     for note in saved.notes:
         report(Warned(state.step, 1, note))
@@ -110,8 +109,7 @@ def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report
             f"{path} holds weights but no {', '.join(sorted(missing))}. Train on from its weights: "
             f"clipcoco train --preset NAME --init {path}"
         )
-    # ---- device and data, as they were; a checkpoint of one process that says nothing of pieces took a batch at once
-    train = saved.config.train
+    # ---- device and data, as they were
     parts = read_parts(
         saved.config,
         device_name,
@@ -120,7 +118,7 @@ def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report
         origin=str(path),
         source_like=content["data"].get("source"),
         frozen_epochs=_frozen_epochs(state, saved.before.train, saved.config.train),
-        micro_batch_size=state.micro_batch_size or (0 if train.micro_batch_size == "auto" else train.batch_size),
+        micro_batch_size=state.micro_batch_size or _at_once(saved.config.train),
         group=group,
     )
     state.frozen_epochs, state.micro_batch_size = parts.derived.frozen_epochs, parts.micro_batch
@@ -210,6 +208,11 @@ def _check_data(plan: Plan, before: dict[str, Any], name: str) -> None:
             f"the data at {plan.parts.config.data.root} are not those of run {name}: {', '.join(differing)} differ "
             f"(data.root). Bring those back, or start a new run from its weights with --init {name}"
         )
+
+
+def _at_once(train: TrainConfig) -> int:
+    """The rows of a piece in a run of before, which took a batch at once; 0 where they are yet to be found."""
+    return 0 if train.micro_batch_size == "auto" else train.batch_size
 
 
 def _frozen_epochs(state: TrainState, before: TrainConfig, after: TrainConfig) -> int | None:
