@@ -279,3 +279,47 @@ def test_torchrun_restarts_a_run_that_lost_a_process_to_the_same_weights(scenes,
     assert checkpoint.weights_sha256(
         checkpoint.load(run / "checkpoints/last.pt")["model"]
     ) == checkpoint.weights_sha256(two)
+
+
+@pytest.mark.slow
+def test_a_slurm_job_saves_when_its_time_is_up_and_queues_again(scenes, tmp_path):
+    """docs/slurm.sh as SLURM would run it: bash, its variables, and two commands of SLURM that do as little as here."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "srun").write_text('#!/bin/bash\nexec "$@"\n')
+    (commands / "scontrol").write_text(f'#!/bin/bash\n[ $1 = show ] && echo 127.0.0.1 || touch "{tmp_path}/queued"\n')
+    for command in commands.iterdir():
+        command.chmod(0o755)
+    path = f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    known = {"SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "one"}
+    env = {**os.environ, **known, "PATH": path, "PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    words = ["bash", Path(__file__).parents[1] / "docs/slurm.sh", "job", *TRAIN[1:], f"data.root={scenes}"]
+    run = tmp_path / "runs/job"
+    going = subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    until(lambda: len(step_losses(run)) >= 2, going)
+    going.send_signal(signal.SIGTERM)
+    _, stderr = going.communicate(timeout=200)
+    assert json.loads((run / "status.json").read_text())["state"] == "stopped", stderr
+    assert (tmp_path / "queued").exists()
+    (tmp_path / "queued").unlink()
+    again = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280)
+    assert again.returncode == 0, again.stderr
+    assert "Finished: 18 steps" in again.stderr
+    assert not (tmp_path / "queued").exists()
+
+
+@pytest.mark.slow
+def test_two_machines_meet_and_train_one_run(scenes, folder, calm):
+    """Two launchers, as on two machines, each with a process of its own."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "1"]
+    words = [*TRAIN, f"data.root={scenes}", "--name", "machines", "--or-resume"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen([*launcher, "-m", "clipcoco", *words], cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [one.communicate(timeout=280)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 0], said
+    for ours, theirs in zip(step_losses(folder / "runs/machines")[:10], step_losses(calm)[:10], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
