@@ -37,7 +37,7 @@ config, last = loaded.config, Path(folder, "last.pt")
 saved = load(last) if last.exists() else None
 if saved and saved["config"] != to_plain(config):
     sys.exit(f"{folder} was begun with other settings. Give the same ones, or another folder")
-assert config.model.vision.weights == "none", "a pretrained backbone begins frozen: runs/plan.py has the ways"
+assert config.model.vision.weights == "none", "a pretrained backbone begins frozen: runs/training.py has the ways"
 
 # ---- Data: images with their captions, the tokenizer learnt from those, a gallery that training never sees
 if to_be_drawn(loaded):
@@ -58,7 +58,7 @@ gallery = Inputs(config.data, val.table, val_tokens, workers)
 
 # ---- Model, loss, optimiser, schedule --------------------------------------------------------------------
 model = device.place(build(config.model, tokenizer.vocab_size))  # the first weights come of the seed
-loss = LOSSES["infonce"]
+loss = LOSSES["infonce"]  # of the three the one without a warm-up or a bias of its own
 backbone_lr_scale = resolve_backbone_lr_scale(config.train, config.model.vision.weights)
 optimizer = build_optimizer(model, config.train.lr, config.train.weight_decay, backbone_lr_scale)
 scaler = device.scaler()  # for the gradients of float16; others pass as they are

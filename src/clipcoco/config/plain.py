@@ -22,6 +22,7 @@ LATER = {
     "model.text.weights": "none",
     "model.text.pool": "end",
     "train.micro_batch_size": "whole",
+    "train.loss": "infonce",
     "expected.protocol": "own",
     "expected.cached": "none",
     "expected.trained": "none",

@@ -153,6 +153,7 @@ class TrainConfig(Section):
     # a number of steps, or a share of all steps when below 1
     warmup_steps: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
     grad_clip: float = Field(gt=0)  # global norm
+    loss: Literal["infonce", "sigmoid", "triplet"]  # engine/loss.py
     precision: Literal["auto", "float32", "bfloat16", "float16"]
     early_stop_epochs: int = Field(ge=0)  # stop after so many epochs without a better R@1; 0: never
     log_every_steps: int = Field(ge=1)

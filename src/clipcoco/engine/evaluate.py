@@ -139,8 +139,10 @@ def in_order(embeddings: Embeddings, order: str) -> Embeddings:
     )
 
 
-def validation_loss(embeddings: Embeddings, loss: Loss, batch_size: int, temperature: float) -> float:
-    """The training's loss over the split, in nats: consecutive batches of `batch_size` images in full batches.
+def validation_loss(
+    embeddings: Embeddings, loss: Loss, batch_size: int, temperature: float, bias: Tensor | None = None
+) -> float:
+    """The training's loss over the split, as after its warm-up: consecutive batches of `batch_size` images, all full.
 
     Each image comes with its first caption, then again with its second, and so on as long as all have one.
     """
@@ -153,6 +155,7 @@ def validation_loss(embeddings: Embeddings, loss: Loss, batch_size: int, tempera
             embeddings.images[start : start + size],
             embeddings.texts[first[start : start + size] + slot],
             torch.tensor(temperature),
+            bias=bias,
         )
         for slot in range(int(counts.min()))
         for start in range(0, images - size + 1, size)

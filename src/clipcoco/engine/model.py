@@ -202,6 +202,8 @@ class TextEncoder(nn.Module):
 class DualEncoder(nn.Module):
     """Images and captions -> unit vectors in one space (Radford et al., 2021)."""
 
+    logit_bias: nn.Parameter | None
+
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.visual = ImageEncoder(config.vision, config.projection_dim)
@@ -209,6 +211,12 @@ class DualEncoder(nn.Module):
         # log(1 / temperature), so that steps of the optimiser are relative ones
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
         self.logit_scale.requires_grad = config.learn_temperature
+        self.register_parameter("logit_bias", None)
+
+    def learn_bias(self, start: float | None) -> None:
+        """Of the logits, where the loss wants one and None where it does not; what is learnt already stays."""
+        if start is None or self.logit_bias is None:
+            self.logit_bias = None if start is None else nn.Parameter(torch.tensor(start))
 
     def encode_images(self, images: Tensor) -> Tensor:
         """uint8 (B,3,H,W) -> float32 unit vectors (B,D)."""

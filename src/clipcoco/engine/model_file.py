@@ -33,10 +33,16 @@ class ModelFile:
     def model(self) -> DualEncoder:
         """On the CPU. Raises CheckpointError when the weights do not fit their own configuration."""
         with _shapes_alone():  # first: a crafted configuration must not make us allocate
-            own = build(self.config.model, self.tokenizer.vocab_size).state_dict()
+            own = self._built().state_dict()
         check_weights(own, self.content["model"], str(self.path))
-        model = build(self.config.model, self.tokenizer.vocab_size)
+        model = self._built()
         model.load_state_dict(self.content["model"])
+        return model
+
+    def _built(self) -> DualEncoder:
+        model = build(self.config.model, self.tokenizer.vocab_size)
+        if self.config.train.loss == "sigmoid":
+            model.learn_bias(0.0)
         return model
 
     @cached_property

@@ -122,7 +122,9 @@ def gradient(training: Training, batch: Batch) -> Tensor:
     # ---- the loss of the whole batch, once, and its gradient for the embeddings
     images, texts = (group.gathered(torch.cat(one)) for one in zip(*seen, kept, strict=True))
     rows = group.rows(len(images))
-    loss = training.loss.of(images.requires_grad_(), texts.requires_grad_(), model.temperature(), rows) / group.size
+    warming = training.state.step < training.schedule.warmup_steps
+    both = images.requires_grad_(), texts.requires_grad_()
+    loss = training.loss.of(*both, model.temperature(), rows, model.logit_bias, warming) / group.size
     scaler.scale(loss).backward()
     assert images.grad is not None
     assert texts.grad is not None

@@ -108,6 +108,7 @@ def _write_open_clip(model_file: ModelFile, folder: Path) -> None:
     model = {
         "embed_dim": config.model.projection_dim,
         "custom_text": True,
+        **({} if model_file.model.logit_bias is None else {"init_logit_bias": 0.0}),  # theirs is in the weights
         "vision_cfg": {
             "image_size": config.data.image_size,
             "timm_model_name": config.model.vision.backbone,

@@ -114,6 +114,8 @@ def follow(group: Group, told: _Told, asked: Asked, stop: Stop) -> None:
         make_deterministic(config.seed, parts.device.device)
         nothing: dict[str, Any] = {}
         model, held = build(config.model, parts.tokenizer.vocab_size), group.spread(nothing)
+        if parts.loss.bias:
+            model.learn_bias(0.0)
         model.load_state_dict(held.pop("model"))
         with parts.device.made_current(), training_in_memory(config.train.batch_size, parts.device):
             train(make_ready(parts, model, state, held, note, stop), note, stop)

@@ -55,7 +55,7 @@ class Parts:
 
     @property
     def loss(self) -> Loss:
-        return LOSSES["infonce"]
+        return LOSSES[self.config.train.loss]
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def plan_run(
         began, said = {"init": checkpoint.weights_sha256(source.content["model"])}, origin
     make_deterministic(config.seed, parts.device.device)
     model = source.model if source else _begun(config.model, parts.tokenizer.vocab_size, backbone)
+    model.learn_bias(parts.loss.bias and parts.loss.bias(config.train.batch_size))
     check_disk(runs_dir, parts.derived)
     return Plan(
         loaded=loaded,

@@ -192,6 +192,7 @@ def _measured(
 ) -> tuple[float, RecallTable, dict[str, float] | None]:
     """Validation loss, recall, and of drawn scenes the accuracy on false captions."""
     ordered, batch_size = in_order(found, parts.val_table.order), parts.config.train.batch_size
-    val_loss = validation_loss(ordered, parts.loss, batch_size, temperature(model))
+    bias = None if model.logit_bias is None else model.logit_bias.detach().cpu()
+    val_loss = validation_loss(ordered, parts.loss, batch_size, temperature(model), bias)
     table, false = recall_table(found.images, found.texts, found.owners), parts.false
     return val_loss, table, judge(found, false, parts.val_table).accuracies() if false else None
