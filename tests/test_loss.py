@@ -99,8 +99,8 @@ def test_the_other_losses_equal_their_literal_loops_too(name):
 def test_equal_parts_of_the_rows_have_the_whole_as_their_mean(name):
     loss, whole, parts = LOSSES[name], leaves(size=6), leaves(size=6)
     loss.of(*whole).backward()
-    for rows in (slice(0, 3), slice(3, 6)):
-        (loss.of(*parts, rows) / 2).backward()
+    for part in (slice(0, 3), slice(3, 6)):
+        (loss.of(*parts, part) / 2).backward()
     for ours, theirs in zip(parts[:2], whole[:2], strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
 
