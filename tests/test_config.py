@@ -89,6 +89,7 @@ def test_a_pipe_is_read_once_it_is_written_to_and_not_waited_for_for_ever(tmp_pa
         ("---\n", "the configuration is empty (my.yaml)."),
         ("- a\n- b\n", "the configuration must be sections with settings, not a list (my.yaml)."),
         ("tiny\n", "the configuration must be sections with settings, not one value (my.yaml)."),
+        ("model:\n  vision:\n    stages: two\n", "model.vision.stages must be one of 1, 3, not two (my.yaml:3)."),
         ("train:\n  learning_rat: 1\n", "train.learning_rat is not a setting (my.yaml:2). Did you mean train.lr?"),
         ("train:\n  foo: 1\n", "train.foo is not a setting (my.yaml:2)."),
         ("trian:\n  lr: 1\n  epochs: 2\n", "trian is not a section (my.yaml:1). Did you mean train?"),

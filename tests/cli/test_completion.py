@@ -63,7 +63,7 @@ def bash(line):
         ("clipcoco export --format onnx t", ["tiny-1"]),
         ("clipcoco train --device c", ["cpu", "cuda", "cuda:"]),
         ("clipcoco eval --split t", ["train", "test"]),
-        ("clipcoco eval --protocol ", ["own", "1k", "all"]),
+        ("clipcoco eval --protocol ", ["own", "1k", "eccv", "all"]),
         ("clipcoco train --set train.ep", ["train.epochs="]),
         ("clipcoco train demo data.fl", ["data.flip="]),
         ("clipcoco train demo data.flip=t", ["data.flip=true"]),

@@ -113,7 +113,7 @@ def _expected(schema: Mapping[str, Any]) -> str:
     if "const" in schema:
         return str(schema["const"])
     if "enum" in schema:
-        return f"one of {', '.join(schema['enum'])}"
+        return f"one of {', '.join(map(str, schema['enum']))}"
     if schema["type"] == "array":
         return f"a list of {schema['minItems']} numbers, each {_limits(schema['items'])}"
     # The upper limit of a count only guards against absurd amounts: no help to who wrote a word there.
@@ -146,7 +146,7 @@ def _wrong_value(name: str, value: object, types: set[str]) -> str:
 
 
 def _meant(name: str, value: object) -> str:
-    near = closest(value, _schema(name).get("enum", ()), 0.7) if isinstance(value, str) and len(value) < 100 else None
+    near = closest(value, map(str, _schema(name).get("enum", ())), 0.7) if isinstance(value, str) and len(value) < 100 else None
     return f" Did you mean {near}?" if near else ""
 
 
