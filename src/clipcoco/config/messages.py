@@ -146,7 +146,8 @@ def _wrong_value(name: str, value: object, types: set[str]) -> str:
 
 
 def _meant(name: str, value: object) -> str:
-    near = closest(value, map(str, _schema(name).get("enum", ())), 0.7) if isinstance(value, str) and len(value) < 100 else None
+    words = map(str, _schema(name).get("enum", ()))
+    near = closest(value, words, 0.7) if isinstance(value, str) and len(value) < 100 else None
     return f" Did you mean {near}?" if near else ""
 
 
