@@ -18,7 +18,15 @@ from clipcoco.data.captions import CaptionTable
 from clipcoco.data.false_captions import FOLDER
 from clipcoco.data.manifest import Entry, Manifest, copies_folder, copies_manifest, read_manifest
 from clipcoco.data.split import check_files, missing_files
-from clipcoco.disk.files import link, need_room, sync_folder, take_name, write_atomically, write_temporary
+from clipcoco.disk.files import (
+    link,
+    need_room,
+    remove_leftovers,
+    sync_folder,
+    take_name,
+    write_atomically,
+    write_temporary,
+)
 from clipcoco.disk.links import allow, own_folder
 from clipcoco.errors import DataError, EnvironmentProblem
 from clipcoco.events import ReportTask
@@ -129,6 +137,7 @@ class _Preparation:
         retries = replace(request.retries, attempts=2, timeout=20)  # nobody should wait long for it
         for file in missing_false_captions(request):
             own_folder(folder)
+            remove_leftovers(folder / file.name)  # of a kill
             if request.source is None:
                 urls = [f"{request.coco.false_host}/{file.name}"] if not request.mirror else request.urls(file.path)
                 try:
