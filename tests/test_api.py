@@ -1,6 +1,7 @@
 """clipcoco in Python: what it computes, and that it leaves the process as it found it."""
 
 import doctest
+import importlib
 import json
 import multiprocessing
 import os
@@ -117,11 +118,14 @@ def test_the_package_offers_what_it_names_and_nothing_else():
         package.laod  # noqa: B018
 
 
+OF_THE_API = [f"clipcoco.api{part}" for part in ("", ".model", ".training", ".measuring", ".recall")]
+
+
 @pytest.mark.parametrize(
-    "name", [f"clipcoco.api{part}" for part in ("", ".model", ".training", ".measuring", ".recall")]
+    "name", [*OF_THE_API, "clipcoco.engine.recall", "clipcoco.engine.composition", "clipcoco.prepare.wording"]
 )
 def test_the_examples_of_the_documentation_run(name):
-    result = doctest.testmod(sys.modules[name])
+    result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0
     assert result.failed == 0
 

@@ -222,7 +222,10 @@ def test_a_full_disk_ends_all_processes(clipcoco, scenes, small_disk):
 @pytest.mark.parametrize(
     ("env", "why"),
     [
-        ({"WORLD_SIZE": "2"}, "RANK"),
+        ({"WORLD_SIZE": "2"}, "RANK is None, and not one of 0 to 1"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2, and not one of 0 to 1"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "CLIPCOCO_TIMEOUT": "soon"}, "'soon'"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "CLIPCOCO_TIMEOUT": "inf"}, "infinity"),
         ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1"}, "MASTER_PORT"),
         ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "PORT"}, "EADDRINUSE"),
     ],
@@ -232,11 +235,17 @@ def test_processes_that_can_not_meet_say_why(clipcoco, scenes, folder, env, why)
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         env = {name: value.replace("PORT", str(taken.getsockname()[1])) for name, value in env.items()}
-        done = clipcoco(*TRAIN, f"data.root={scenes}", cwd=folder, env={**env, "CLIPCOCO_TIMEOUT": "3"})
+        done = clipcoco(*TRAIN, f"data.root={scenes}", cwd=folder, env={"CLIPCOCO_TIMEOUT": "3", **env})
     assert done.code == 5
     if env.get("RANK") != "1":
         assert done.stderr.startswith("error: 2 processes can't meet: ")
         assert why in done.stderr
+
+
+def test_a_rank_that_is_left_over_in_the_environment_is_no_launcher(clipcoco, scenes, folder):
+    env = {"RANK": "3", "LOCAL_RANK": "3"}
+    done = clipcoco(*TRAIN, f"data.root={scenes}", "train.epochs=1", "--name", "alone", cwd=folder, env=env).ok()
+    assert "Finished: 3 steps" in done.stderr
 
 
 def test_several_processes_are_refused_where_one_is_meant(clipcoco, scenes, folder):

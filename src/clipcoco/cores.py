@@ -13,18 +13,20 @@ def usable_cores() -> int:
 
 def processes() -> tuple[int, int]:
     """Which process of a run this is, from 0, and how many a launcher such as torchrun has started: (0, 1) alone."""
-    return _named("RANK", 0), max(1, _named("WORLD_SIZE", 1))
+    size = max(1, _named("WORLD_SIZE", 1))
+    rank = _named("RANK", 0)
+    return rank if rank < size else 0, size  # what is wrong with them is told where they meet
 
 
 def on_this_machine() -> tuple[int, int]:
     """The same among those of this machine, which share its cores and its GPUs."""
     rank, size = processes()
-    return _named("LOCAL_RANK", rank), max(1, _named("LOCAL_WORLD_SIZE", size))
+    return (_named("LOCAL_RANK", rank), max(1, _named("LOCAL_WORLD_SIZE", size))) if size > 1 else (0, 1)
 
 
 def _named(variable: str, otherwise: int) -> int:
     value = os.environ.get(variable, "")
-    return int(value) if value.isdecimal() else otherwise  # where they meet, what is wrong is told
+    return int(value) if value.isdecimal() else otherwise
 
 
 def cpu_quota(system: Path = Path("/")) -> float | None:

@@ -12,7 +12,7 @@ from clipcoco.engine.extended import extended
 from clipcoco.engine.nearest import nearest
 from clipcoco.engine.recall import folds_table, recall_table
 
-eccv_caption = pytest.importorskip("eccv_caption")
+eccv_caption = pytest.importorskip("eccv_caption", reason="installed by make test-all")
 
 
 @pytest.fixture(scope="module")

@@ -235,8 +235,10 @@ def join() -> Group:
     rank, size = processes()
     if size == 1:
         return ALONE
-    longest = timedelta(seconds=float(os.environ.get("CLIPCOCO_TIMEOUT", _LONGEST)))
     try:
+        if os.environ.get("RANK") != str(rank):
+            raise ValueError(f"RANK is {os.environ.get('RANK')}, and not one of 0 to {size - 1}")
+        longest = timedelta(seconds=float(os.environ.get("CLIPCOCO_TIMEOUT", _LONGEST)))
         shared, *_ = next(rendezvous("env://", timeout=longest))
         # The launcher's own store outlives a restart, with all that was said before it.
         store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), shared)
@@ -248,10 +250,10 @@ def join() -> Group:
         dist.init_process_group(
             backend, store=PrefixStore("tensors", store), rank=rank, world_size=size, timeout=longest
         )
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OverflowError, OSError) as error:
         why = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise EnvironmentProblem(
-            f"{size} processes can't meet: {why} (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT). "
-            f"Start them with torchrun, which sets all four"
+            f"{size} processes can't meet: {why} (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, CLIPCOCO_TIMEOUT). "
+            f"Start them with torchrun, which sets the first four"
         ) from error
     return Group(rank, size, PrefixStore("words", store))
