@@ -43,7 +43,7 @@ def test_the_evening_path_is_an_evening():
 # Lines of Python. A change raises one of them by what it adds less what it deletes, in a commit that says both.
 WINGS = {
     "core": (("engine", "data", "config", "disk", "runs", ""), 11_640),
-    "prepare": (("prepare",), 4_120),
+    "prepare": (("prepare",), 4_130),
     "faces": (("cli", "console"), 3_630),
     "uses": (("report", "search", "export", "api"), 3_960),
 }
