@@ -39,17 +39,18 @@ class Loss:
         `images` and `texts` are unit vectors (B,D), row i of one belonging to row i of the other; every other row is a
         negative. With `rows` the part of these alone, against all others: equal parts have the whole as their mean.
         """
-        own = torch.arange(len(images), device=images.device)[rows]
         scale = temperature if self.scaled else 1
-        if len(own) == len(images):
-            similarities = images @ texts.T / scale
-            both = similarities, similarities.T
-        else:
-            both = images[rows] @ texts.T / scale, texts[rows] @ images.T / scale
-        if bias is not None:
-            both = both[0] + bias, both[1] + bias
+        own = torch.arange(len(images), device=images.device)[rows]
         of_rows = self.at_first if warming and self.at_first else self.of_rows
-        return (of_rows(both[0], own) + of_rows(both[1], own)) / 2
+
+        def similarities(queries: Tensor, gallery: Tensor) -> Tensor:
+            scaled = queries @ gallery.T / scale
+            return scaled if bias is None else scaled + bias
+
+        forth = similarities(images[rows], texts)
+        of_images = of_rows(forth, own)  # first: the order in which gradients meet decides their last bits
+        back = forth.T if len(own) == len(images) else similarities(texts[rows], images)
+        return (of_images + of_rows(back, own)) / 2
 
 
 def infonce(logits: Tensor, own: Tensor) -> Tensor:
