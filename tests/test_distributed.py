@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -98,6 +99,19 @@ def test_two_processes_train_the_run_of_one_and_the_first_alone_speaks(clipcoco,
         assert ours == pytest.approx(theirs, rel=1e-5)
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("finished", 0)
+
+
+def test_the_share_of_a_process_is_written_down_so_that_one_can_repeat_the_run(clipcoco, scenes, folder):
+    """From scratch, where it is what BatchNorm takes its statistics over."""
+    words = (*TRAIN, "train.micro_batch_size=whole", f"data.root={scenes}", "train.epochs=1", "--name", "shares")
+    for _ in range(2):  # the second time it is finished
+        done = finished(clipcoco, 2, *words, "--or-resume", cwd=folder)
+        assert [one.code for one in done] == [0, 0], done[0].stderr
+    config = folder / "runs/shares/config.yaml"
+    assert re.search("micro_batch_size: 8 +# --set, where whole is the share of a process", config.read_text())
+    clipcoco("train", "--config", config, "--name", "again", cwd=folder).ok()
+    for ours, theirs in zip(step_losses(folder / "runs/again"), step_losses(folder / "runs/shares"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 def stop_after(run, step, processes, rank=0):

@@ -130,6 +130,8 @@ def read_parts(
     if derived.cached:
         config = as_cached(config, fitting(config.train.cached, derived.train_images))
     rows = micro_batch(config.train, group.size, derived.normalised, micro_batch_size)
+    if group.size > 1 and derived.normalised:  # so that one process can repeat it
+        config = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch_size": rows})})
     if tokenizer is None and config.model.text.weights != "none":
         tokenizer = read_tokenizer(config.model.text)
     if tokenizer is None:

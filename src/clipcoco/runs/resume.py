@@ -226,6 +226,9 @@ def check_same(saved: Saved, loaded: LoadedConfig) -> None:
     before, asked = saved.before, loaded.config
     if before.train.frozen_epochs == "all" and asked.train.frozen_epochs in ("auto", "all"):
         asked = as_cached(asked, before.train)
+    if asked.train.micro_batch_size == "whole":  # is what it was where the run began
+        pieces = {"micro_batch_size": before.train.micro_batch_size}
+        asked = asked.model_copy(update={"train": asked.train.model_copy(update=pieces)})
     old, new = flatten(before), flatten(asked)
     free = {*_free(before), *CACHED.values()}
     differing = sorted(key for key in new if key not in free and old[key] != new[key])

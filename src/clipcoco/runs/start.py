@@ -114,6 +114,10 @@ def _as_trained(loaded: LoadedConfig, config: Config) -> LoadedConfig:
     """With train.cached in the place of train's own where that holds: a resume and a repetition need no device."""
     if config == loaded.config:
         return loaded
+    pieces = "train.micro_batch_size"
+    if config.train.micro_batch_size != loaded.config.train.micro_batch_size:  # never where train.cached holds
+        of_several = f"{loaded.source[pieces]}, where whole is the share of a process"
+        return replace(loaded, config=config, source=loaded.source | {pieces: of_several})
     source = loaded.source | {name: loaded.source[cached] for name, cached in CACHED.items()}
     if loaded.config.train.frozen_epochs == "auto":
         source["train.frozen_epochs"] += ", where auto is all"
