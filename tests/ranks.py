@@ -42,7 +42,8 @@ def toy(group, dtype):
     config = load_config("demo", overrides=(*changes, "data.train_fraction=0.85")).config
     parts = read_parts(config, "cpu", "float32", None, group=group)
     assert len(parts.train_table.files) == 41
-    torch.manual_seed(0)
+    # With these weights, for with others a ReLU at its edge makes 1e-4 of one process's own 1e-7 too.
+    torch.manual_seed(4)
     model, state = build(config.model, parts.tokenizer.vocab_size), TrainState(micro_batch_size=parts.micro_batch)
     run = build_training(parts, model, state, None, lambda event: None, lambda: None)
     run.model.to(dtype)

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from clipcoco import load_config, train
 from clipcoco.config.load import dump
 from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.data.changed_words import false_captions
 from clipcoco.data.false_captions import SUGAR_CREPE, FalseCaptions, read_sugar_crepe
 from clipcoco.disk.seal import unsealed, write_sealed
 from clipcoco.engine.composition import Judged, judge, margins
@@ -23,11 +24,13 @@ from clipcoco.engine.evaluate import Inputs, embed
 from clipcoco.engine.model_file import open_model
 from clipcoco.errors import DataError
 from clipcoco.events import Evaluated, read_row
-from clipcoco.prepare.scenes import drawn_false_captions, scenes_of
+from clipcoco.prepare.scenes import drawn_false_captions, false_texts, scenes_of
+from clipcoco.prepare.wording import false_captions as drawn_false
 from clipcoco.report.comparison import between
 from clipcoco.runs.directory import RunDir
 from clipcoco.runs.measure import measure_run
 from clipcoco.runs.metrics import plain_row
+from clipcoco.runs.plan import read_parts
 from clipcoco.runs.record import read_record
 from clipcoco.runs.standing import read_standing
 from conftest import LIGHT
@@ -310,6 +313,71 @@ def test_two_runs_are_compared_on_the_same_pairs(run, scenes, tmp_path):
 
 
 # ---- captions of photographs
+
+
+@pytest.mark.parametrize(
+    ("caption", "changed"),
+    [
+        ("A black cat on a red sofa.", {"swapped": "A red cat on a black sofa."}),
+        ("An orange box beside a blue car", {"swapped": "A blue box beside an orange car"}),
+        ("a man behind a woman", {"swapped": "a woman behind a man", "relation reversed": "a man in front of a woman"}),
+        # what would stay true is not swapped
+        ("a black and white dog", {"swapped": None}),
+        ("A black dog and a white dog", {"swapped": None}),
+        ("A black and white dog on white steps", {"swapped": None}),
+        ("a man and a woman", {"swapped": None}),
+        ("Boys over there", {"relation reversed": "Boys under there"}),
+        ("Nothing of note", {"swapped": None, "replaced": None, "relation reversed": None}),
+    ],
+)
+def test_words_of_a_caption_are_swapped_and_replaced(caption, changed):
+    found = dict(false_captions(caption))
+    assert list(found.items()) == false_captions(caption)
+    assert {kind: found.get(kind) for kind in changed} == changed
+    assert caption not in found.values()
+    if "replaced" in found:
+        old, new = (set(text.lower().split()) - {"a", "an"} for text in (caption, found["replaced"]))
+        assert len(new - old) == 1
+
+
+def test_most_captions_of_photographs_can_be_made_false(shared):
+    content = json.loads((shared / "coco-annotations/captions_val2017.json").read_text())
+    captions = [row["caption"] for row in content["annotations"][:3000]]
+    assert sum(bool(false_captions(caption)) for caption in captions) > 0.75 * len(captions)
+
+
+# ---- in training
+
+
+def test_an_image_is_shown_false_captions_of_its_own(scenes):
+    """As many as are asked for or as there are, others in another epoch, and none twice."""
+    settings = load_config("demo", overrides=[*LIGHT, f"data.root={scenes}", "train.text_negatives=4"])
+    parts = read_parts(settings.config, "cpu", "float32", None)
+    table, drawn = parts.train_table, scenes_of(scenes, parts.train_table)
+    captions, owners = list(range(60)), table.owners[:60]
+    shown = [parts.false_texts.tokens(0, epoch, captions, table.image_ids[owners].tolist()) for epoch in (0, 0, 1)]
+    assert torch.equal(shown[0], shown[1])
+    assert not torch.equal(shown[0], shown[2])
+    counts = Counter()
+    for caption, tokens in zip(captions, shown[0].numpy(), strict=True):
+        made = [text for _, text in drawn_false(drawn[owners[caption]], table.captions[caption])]
+        possible = {row.tobytes() for row in parts.false_texts.encode(made)}
+        found = [row.tobytes() for row in tokens if row.any()]
+        assert len(set(found)) == len(found) == min(4, len(made))
+        assert possible.issuperset(found)
+        counts[len(found)] += 1
+    assert counts[4]
+    assert counts[2]  # of a caption of one thing
+
+
+def test_of_photographs_words_are_changed_and_captions_without_any_are_refused(tmp_path):
+    table = replace(table_of(2), captions=["A red dog beside a blue car"] * 10)
+    assert "A blue dog beside a red car" in false_texts(tmp_path, table)(3)
+    with pytest.raises(DataError, match=r"none of the first captions of val2017 .*train.text_negatives.* Set it to 0"):
+        false_texts(tmp_path, table_of(2))
+
+
+# ---- the command
 
 
 def test_eval_shows_the_table_and_refuses_what_it_cannot_use(clipcoco, run, scenes, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from clipcoco.config.derive import micro_batch
 from clipcoco.config.load import load_config
 from clipcoco.engine.device import make_deterministic
-from clipcoco.engine.loss import LOSSES
+from clipcoco.engine.loss import LOSSES, text_keys
 from clipcoco.engine.model import build
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.step import gradient, settle_micro_batch, start_epoch, step_seed, train_step
@@ -51,19 +51,20 @@ def literally(run, batch, size):
         one, other, temperature = run.model(piece)
         images.append(one)
         texts.append(other)
-    loss = run.loss.of(torch.cat(images), torch.cat(texts), temperature)
+    loss = run.loss.of(torch.cat(images), torch.cat(texts), temperature, keys=text_keys(batch.tokens))
     loss.backward()
     return loss.detach()
 
 
+@pytest.mark.parametrize("false", [0, 2], ids=["", "false captions"])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 @pytest.mark.parametrize("pretrained", [True, False], ids=["eval", "training"])
-def test_in_pieces_the_gradient_is_that_of_the_whole_batch(scenes, pretrained, frozen, loss):
+def test_in_pieces_the_gradient_is_that_of_the_whole_batch(scenes, pretrained, frozen, loss, false):
     """With dropout, of every parameter, the temperature's among them, against one graph of all pieces."""
     found = []
     for of in (gradient, lambda run, batch: literally(run, batch, 3)):
-        run = training(scenes, pretrained=pretrained, frozen=frozen, size=3)
+        run = training(scenes, f"train.text_negatives={false}", pretrained=pretrained, frozen=frozen, size=3)
         run = dataclasses.replace(run, loss=LOSSES[loss])
         found.append((float(of(run, next(run.loader.epoch(0)))), gradients(run)))
     (ours, of_ours), (theirs, of_theirs) = found

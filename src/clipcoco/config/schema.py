@@ -154,6 +154,8 @@ class TrainConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
     grad_clip: float = Field(gt=0)  # global norm
     loss: Literal["infonce", "sigmoid", "triplet"]  # engine/loss.py
+    # captions of the same image, made false by other words, that it must be told from beside those of other images
+    text_negatives: int = Field(ge=0, le=5)
     precision: Literal["auto", "float32", "bfloat16", "float16"]
     early_stop_epochs: int = Field(ge=0)  # stop after so many epochs without a better R@1; 0: never
     log_every_steps: int = Field(ge=1)
@@ -187,6 +189,14 @@ class Config(Section):
     train: TrainConfig
     checkpoint: CheckpointConfig
     expected: ExpectedConfig
+
+    @model_validator(mode="after")
+    def _encodes_what_is_false(self) -> "Config":
+        if self.train.text_negatives and self.model.text.weights != "none":
+            raise ValueError(
+                "train.text_negatives must be 0 with model.text.weights, whose vectors of captions are kept"
+            )
+        return self
 
 
 def _names(section: type[Section], prefix: str = "") -> Iterator[tuple[str, bool]]:

@@ -42,9 +42,10 @@ class Batch:
     image_ids: Tensor  # int64 (B,)
     replaced: tuple[int, ...]  # rows of the table whose image could not be read
     sentences: Tensor | None = None  # float16 (B,S)
+    false: Tensor | None = None  # int32 (B,K,L): of false captions of the same images, PAD where there is none
 
     def to(self, device: torch.device) -> "Batch":
-        given = {name: getattr(self, name) for name in ("images", "features", "tokens", "sentences")}
+        given = {name: getattr(self, name) for name in ("images", "features", "tokens", "sentences", "false")}
         moved: dict[str, Any] = {k: v.to(device, non_blocking=True) for k, v in given.items() if v is not None}
         return replace(self, **moved)
 
@@ -53,18 +54,46 @@ class Batch:
         count = len(self.image_ids)
         if count <= size:
             return [self]
-        names = ("images", "features", "tokens", "image_ids", "sentences")
+        names = ("images", "features", "tokens", "image_ids", "sentences", "false")
         parts = {name: value.split(size) for name in names if (value := getattr(self, name)) is not None}
-        parts["tokens"] = tuple(part[:, : padded((part != PAD).sum(dim=1))] for part in parts["tokens"])
         return [
-            replace(self, **{name: part[i] for name, part in parts.items()}, replaced=())
+            replace(self, **{name: part[i] for name, part in parts.items()}, replaced=()).cut()
             for i in range(-(-count // size))
         ]
+
+    def cut(self) -> "Batch":
+        """With no more tokens than the longest caption asks for."""
+        false = self.tokens[:0] if self.false is None else self.false.flatten(0, 1)
+        length = padded(torch.cat([(tokens != PAD).sum(dim=1) for tokens in (self.tokens, false)]))
+        shorter = None if self.false is None else self.false[..., :length]
+        return replace(self, tokens=self.tokens[:, :length], false=shorter)
 
 
 def padded(lengths: Tensor) -> int:
     """The length of captions side by side: the longest of them rounded up to 8, at least 16."""
     return max(16, -(-int(lengths.max()) // 8) * 8)
+
+
+@dataclass(frozen=True)
+class FalseTexts:
+    """The false captions that an image is shown beside its caption."""
+
+    count: int  # K, at most
+    of: Callable[[int], Sequence[str]]  # a caption of the table, by its place -> all that are made of it
+    encode: Callable[[Sequence[str]], np.ndarray]  # int32 (n,context)
+
+    def tokens(self, seed: int, epoch: int, captions: Sequence[int], image_ids: Sequence[int]) -> Tensor:
+        """int32 (B,K,context), chosen by (seed, epoch, image); PAD where there are fewer than K."""
+        chosen = []
+        for caption, image_id in zip(captions, image_ids, strict=True):
+            made = self.of(caption)
+            rng = sample_rng(seed, epoch, image_id, "false")
+            chosen.append(rng.sample(made, min(self.count, len(made))))
+        rows = self.encode([text for texts in chosen for text in texts])
+        tokens = torch.full((len(chosen), self.count, rows.shape[1]), PAD, dtype=torch.int32)
+        there = torch.arange(self.count) < torch.tensor([len(texts) for texts in chosen])[:, None]
+        tokens[there] = torch.from_numpy(rows)
+        return tokens
 
 
 class _EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -172,12 +201,13 @@ class TrainingLoader:
         stop: Callable[[], object] = lambda: None,
         sentences: Sentences | None = None,
         share: slice = slice(None),
+        false: FalseTexts | None = None,
     ) -> None:
         """`tokens`: int32 (M,context), one row a caption of `table`, as are the rows of `sentences`. `stop` is asked
         while a worker is waited for. `share`: which rows of each batch are this process's."""
-        self.table, self.stop, self.sentences = table, stop, sentences
+        self.table, self.stop, self.sentences, self.false = table, stop, sentences, false
         self.tokens = torch.from_numpy(tokens)
-        self.lengths = (self.tokens != PAD).sum(dim=1)
+        self.seed = seed
         self.steps_per_epoch = len(table.files) // batch_size
         self._batches = _EpochBatches(seed, len(table.files), batch_size, share)
         self._images = _TrainingImages(config, table, seed)
@@ -198,14 +228,16 @@ class TrainingLoader:
                     f"neither {file} nor the {MAX_REPLACEMENTS} images after it can be read (data.root). "
                     f"Is the disk there, and the folder whole?"
                 )
+            image_ids, false = torch.from_numpy(self.table.image_ids)[rows], self.false
             yield Batch(
                 None if features else views,
                 torch.from_numpy(features.take(rows, views)) if features else None,
-                self.tokens[captions, : padded(self.lengths[captions])],
-                torch.from_numpy(self.table.image_ids)[rows],
+                self.tokens[captions],
+                image_ids,
                 tuple(asked[asked != rows].tolist()),
                 torch.from_numpy(self.sentences.take(captions)) if self.sentences else None,
-            )
+                false.tokens(self.seed, epoch, captions.tolist(), image_ids.tolist()) if false else None,
+            ).cut()
 
 
 def evaluation_images(

@@ -19,7 +19,7 @@ from clipcoco.data.tokenizer import PAD, distinct_by_length, new_rows
 from clipcoco.engine.device import Device
 from clipcoco.engine.distributed import ALONE, Group
 from clipcoco.engine.embeddings import Embeddings
-from clipcoco.engine.loss import Loss
+from clipcoco.engine.loss import Loss, text_keys
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.recall import Ranks
 from clipcoco.events import Progress, Report
@@ -149,13 +149,14 @@ def validation_loss(
     images = len(embeddings.images)
     counts = torch.bincount(embeddings.owners, minlength=images)
     first = counts.cumsum(0) - counts
-    size = min(batch_size, images)
+    size, keys = min(batch_size, images), text_keys(embeddings.texts)
     losses = [
         loss.of(
             embeddings.images[start : start + size],
             embeddings.texts[first[start : start + size] + slot],
             torch.tensor(temperature),
             bias=bias,
+            keys=keys[first[start : start + size] + slot],
         )
         for slot in range(int(counts.min()))
         for start in range(0, images - size + 1, size)

@@ -1,6 +1,7 @@
 """The contrastive losses, each with what it comes to by chance.
 
-Letters: B pairs of a batch, b of them in the rows that are looked at, D dimensions of the shared space.
+Letters: B pairs of a batch, b of them in the rows that are looked at, K false captions of each image, D dimensions of
+the shared space.
 """
 
 import math
@@ -11,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Similarities (b,B) of queries to all that they may choose among, and the own column of each (b,): the mean over the
-# rows, a scalar.
+# Similarities of queries to all that they may choose among, (b,B) or (b,B+K), -inf to what is no negative, and the own
+# column of each (b,): the mean over the rows, a scalar.
 Rows = Callable[[Tensor, Tensor], Tensor]
 MARGIN = 0.2  # of cosines, as in VSE++
 
@@ -33,23 +34,38 @@ class Loss:
         rows: slice = slice(None),
         bias: Tensor | None = None,
         warming: bool = False,
+        keys: Tensor | None = None,
     ) -> Tensor:
         """The mean of both directions, a scalar.
 
         `images` and `texts` are unit vectors (B,D), row i of one belonging to row i of the other; every other row is a
-        negative. With `rows` the part of these alone, against all others: equal parts have the whole as their mean.
+        negative, but where `keys`, int64 (B,), say that both captions are the same text. Texts (B,1+K,D) have behind
+        each caption false ones of the same image, further negatives of this image alone, and zeros in the place of one
+        that there is not (NegCLIP's, Yuksekgonul et al., 2023, are negatives of all).
+        With `rows` the part of these alone, against all others: equal parts have the whole as their mean.
         """
         scale = temperature if self.scaled else 1
         own = torch.arange(len(images), device=images.device)[rows]
         of_rows = self.at_first if warming and self.at_first else self.of_rows
+        texts, false = (texts, None) if texts.dim() == 2 else (texts[:, 0], texts[rows, 1:])
 
         def similarities(queries: Tensor, gallery: Tensor) -> Tensor:
-            scaled = queries @ gallery.T / scale
+            scaled = queries @ gallery.mT / scale
             return scaled if bias is None else scaled + bias
 
-        forth = similarities(images[rows], texts)
-        of_images = of_rows(forth, own)  # first: the order in which gradients meet decides their last bits
-        back = forth.T if len(own) == len(images) else similarities(texts[rows], images)
+        def negatives(found: Tensor) -> Tensor:
+            if keys is None:
+                return found
+            alike = (keys[rows, None] == keys).scatter(1, own[:, None], False)
+            return found.masked_fill(alike, -math.inf)
+
+        forth = negatives(similarities(images[rows], texts))
+        among = forth
+        if false is not None:
+            told = similarities(images[rows, None], false).squeeze(1)
+            among = torch.cat([forth, told.masked_fill((false == 0).all(dim=2), -math.inf)], dim=1)
+        of_images = of_rows(among, own)  # first: the order in which gradients meet decides their last bits
+        back = forth.T if len(own) == len(images) else negatives(similarities(texts[rows], images))
         return (of_images + of_rows(back, own)) / 2
 
 
@@ -71,12 +87,21 @@ def triplet(cosines: Tensor, own: Tensor) -> Tensor:
 
 def every_triplet(cosines: Tensor, own: Tensor) -> Tensor:
     """VSE0, with which VSE++ warms up, as its hardest negatives collapse young encoders: above the others' mean."""
-    return _hinges(cosines, own).sum(dim=1).mean() / (cosines.shape[1] - 1)
+    others = (cosines > -math.inf).sum(dim=1) - 1
+    return (_hinges(cosines, own).sum(dim=1) / others.clamp(min=1)).mean()
 
 
 def _hinges(cosines: Tensor, own: Tensor) -> Tensor:
     right = cosines.gather(1, own[:, None])
     return (MARGIN + cosines - right).clamp(min=0).scatter(1, own[:, None], 0.0)
+
+
+def text_keys(rows: Tensor) -> Tensor:
+    """A number of each text, int64 (B,), from its tokens (B,L) or its vector (B,D) in float32: equal where these are
+    and else, but once in 2^60 times, not. What is padded has the same as what is not."""
+    numbers = rows.view(torch.int32) if rows.is_floating_point() else rows
+    weights = torch.randint(-(2**62), 2**62, numbers.shape[1:], generator=torch.Generator().manual_seed(0))
+    return (numbers.long() * weights.to(rows.device)).sum(dim=1)  # modulo 2^64
 
 
 LOSSES = {

@@ -236,13 +236,22 @@ class DualEncoder(nn.Module):
         return F.normalize(self.text.project(sentences), dim=1)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit vectors (B,D) of a batch's images and captions, and the temperature, a scalar."""
+        """Unit vectors (B,D) of a batch's images and captions, and the temperature, a scalar.
+
+        With K false captions of each image those of the captions are (B,1+K,D), zeros where there is none.
+        """
+        tokens = batch.tokens
+        if batch.false is not None:
+            tokens = torch.cat([tokens[:, None], batch.false], dim=1).flatten(0, 1)
         if batch.sentences is not None:
             texts = self.encode_sentences(batch.sentences)
-        elif batch.tokens.device.type == "cpu":
-            texts = self._texts_by_length(batch.tokens)
+        elif tokens.device.type == "cpu":
+            texts = self._texts_by_length(tokens)
         else:
-            texts = self.encode_texts(batch.tokens)
+            texts = self.encode_texts(tokens)
+        if batch.false is not None:
+            nothing = (tokens == PAD).all(dim=1)
+            texts = texts.masked_fill(nothing[:, None], 0.0).unflatten(0, (len(batch.tokens), -1))
         if batch.images is not None:
             images = self.encode_images(batch.images)
         else:
@@ -258,7 +267,7 @@ class DualEncoder(nn.Module):
         """`encode_texts` in groups of like length: to a CPU padding is as much work as words, half of a batch."""
         lengths = (tokens != PAD).sum(dim=1)
         order = lengths.argsort(stable=True)
-        groups = [self.encode_texts(tokens[rows, : lengths[rows[-1]]]) for rows in order.split(_GROUP)]
+        groups = [self.encode_texts(tokens[rows, : max(1, lengths[rows[-1]])]) for rows in order.split(_GROUP)]
         return torch.cat(groups)[order.argsort()]
 
     @torch.no_grad()

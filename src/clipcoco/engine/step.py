@@ -15,7 +15,7 @@ from clipcoco.data.features import Features
 from clipcoco.data.loader import Batch, TrainingLoader
 from clipcoco.engine.device import Device
 from clipcoco.engine.distributed import ALONE, Group
-from clipcoco.engine.loss import Loss
+from clipcoco.engine.loss import Loss, text_keys
 from clipcoco.engine.model import DualEncoder, ImageEncoder
 from clipcoco.engine.optim import set_learning_rate
 from clipcoco.engine.results import RecallTable
@@ -124,7 +124,8 @@ def gradient(training: Training, batch: Batch) -> Tensor:
     rows = group.rows(len(images))
     warming = training.state.step < training.schedule.warmup_steps
     both = images.requires_grad_(), texts.requires_grad_()
-    loss = training.loss.of(*both, model.temperature(), rows, model.logit_bias, warming) / group.size
+    keys = group.gathered(torch.cat([text_keys(piece.tokens) for piece in pieces]))
+    loss = training.loss.of(*both, model.temperature(), rows, model.logit_bias, warming, keys) / group.size
     scaler.scale(loss).backward()
     assert images.grad is not None
     assert texts.grad is not None

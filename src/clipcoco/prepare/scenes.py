@@ -12,6 +12,7 @@ from random import Random
 from clipcoco.config.load import LoadedConfig, load_config
 from clipcoco.data.annotations import SPLITS, annotation_file
 from clipcoco.data.captions import CaptionTable
+from clipcoco.data.changed_words import false_captions as changed_words
 from clipcoco.data.false_captions import FalseCaptions
 from clipcoco.disk.files import open_new, read_own, sync_volume, write_atomically
 from clipcoco.disk.links import refuse_link
@@ -22,6 +23,7 @@ from clipcoco.prepare.wording import KINDS, captions, false_captions, kinds_told
 
 RADIUS = {"large": 0.215, "small": 0.15}  # of the picture's side
 
+_LOOKED_AT = 1000  # captions, until one is found that can be made false
 MOST_SCENES = 50_000  # of a split: there are a few more
 FIRST_ID: dict[Split, int] = {"train": 1, "val": 500_001}  # no image id occurs in both splits
 INFO = {"description": "clipcoco scenes", "version": "2", "year": 2026, "contributor": "clipcoco"}
@@ -72,6 +74,24 @@ def scenes_of(root: Path, table: CaptionTable) -> list[Scene] | None:
         if not told or not told <= {(thing.colour, thing.shape) for thing in scene.things}:
             return None
     return found
+
+
+def false_texts(root: Path, table: CaptionTable) -> Callable[[int], list[str]]:
+    """A caption of `table`, by its place -> what is made of it that is false of its image: of drawn scenes by what
+    stands in them, of photographs by words alone. Raises DataError where nothing can be made of any caption."""
+    drawn, owners = scenes_of(root, table), table.owners
+
+    def made(caption: int) -> list[str]:
+        text = table.captions[caption]
+        of_text = false_captions(drawn[owners[caption]], text) if drawn else changed_words(text)
+        return [false for _, false in of_text]
+
+    if not any(map(made, range(min(_LOOKED_AT, len(table.captions))))):
+        raise DataError(
+            f"none of the first captions of {table.name} has a word that could be swapped or replaced "
+            f"(train.text_negatives): English colours, things, numbers and places are known. Set it to 0"
+        )
+    return made
 
 
 def drawn_false_captions(root: Path, table: CaptionTable) -> tuple[FalseCaptions | None, str]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 
+from clipcoco.data.changed_words import with_words
 from clipcoco.prepare.composition import Scene, Thing
 from clipcoco.prepare.drawing import COLOURS, SHAPES
 
@@ -225,18 +226,3 @@ def _three(scene: Scene, rng: Random) -> tuple[list[Sentence], list[Sentence]]:
         lambda name: f"there are three shapes, {name(one)}, {name(single)} and {name(other)}",
     ]
     return full, loose
-
-
-def with_words(text: str, changes: Iterable[tuple[int, int, str]]) -> str:
-    """`text` with other words, each from a start to an end, with the capital of the old one and the article that it
-    asks for.
-
-    >>> with_words("A red box on an orange one.", [(2, 5, "orange"), (16, 22, "red")])
-    'An orange box on a red one.'
-    """
-    for start, end, word in sorted(changes, reverse=True):
-        before = text[:start]
-        if found := re.search(r"\b(a)n? $", before, re.IGNORECASE):
-            before = before[: found.end(1)] + ("n " if word[0] in "aeiou" else " ")
-        text = before + (word.capitalize() if text[start].isupper() else word) + text[end:]
-    return text

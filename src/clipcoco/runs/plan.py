@@ -1,6 +1,7 @@
 """What a run is made of, read and checked in the order of the exit codes before anything is written."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from clipcoco.data.annotations import prepare_command
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.doubts import doubts, encoded
 from clipcoco.data.false_captions import FalseCaptions
-from clipcoco.data.loader import EVALUATION_BATCH
+from clipcoco.data.loader import EVALUATION_BATCH, FalseTexts
 from clipcoco.data.split import ORIGINALS, Source, open_splits
 from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.data.workers import choose_workers
@@ -28,7 +29,7 @@ from clipcoco.engine.sentence import read_tokenizer
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.trained_on import Pictures, pictures_of, with_earlier
 from clipcoco.events import Report
-from clipcoco.prepare.scenes import drawn_false_captions
+from clipcoco.prepare.scenes import drawn_false_captions, false_texts
 from clipcoco.runs.header import say_captions, say_data, say_features, say_model, say_training
 from clipcoco.version import __version__
 
@@ -46,6 +47,7 @@ class Parts:
     tokens: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]  # of the captions of train and val
     false: FalseCaptions | None  # of drawn validation scenes, where to encode them is cheap
     false_tokens: npt.NDArray[np.int32] | None
+    false_texts: FalseTexts | None  # of the captions of train
     derived: Derived
     workers: int
     micro_batch: int  # rows that pass the encoders at once; 0: as many as fit, which the first step finds out
@@ -143,6 +145,10 @@ def read_parts(
     of_a_frozen_encoder = config.model.text.weights != "none"  # which takes long
     false = None if of_a_frozen_encoder else drawn_false_captions(root, val_table)[0]
     false_tokens = tokenizer.encode(false.false, config.model.text.context_length) if false else None
+    negatives = None
+    if count := config.train.text_negatives:
+        encode = partial(tokenizer.encode, context_length=config.model.text.context_length)
+        negatives = FalseTexts(count, false_texts(root, train_table), encode)
     warnings = (*doubts(train_table, val_table, root), *cut)
     header = (
         ("", f"clipcoco {__version__} · torch {torch.__version__} · {device.description}"),
@@ -152,7 +158,7 @@ def read_parts(
         *([("features", say_features(config, derived))] if derived.frozen_epochs else []),
         *([("captions", say_captions(config, sum(map(len, tokens))))] if config.model.text.caution else []),
     )
-    data = train_table, val_table, source, tokenizer, tokens, false, false_tokens
+    data = train_table, val_table, source, tokenizer, tokens, false, false_tokens, negatives
     return Parts(config, device, *data, derived, workers, rows, group, warnings, header)
 
 

@@ -179,6 +179,7 @@ def build_training(
             stop=stop,
             sentences=of_train,
             share=parts.group.rows(config.train.batch_size),
+            false=parts.false_texts,
         ),
         features=cached.train if cached else None,
         evaluate=evaluate,
