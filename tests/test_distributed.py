@@ -331,17 +331,46 @@ def test_a_slurm_job_saves_when_its_time_is_up_and_queues_again(scenes, tmp_path
     assert not (tmp_path / "queued").exists()
 
 
+@pytest.fixture
+def two_hosts():
+    """Prefixes of commands that run them on two hosts of a network, and the address of the first: network namespaces
+    where this machine lets us make them."""
+    ip, hosts = shutil.which("ip"), [f"clipcoco{os.getpid()}-{number}" for number in range(2)]
+    if not ip or subprocess.run([ip, "netns", "add", hosts[0]], capture_output=True).returncode:
+        yield [[], []], "127.0.0.1"
+        return
+
+    def run(*words: str) -> None:
+        subprocess.run([ip, *words], check=True, capture_output=True)
+
+    try:
+        run("netns", "add", hosts[1])
+        run("link", "add", "wire0", "netns", hosts[0], "type", "veth", "peer", "name", "wire0", "netns", hosts[1])
+        for number, host in enumerate(hosts, start=1):
+            run("-n", host, "address", "add", f"10.77.0.{number}/24", "dev", "wire0")
+            for link in ("lo", "wire0"):
+                run("-n", host, "link", "set", link, "up")
+        yield [[ip, "netns", "exec", host] for host in hosts], "10.77.0.1"
+    finally:
+        for host in hosts:
+            subprocess.run([ip, "netns", "delete", host], capture_output=True)
+
+
 @pytest.mark.slow
-def test_two_machines_meet_and_train_one_run(scenes, folder, calm):
-    """Two launchers, as on two machines, each with a process of its own."""
+def test_two_machines_train_the_run_of_one(scenes, folder, calm, two_hosts):
+    """Two launchers, each with a process of its own, who meet where the first one is."""
+    hosts, address = two_hosts
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "1"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address}:{free_port()}", "--rdzv-id", "1"]
     words = [*TRAIN, f"data.root={scenes}", "--name", "machines", "--or-resume"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    both = [
-        subprocess.Popen([*launcher, "-m", "clipcoco", *words], cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    if hosts[0]:
+        env["GLOO_SOCKET_IFNAME"] = "wire0"
+    both = []
+    for number, host in enumerate(hosts, start=1):
+        own = ["--local-addr", f"10.77.0.{number}", "--rdzv-conf", f"is_host={number == 1}"] if host else []
+        command = [*host, *launcher, *own, "-m", "clipcoco", *words]
+        both.append(subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True))
     said = [one.communicate(timeout=280)[1] for one in both]
     assert [one.returncode for one in both] == [0, 0], said
     for ours, theirs in zip(step_losses(folder / "runs/machines")[:10], step_losses(calm)[:10], strict=True):
