@@ -21,7 +21,9 @@ from clipcoco.engine.composition import Judged, judge, margins
 from clipcoco.engine.device import choose_device
 from clipcoco.engine.embeddings import Embeddings
 from clipcoco.engine.evaluate import Inputs, embed
+from clipcoco.engine.model import build
 from clipcoco.engine.model_file import open_model
+from clipcoco.engine.state import TrainState
 from clipcoco.errors import DataError
 from clipcoco.events import Evaluated, read_row
 from clipcoco.prepare.scenes import drawn_false_captions, false_texts, scenes_of
@@ -33,6 +35,7 @@ from clipcoco.runs.metrics import plain_row
 from clipcoco.runs.plan import read_parts
 from clipcoco.runs.record import read_record
 from clipcoco.runs.standing import read_standing
+from clipcoco.runs.training import build_training
 from conftest import LIGHT
 from harness import one_line, rows
 
@@ -354,12 +357,14 @@ def test_an_image_is_shown_false_captions_of_its_own(scenes):
     settings = load_config("demo", overrides=[*LIGHT, f"data.root={scenes}", "train.text_negatives=4"])
     parts = read_parts(settings.config, "cpu", "float32", None)
     table, drawn = parts.train_table, scenes_of(scenes, parts.train_table)
-    captions, owners = list(range(60)), table.owners[:60]
-    shown = [parts.false_texts.tokens(0, epoch, captions, table.image_ids[owners].tolist()) for epoch in (0, 0, 1)]
+    training = build_training(parts, build(parts.config.model, 300), TrainState(), None, print, lambda: None)
+    captions, owners = torch.arange(60), table.owners[:60]
+    ids = torch.from_numpy(table.image_ids[owners])
+    shown = [training.loader._false(epoch, captions, ids) for epoch in (0, 0, 1)]
     assert torch.equal(shown[0], shown[1])
     assert not torch.equal(shown[0], shown[2])
     counts = Counter()
-    for caption, tokens in zip(captions, shown[0].numpy(), strict=True):
+    for caption, tokens in zip(captions.tolist(), shown[0].numpy(), strict=True):
         made = [text for _, text in drawn_false(drawn[owners[caption]], table.captions[caption])]
         possible = {row.tobytes() for row in parts.false_texts.encode(made)}
         found = [row.tobytes() for row in tokens if row.any()]
@@ -372,9 +377,9 @@ def test_an_image_is_shown_false_captions_of_its_own(scenes):
 
 def test_of_photographs_words_are_changed_and_captions_without_any_are_refused(tmp_path):
     table = replace(table_of(2), captions=["A red dog beside a blue car"] * 10)
-    assert "A blue dog beside a red car" in false_texts(tmp_path, table)(3)
+    assert "A blue dog beside a red car" in false_texts(tmp_path, table, 1, len).of(3)
     with pytest.raises(DataError, match=r"none of the first captions of val2017 .*train.text_negatives.* Set it to 0"):
-        false_texts(tmp_path, table_of(2))
+        false_texts(tmp_path, table_of(2), 1, len)
 
 
 # ---- the command

@@ -165,10 +165,10 @@ def explain(error: ValidationError, values: Mapping[str, object], source: Mappin
             types.setdefault(name, set()).add(detail["type"])
         else:  # a validator of a whole section
             message = str(detail["ctx"]["error"])
-            section = ".".join(path)
-            named = (f"{section}.{word}" for word in re.findall(r"\w+", message))
+            section = "".join(f"{part}." for part in path)
+            named = (f"{section}{word}" for word in re.findall(r"\w[\w.]*\w", message))
             places = dict.fromkeys(source[known] for known in named if known in source)
-            lines.append(f"{section}.{message} ({', '.join(places)}).")
+            lines.append(f"{section}{message} ({', '.join(places)}).")
     for name, kinds in types.items():
         alike = {also: name for name, also in CACHED.items()}.get(name)
         same = alike is not None and (source[alike], values.get(alike)) == (source[name], values.get(name))

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from clipcoco.data.annotations import clean
 from clipcoco.data.captions import CaptionTable, Ids
@@ -25,6 +26,16 @@ SUGAR_CREPE = {
     "swap_obj.json": (57_569, "073cdb8e253d053614e80710834d9773b09dbc1dd0a412f6f9492262caa1dcad"),
 }
 _MOST = 2**24  # bytes of a file
+Encode = Callable[[Sequence[str]], npt.NDArray[np.int32]]  # n texts -> (n, context)
+
+
+@dataclass(frozen=True)
+class FalseTexts:
+    """What training shows of captions made false."""
+
+    count: int  # beside a caption, at most
+    of: Callable[[int], Sequence[str]]  # a caption, by its place in the table -> all that are made of it
+    encode: Encode
 
 
 @dataclass(frozen=True, eq=False)

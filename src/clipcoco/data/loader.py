@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable
+from clipcoco.data.false_captions import FalseTexts
 from clipcoco.data.features import Features, Sentences
 from clipcoco.data.images import evaluation_view, read, sample_rng, training_view
 from clipcoco.data.readable import refuse_unreadable
@@ -72,28 +73,6 @@ class Batch:
 def padded(lengths: Tensor) -> int:
     """The length of captions side by side: the longest of them rounded up to 8, at least 16."""
     return max(16, -(-int(lengths.max()) // 8) * 8)
-
-
-@dataclass(frozen=True)
-class FalseTexts:
-    """The false captions that an image is shown beside its caption."""
-
-    count: int  # K, at most
-    of: Callable[[int], Sequence[str]]  # a caption of the table, by its place -> all that are made of it
-    encode: Callable[[Sequence[str]], np.ndarray]  # int32 (n,context)
-
-    def tokens(self, seed: int, epoch: int, captions: Sequence[int], image_ids: Sequence[int]) -> Tensor:
-        """int32 (B,K,context), chosen by (seed, epoch, image); PAD where there are fewer than K."""
-        chosen = []
-        for caption, image_id in zip(captions, image_ids, strict=True):
-            made = self.of(caption)
-            rng = sample_rng(seed, epoch, image_id, "false")
-            chosen.append(rng.sample(made, min(self.count, len(made))))
-        rows = self.encode([text for texts in chosen for text in texts])
-        tokens = torch.full((len(chosen), self.count, rows.shape[1]), PAD, dtype=torch.int32)
-        there = torch.arange(self.count) < torch.tensor([len(texts) for texts in chosen])[:, None]
-        tokens[there] = torch.from_numpy(rows)
-        return tokens
 
 
 class _EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -228,7 +207,7 @@ class TrainingLoader:
                     f"neither {file} nor the {MAX_REPLACEMENTS} images after it can be read (data.root). "
                     f"Is the disk there, and the folder whole?"
                 )
-            image_ids, false = torch.from_numpy(self.table.image_ids)[rows], self.false
+            image_ids = torch.from_numpy(self.table.image_ids)[rows]
             yield Batch(
                 None if features else views,
                 torch.from_numpy(features.take(rows, views)) if features else None,
@@ -236,8 +215,22 @@ class TrainingLoader:
                 image_ids,
                 tuple(asked[asked != rows].tolist()),
                 torch.from_numpy(self.sentences.take(captions)) if self.sentences else None,
-                false.tokens(self.seed, epoch, captions.tolist(), image_ids.tolist()) if false else None,
+                self._false(epoch, captions, image_ids),
             ).cut()
+
+    def _false(self, epoch: int, captions: Tensor, image_ids: Tensor) -> Tensor | None:
+        """int32 (B,K,context): what is made of each caption, chosen by (seed, epoch, image), PAD where it is less."""
+        if not self.false:
+            return None
+        chosen = []
+        for caption, image_id in zip(captions.tolist(), image_ids.tolist(), strict=True):
+            made = self.false.of(caption)
+            rng = sample_rng(self.seed, epoch, image_id, "false")
+            chosen.append(rng.sample(made, min(self.false.count, len(made))))
+        rows = torch.from_numpy(self.false.encode([text for texts in chosen for text in texts]))
+        tokens = torch.full((len(chosen), self.false.count, rows.shape[1]), PAD, dtype=torch.int32)
+        tokens[torch.arange(self.false.count) < torch.tensor([len(texts) for texts in chosen])[:, None]] = rows
+        return tokens
 
 
 def evaluation_images(

@@ -13,7 +13,7 @@ from clipcoco.config.load import LoadedConfig, load_config
 from clipcoco.data.annotations import SPLITS, annotation_file
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.changed_words import false_captions as changed_words
-from clipcoco.data.false_captions import FalseCaptions
+from clipcoco.data.false_captions import Encode, FalseCaptions, FalseTexts
 from clipcoco.disk.files import open_new, read_own, sync_volume, write_atomically
 from clipcoco.disk.links import refuse_link
 from clipcoco.errors import DataError
@@ -76,9 +76,11 @@ def scenes_of(root: Path, table: CaptionTable) -> list[Scene] | None:
     return found
 
 
-def false_texts(root: Path, table: CaptionTable) -> Callable[[int], list[str]]:
-    """A caption of `table`, by its place -> what is made of it that is false of its image: of drawn scenes by what
+def false_texts(root: Path, table: CaptionTable, count: int, encode: Encode) -> FalseTexts | None:
+    """What training shows of the captions of `table` made false, `count` at most of each: of drawn scenes by what
     stands in them, of photographs by words alone. Raises DataError where nothing can be made of any caption."""
+    if not count:
+        return None
     drawn, owners = scenes_of(root, table), table.owners
 
     def made(caption: int) -> list[str]:
@@ -91,7 +93,7 @@ def false_texts(root: Path, table: CaptionTable) -> Callable[[int], list[str]]:
             f"none of the first captions of {table.name} has a word that could be swapped or replaced "
             f"(train.text_negatives): English colours, things, numbers and places are known. Set it to 0"
         )
-    return made
+    return FalseTexts(count, made, encode)
 
 
 def drawn_false_captions(root: Path, table: CaptionTable) -> tuple[FalseCaptions | None, str]:

@@ -15,8 +15,8 @@ from clipcoco.config.schema import Config
 from clipcoco.data.annotations import prepare_command
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.doubts import doubts, encoded
-from clipcoco.data.false_captions import FalseCaptions
-from clipcoco.data.loader import EVALUATION_BATCH, FalseTexts
+from clipcoco.data.false_captions import FalseCaptions, FalseTexts
+from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.split import ORIGINALS, Source, open_splits
 from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.data.workers import choose_workers
@@ -142,13 +142,9 @@ def read_parts(
     largest = max(config.train.batch_size, EVALUATION_BATCH * views)
     workers, why = choose_workers(config.data.workers, device.device.type, config.data.image_size, largest)
     tokens, cut = encoded(tokenizer, (train_table, val_table), config.model.text.context_length)
-    of_a_frozen_encoder = config.model.text.weights != "none"  # which takes long
-    false = None if of_a_frozen_encoder else drawn_false_captions(root, val_table)[0]
-    false_tokens = tokenizer.encode(false.false, config.model.text.context_length) if false else None
-    negatives = None
-    if count := config.train.text_negatives:
-        encode = partial(tokenizer.encode, context_length=config.model.text.context_length)
-        negatives = FalseTexts(count, false_texts(root, train_table), encode)
+    false = None if config.model.text.weights != "none" else drawn_false_captions(root, val_table)[0]  # it takes long
+    encode = partial(tokenizer.encode, context_length=config.model.text.context_length)
+    negatives = false_texts(root, train_table, config.train.text_negatives, encode)
     warnings = (*doubts(train_table, val_table, root), *cut)
     header = (
         ("", f"clipcoco {__version__} · torch {torch.__version__} · {device.description}"),
@@ -158,8 +154,9 @@ def read_parts(
         *([("features", say_features(config, derived))] if derived.frozen_epochs else []),
         *([("captions", say_captions(config, sum(map(len, tokens))))] if config.model.text.caution else []),
     )
-    data = train_table, val_table, source, tokenizer, tokens, false, false_tokens, negatives
-    return Parts(config, device, *data, derived, workers, rows, group, warnings, header)
+    of_false = false, encode(false.false) if false else None, negatives
+    data = train_table, val_table, source, tokenizer, tokens
+    return Parts(config, device, *data, *of_false, derived, workers, rows, group, warnings, header)
 
 
 def check_disk(runs_dir: Path, derived: Derived) -> None:
