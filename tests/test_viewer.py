@@ -494,3 +494,13 @@ def test_helper_folders_of_systems_hold_no_pictures_of_the_person(tmp_path: Path
     assert [item.name for item in folder_gallery(tmp_path / "mine/#recycle").items] == ["a.jpg"]  # asked for by name
     notes = adopted(tmp_path, [*mine, *theirs[:4]], allow_missing=True).notes
     assert [note for note in notes if note.startswith("4 of 9 images are in folders that a system keeps")]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_a_thumbnail_tells_nothing_that_stands_beside_the_pixels(tmp_path: Path, kind: str) -> None:
+    exif, secret = Image.Exif(), b"taken at home"
+    exif[0x010E] = secret.decode()
+    beside = {"comment": secret, "exif": exif, "xmp": b"<x>" + secret + b"</x>", "icc_profile": secret}
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "a.jpg", **beside)
+    assert secret in (tmp_path / "a.jpg").read_bytes()
+    assert secret not in base64.b64decode(thumbnail(tmp_path / "a.jpg", 40, kind) or "")

@@ -122,8 +122,9 @@ def size_shown(picture: Image.Image) -> tuple[int, int]:
     return (height, width) if _orientation(picture) in _LYING else (width, height)
 
 
-def thumbnail(path: Path, side: int) -> str | None:
-    """What a viewer shows as a JPEG in base64, its longer side `side` pixels at most; None of what can't be read."""
+def thumbnail(path: Path, side: int, kind: str = "JPEG") -> str | None:
+    """What a viewer shows as a JPEG (or WEBP, a third smaller) in base64, its longer side `side` pixels at most, and
+    nothing that the file says beside; None of what can't be read."""
     try:
         with opened(path) as picture:
             picture.draft(None, (side, side))  # a JPEG is decoded at an eighth of its size, or so
@@ -131,8 +132,9 @@ def thumbnail(path: Path, side: int) -> str | None:
     except UnreadableImage:
         return None
     small.thumbnail((side, side))
+    small.info.clear()  # a comment would be written again
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80, optimize=True)
+    small.save(buffer, kind, quality=80 if kind == "JPEG" else 75, optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
