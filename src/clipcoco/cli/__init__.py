@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from clipcoco.cli import env, evaluate, export, inspect, prepare, report, runs, search, train
+from clipcoco.cli import env, evaluate, export, inspect, prepare, report, runs, search, share, train
 from clipcoco.cli.habits import say_usage
 from clipcoco.cli.signals import NAMES, handled
 from clipcoco.config.text import shown
@@ -42,6 +42,7 @@ app.command("runs", rich_help_panel="Look")(runs.runs)
 app.command("report", rich_help_panel="Look")(report.report)
 app.command("env", rich_help_panel="Look")(env.env)
 app.command("search", rich_help_panel="Use")(search.search)
+app.command("share", rich_help_panel="Use")(share.share)
 app.command("export", rich_help_panel="Use")(export.export)
 
 

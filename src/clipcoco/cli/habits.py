@@ -20,6 +20,7 @@ _COMMANDS = {
     "env": "info doctor check checks collect-env",
     "report": "plot plots html page summary",
     "export --format FORMAT --output FOLDER": "convert save onnx",
+    "share": "publish send demo-page gradio streamlit serve app web browser",
 }
 _OPTIONS = {  # an option of ours, where the command has it: what others call it
     "--config": "c cfg config-file config-path conf yaml",
@@ -42,7 +43,7 @@ _OPTIONS = {  # an option of ours, where the command has it: what others call it
 _RESUME = "resume resume-from resume-from-checkpoint continue"
 _CHECKPOINT = "checkpoint ckpt ckpt-path checkpoint-path load run"
 _ANSWERS = {  # a sentence where we have no such option: of these commands, and what others call it
-    "Did you mean clipcoco {command} {name}?": f"resume report export: {_RESUME} {_CHECKPOINT} model name preset",
+    "Did you mean clipcoco {command} {name}?": f"resume report export share: {_RESUME} {_CHECKPOINT} model name preset",
     "Did you mean clipcoco eval {name}?": "eval: run name preset",
     "Did you mean --checkpoint {run}?": f"eval: {_RESUME} {_CHECKPOINT} model",
     "Did you mean --run {run}?": f"search: {_RESUME} {_CHECKPOINT} model",
@@ -136,7 +137,7 @@ def _setting(name: str, value: str | None, command: str, known: Sequence[str]) -
     if key in SECTIONS:
         return f"Its settings are {key}.NAME: clipcoco inspect-config demo shows them"
     what = f"It is the setting {key}"
-    if command in ("eval", "search", "export") and not key.startswith("data."):
+    if command in ("eval", "search", "export", "share") and not key.startswith("data."):
         return f"{what}, which comes with the checkpoint"
     change = f"{key}={'false' if off else value or 'true'}"
     try:

@@ -239,6 +239,7 @@ def _finish(
     """Of a finished run the best checkpoint is measured, shown and made into a page; of a stopped one the page."""
     from clipcoco.cli.evaluate import measure_best
     from clipcoco.report.expected import read_expected
+    from clipcoco.report.settings import command
     from clipcoco.report.verdict import read_verdict
     from clipcoco.runs.metrics import read_history
 
@@ -269,6 +270,7 @@ def _finish(
         )
     *_, following, search = (None, *read_verdict(run).steps)
     rows += [("report", str(run.report)), ("search", search.command if search else "")]
+    rows += [("share", f"{command(run, 'share')}    one file that searches in a browser")]
     rows += [("next", f"{following.command}    {following.why.lower()}")] if following else []
     width = terminal.out.width
     tables = recall_tables(result["split"], result["protocols"], *notes, closed_form=beside, width=width)

@@ -81,6 +81,8 @@ def write_report(run: RunDir) -> Path:
         closer=closer,
         measured=measured,
         report_command=command(run, "report"),
+        share_command=command(run, "share"),
+        shared=run.shared.name if run.shared.is_file() else None,
         commands=commands(run, settings),
         files=_files(run.path),
         clock=_clock(history),

@@ -77,6 +77,7 @@ class RunDir:
     checkpoints = _Inside("checkpoints")
     evaluation = _Inside("evaluation.json")  # what the best checkpoint was measured to be, with retrievals to show
     report = _Inside("report.html")
+    shared = _Inside("search.html")  # one file that searches
     figures = _Inside("figures")
 
     @property

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clipcoco.cores import usable_cores
@@ -206,3 +208,18 @@ def _failures(index: Index) -> Iterator[str]:
     ):
         if names := index.failures(state):
             yield count_words(names, f"{'are' if len(names) > 1 else 'is'} {what}")
+
+
+def rows_of(model: Model, gallery: Gallery, indexes: Path, device: str | None, told: Told) -> tuple[list[str], Tensor]:
+    """The names of a gallery's pictures and their float32 unit vectors (N,D); its index is brought up to date.
+
+    Raises DataError where there is none.
+    """
+    index = _index(model, gallery, indexes)
+    refresh(index, gallery.items, _pictures(gallery, model.place(device)), told.report, told.tell)
+    for note in (*gallery.notes, *_failures(index)):
+        told.tell(note)
+    names, rows = index.gallery()
+    if not names:
+        raise DataError(f"there is no picture in {gallery.words} (--images). Give a folder of JPEG or PNG files")
+    return names, F.normalize(torch.from_numpy(np.array(rows)).float(), dim=1)

@@ -1,0 +1,354 @@
+"""One file that searches: what `clipcoco share` writes, and what a browser makes of it."""
+
+import base64
+import gzip
+import json
+import re
+import struct
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from browser import CHROMIUM, Tab, browser
+from clipcoco.data.captions import read_captions
+from clipcoco.engine import quantize
+from clipcoco.engine.model_file import ModelFile, open_model
+from clipcoco.engine.recall import recall_table
+from clipcoco.errors import NumericError
+from clipcoco.search.models import open_checkpoint
+from clipcoco.search.query import nearest
+from clipcoco.share import cost
+from conftest import TOY
+
+HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\"> {{ 7 * 7 }}"
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+
+
+@pytest.fixture(scope="module")
+def folder(clipcoco, scenes, tmp_path_factory) -> Path:
+    """A run called toy, and its page: a caption and a file name are hostile, a picture says where it is from."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("share")
+    shutil.copytree(scenes, folder / "data")
+    captions = folder / "data/annotations/captions_val2017.json"
+    plain = json.loads(captions.read_text())
+    plain["annotations"][0]["caption"] = HOSTILE
+    captions.write_text(json.dumps(plain))
+    first = folder / "data/val2017" / plain["images"][0]["file_name"]
+    with Image.open(first) as picture:
+        exif = Image.Exif()
+        exif[0x010E] = str(folder)
+        picture.save(first, "JPEG", exif=exif, comment=str(folder).encode())
+    clipcoco("train", "--preset", "demo", "--name", "toy", *TOY, "data.root=data", "train.epochs=1", cwd=folder).ok()
+    done = clipcoco("share", "toy", "--json", cwd=folder).ok()
+    (folder / "said.json").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(folder) -> str:
+    return (folder / "runs/toy/search.html").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def toy(folder) -> ModelFile:
+    return open_model(folder / "runs/toy/checkpoints/best.pt")
+
+
+@pytest.fixture(scope="module")
+def tab(folder, tmp_path_factory):
+    with browser(tmp_path_factory.mktemp("chromium")) as tab:
+        tab.open(folder / "runs/toy/search.html")
+        yield tab
+        assert tab.asked == [(folder / "runs/toy/search.html").as_uri()], "a request left the page"
+        assert not tab.complaints
+        assert tab.run("document.title") == "Search 24 pictures"
+
+
+def unpacked(html: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """The header and the arrays of a page, by its own rules."""
+    content = gzip.decompress(base64.b64decode(re.search('id="model">(.*?)</script>', html)[1]))
+    (length,) = struct.unpack("<I", content[:4])
+    header = json.loads(content[4 : 4 + length])
+    arrays = {
+        name: np.frombuffer(content, "<" + kind, size, 4 + length + at)
+        for name, (kind, at, size) in header["arrays"].items()
+    }
+    return header, arrays
+
+
+# ---------------------------------------------------------------- numbers of few bits
+
+
+def test_whole_numbers_are_the_nearest_and_a_row_of_zeros_stays():
+    rows = torch.randn(7, 33, generator=torch.Generator().manual_seed(0))
+    rows[3] = 0
+    for bits, most in ((8, 127), (16, 32767)):
+        ints, scales = quantize.quantize(rows, bits)
+        assert int(ints.abs().max()) == most
+        assert bool(((quantize.dequantize(ints, scales) - rows).abs() <= scales[:, None] * 0.501).all())
+        assert not ints[3].any()
+
+
+# ---------------------------------------------------------------- what is in the file
+
+
+def test_it_holds_no_place_of_this_machine_and_no_training_caption(folder, html):
+    header, arrays = unpacked(html)
+    thumbnails = [base64.b64decode(one) for one in re.search('id="thumbnails">(.*?)</script>', html)[1].split(" ")]
+    everything = html.encode() + json.dumps(header).encode() + b"".join(thumbnails)
+    for place in (str(folder), str(Path.home()), "val2017/", "/runs", "Exif"):
+        assert place.encode() not in everything, place
+    trained = set(read_captions(folder / "data", "train2017").captions)
+    table = read_captions(folder / "data", "val2017")
+    assert not {caption for caption in trained - set(table.captions) if json.dumps(caption).encode() in everything}
+    assert [caption for some in header["captions"] for caption in some] == table.captions
+    assert header["files"] == [Path(file).name for file in table.files]
+    assert len(thumbnails) == len(arrays["pictures"]) // 16 == 24
+
+
+def test_nothing_can_run_but_the_scripts_that_the_policy_names(html):
+    import hashlib
+
+    policy = re.search('http-equiv="Content-Security-Policy" content="(.*?)"', html)[1].replace("&#39;", "'")
+    kinds = dict(part.split(" ", 1) for part in policy.split("; "))
+    assert kinds["default-src"] == kinds["base-uri"] == kinds["form-action"] == "'none'"
+    assert kinds["img-src"] == "data:"
+    for tag, kind in (("script", "script-src"), ("style", "style-src")):
+        [inside] = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        assert kinds[kind] == f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"
+    assert not re.search(r"<[^>]* on\w+=|https?:|javascript:|@import|url\(", re.sub("<script>.*?</script>", "", html))
+
+
+def test_the_recall_it_prints_is_that_of_what_it_holds(folder, html, toy):
+    said = json.loads((folder / "said.json").read_text())
+    header, arrays = unpacked(html)
+    tower = quantize.rounded(toy.text, 8).eval()
+    table = read_captions(folder / "data", "val2017")
+    tokens = torch.from_numpy(toy.tokenizer.encode(table.captions, header["context_length"]))
+    with torch.inference_mode():
+        texts = F.normalize(tower(tokens), dim=1)
+    images = F.normalize(torch.from_numpy(arrays["pictures"].reshape(24, -1).astype(np.float32)), dim=1)
+    expected = recall_table(images, texts, torch.from_numpy(table.owners)).to_plain()
+    assert said["recall"]["page"] == json.loads(json.dumps(expected))
+    assert said["images"] == 24
+    assert said["size"] == len(html.encode())
+    assert f'<td id="r1">{expected["r1"]:.2f}</td><td>{said["recall"]["model"]["r1"]:.2f}</td>' in html
+
+
+# ---------------------------------------------------------------- what a browser makes of it
+
+
+def ask(tab: Tab, words: str) -> dict:
+    """Type words; what the page then shows."""
+    return tab.run(
+        f"""(async () => {{
+          const query = byId("query");
+          query.value = {json.dumps(words)};
+          query.dispatchEvent(new Event("input"));
+          await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+          const texts = (path) => Array.from(document.querySelectorAll(path), (one) => one.textContent);
+          return {{ order: page.order, notes: texts("#notes li"), names: texts("#results .name"),
+            scores: texts("#results .score"), captions: texts("#results .caption"), status: texts("#status")[0] }};
+        }})()"""
+    )
+
+
+STRANGE = [
+    "",
+    " \t\n",
+    "A dog, isn't it?",
+    "CAFE\u0301 caf\u00e9 \u732b <end> <pad> 7\u00bd \u216b _x_",
+    "\U0001f415\U0001f3fd\u200d\U0001f9b0 \u05e9\u05dc\u05d5\u05dd \u202ertl\u202c \u0130STANBUL \u03a3\u03a3 \u1e9e",
+    "a\x00b\x1cc\x85d\xa0e\ufefff\u2028g\u200bh",
+    "lone \ud83d surrogate \udc00",
+    "x" * 400,
+    "\u1100\u1161\u11a8 \ufb01 \u0345 \u1fb3",
+]
+
+
+@needs_chromium
+def test_tokens_are_those_of_python(tab, toy):
+    texts = [
+        *STRANGE,
+        *(chr(code) + "a" for code in range(0x3000) if unicodedata.category(chr(code)) not in ("Cn", "Cs")),
+    ]
+    ours = toy.tokenizer.encode(texts, 16)
+    asked = json.dumps(texts)
+    for row, theirs in zip(ours, tab.run(f"{asked}.map((text) => page.tokenizer.encode(text))"), strict=True):
+        assert row[row != 0].tolist() == theirs
+
+
+@needs_chromium
+def test_vectors_and_order_are_those_of_python(tab, toy, html, folder):
+    captions = read_captions(folder / "data", "val2017").captions
+    tokens = torch.from_numpy(toy.tokenizer.encode(captions, 16))
+    with torch.inference_mode():
+        expected = F.normalize(quantize.rounded(toy.text, 8).eval()(tokens), dim=1)
+    found = tab.run(f"{json.dumps(captions)}.map((text) => Array.from(page.tower.encode(page.tokenizer.encode(text))))")
+    vectors = torch.tensor(found)
+    assert float((vectors - expected).abs().max()) < 1e-5
+    header, arrays = unpacked(html)
+    images = F.normalize(torch.from_numpy(arrays["pictures"].reshape(24, -1).astype(np.float32)), dim=1)
+    for caption, vector in list(zip(captions, expected, strict=True))[:20]:
+        order, scores = nearest(images, vector, 24)
+        shown = ask(tab, caption)
+        assert shown["order"] == order
+        assert shown["scores"] == [f"{score:.3f}" for score in scores]
+        assert shown["names"] == [header["files"][row].lstrip("0") for row in order]
+
+
+@needs_chromium
+def test_what_is_typed_after_a_word_costs_nothing_of_it(tab, toy):
+    """Keys and values are kept from letter to letter, whatever was typed before."""
+    words = "a red circle above a blue square"
+    typed = [words[:end] for end in (7, 8, 12, 20, 32, 20, 3, 32)] + ["a blue square", words]
+    many = tab.run(f"{json.dumps(typed)}.map((text) => Array.from(page.tower.encode(page.tokenizer.encode(text))))")
+    with torch.inference_mode():
+        tower = quantize.rounded(toy.text, 8).eval()
+        expected = F.normalize(tower(torch.from_numpy(toy.tokenizer.encode(typed, 16))), dim=1)
+    assert float((torch.tensor(many) - expected).abs().max()) < 1e-5
+
+
+@needs_chromium
+def test_recall_computed_in_the_page_is_the_printed_one(tab, folder):
+    printed = json.loads((folder / "said.json").read_text())["recall"]["page"]
+    found = tab.run(
+        """(() => {
+          const owners = page.header.captions.flatMap((some, n) => some.map(() => n));
+          const texts = page.header.captions.flat().map((text) => page.tower.encode(page.tokenizer.encode(text)));
+          const scores = texts.map((text) => page.gallery.scores(text));
+          const t2i = scores.map((row, m) => row.filter((one, n) => n !== owners[m] && one >= row[owners[m]]).length);
+          const i2t = page.header.files.map((_, n) => {
+            const best = Math.max(...scores.filter((_, m) => owners[m] === n).map((row) => row[n]));
+            return scores.filter((row, m) => owners[m] !== n && row[n] >= best).length;
+          });
+          const share = (ranks, k) => (100 * ranks.filter((rank) => rank < k).length) / ranks.length;
+          return [i2t, t2i].map((ranks) => [share(ranks, 1), share(ranks, 5), share(ranks, 10)]);
+        })()"""
+    )
+    assert found == [[printed[way][key] for key in ("r1", "r5", "r10")] for way in ("i2t", "t2i")]
+
+
+@needs_chromium
+@pytest.mark.parametrize("words", ["red zebra, blorp ", "zebra ", "a red circle " * 8, "!?", "a red circle"])
+def test_it_says_what_clipcoco_search_says(tab, folder, words):
+    model, _ = open_checkpoint(folder / "runs/toy/checkpoints/best.pt")
+    assert ask(tab, words)["notes"] == [re.sub("'(.*?)'", r"“\1”", note) for note in model.notes(words)]
+
+
+@needs_chromium
+def test_a_word_that_is_being_typed_is_not_unknown_yet_and_no_word_shows_all(tab):
+    assert not ask(tab, "a red tri")["notes"]
+    assert ask(tab, "a red trix")["notes"]
+    everything = ask(tab, "  ")
+    assert (everything["status"], everything["scores"][0], everything["order"]) == ("24 pictures", "", [*range(24)])
+
+
+@needs_chromium
+def test_a_click_looks_for_pictures_like_it_and_back_returns(tab):
+    ask(tab, "a red circle")
+    before = tab.run("page.order[0]")
+    clicked = tab.run(
+        """(async () => {
+          document.querySelector("#results button").click();
+          await new Promise((done) => setTimeout(done, 50));
+          return [page.order, byId("asked-name").textContent, document.activeElement.id];
+        })()"""
+    )
+    assert before not in clicked[0]
+    assert len(clicked[0]) == 23
+    assert clicked[1:] == [tab.run(f"page.header.files[{before}]"), "clear"]
+    expected = tab.run(f"ranked(page.gallery.scores(page.gallery.vector({before})))[0]")
+    assert expected == before, "a picture is most like itself"
+    back = "history.back(); new Promise((done) => addEventListener('hashchange', () => done(byId('query').value)))"
+    assert tab.run(back) == "a red circle"
+
+
+@needs_chromium
+def test_a_hostile_caption_stands_there_as_text(tab):
+    assert HOSTILE in ask(tab, "a red circle")["captions"]
+    assert tab.run("document.querySelectorAll('script:not([type]), #results [onerror]').length") == 1
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [360, 1200])
+def test_nothing_is_wider_than_the_window(tab, width):
+    tab("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=True)
+    ask(tab, "a" * 300)
+    assert tab.run("document.documentElement.scrollWidth") <= width
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_too_much_lost_is_an_error_that_names_more_bits(toy, folder, monkeypatch):
+    from clipcoco.engine.device import choose_device
+    from clipcoco.runs.measure import evaluate_checkpoint
+
+    data = toy.config.data.model_copy(update={"root": str(folder / "data")})
+    evaluation = evaluate_checkpoint(toy, "toy", data, "val", None, ("own",), "cpu", lambda event: None)
+    tokens = toy.tokenizer.encode(evaluation.table.captions, 16)
+    spoilt = quantize.rounded(toy.text, 8)
+    torch.nn.init.normal_(spoilt.token_embedding.weight)
+    monkeypatch.setattr(cost, "table_of", lambda found, owners: Table(90.0 if found is evaluation.ranks else 80.0))
+    with pytest.raises(NumericError, match=r"8 bits lose 10.00 points of mean R@1, 90.00 -> 80.00 .*Take --bits 16"):
+        cost.cost_of(evaluation, spoilt, tokens, 8, choose_device("cpu", "float32"))
+
+
+class Table:
+    images, captions = 1000, 5000
+
+    def __init__(self, r1: float) -> None:
+        self.r1 = r1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--split", "dev"), 2, "no split 'dev' (--split)"),
+        (("--bits", "4"), 2, "weights have 8 or 16 bits here, not 4 (--bits)"),
+        (("--output", "page.jpg"), 2, "does not end in .html"),
+        (("--output", "no/where.html"), 2, "(--output). Make it first"),
+        (("--output", "mine.html"), 2, "mine.html exists already and was not made by clipcoco share (--output)"),
+        (("--images", "nowhere"), 3, "nowhere does not exist (--images)"),
+        (("model.text.layers=3",), 2, "Only data.* can be set"),
+        (("data.root=elsewhere",), 3, "elsewhere"),
+    ],
+)
+def test_what_can_not_be_is_one_line(clipcoco, folder, words, code, said):
+    (folder / "mine.html").write_text("<p>mine</p>")
+    done = clipcoco("share", "toy", *words, cwd=folder)
+    assert (done.code, done.stderr.count("\n")) == (code, 1)
+    assert said in done.stderr
+    assert (folder / "mine.html").read_text() == "<p>mine</p>"
+
+
+def test_a_folder_of_pictures_has_names_and_no_captions(clipcoco, folder):
+    shots = folder / "shots"
+    (shots / "summer").mkdir(parents=True)
+    for place, colour in ((shots / "summer/<b>.png", "red"), (shots / "2.jpg", "blue")):
+        Image.new("RGB", (40, 30), colour).save(place)
+    (shots / "notes.txt").write_text("none")
+    words = ("share", "toy", "--images", "shots", "--bits", "16", "--output", "shots.html", "data.root=elsewhere")
+    done = clipcoco(*words, cwd=folder).ok()
+    assert "not measured" in done.stdout
+    assert "notes.txt" in done.stderr
+    html = (folder / "shots.html").read_text()
+    header, arrays = unpacked(html)
+    assert header["files"] == ["2.jpg", "summer/<b>.png"]
+    assert header["captions"] == []
+    assert arrays["pictures"].dtype == np.int16
+    assert "Its recall was not measured" in html
+
+
+def test_the_report_leads_there_and_train_says_how(folder):
+    report = (folder / "runs/toy/report.html").read_text()
+    assert '<a href="search.html">' in report
+    assert "clipcoco share toy" in report
