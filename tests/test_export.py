@@ -53,6 +53,8 @@ def test_a_format_that_is_none_gets_a_hint(clipcoco, folder):
     assert "no format 'openclip' (--format). Did you mean open_clip?" in done.stderr
     done = clipcoco("export", "--format", "tensorflow", "--output", "x", cwd=folder)
     assert "Choose open_clip, safetensors, onnx" in done.stderr
+    done = clipcoco("export", "--format", "safetensors", "--int8", "--output", "x", cwd=folder)
+    assert (done.code, "--int8 is for --format onnx" in done.stderr) == (2, True)
 
 
 def test_a_folder_with_something_in_it_stays_as_it_is(clipcoco, folder):

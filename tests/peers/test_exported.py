@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.engine import quantize
 from clipcoco.engine.model import build
 from clipcoco.engine.model_file import ModelFile, open_model
 from clipcoco.engine.recall import recall_table
+from clipcoco.errors import DataError, EnvironmentProblem
+from clipcoco.export import int8
 from clipcoco.export.write import export_model
 from conftest import TOY
 from harness import python
@@ -146,6 +149,34 @@ def test_onnx_files_take_raw_pixels_and_any_batch(clipcoco, folder, toy, table):
         np.testing.assert_allclose(theirs, ours["text_embeddings"][rows], atol=1e-4)
     (entry,) = runtime.InferenceSession(str(path / "image.onnx")).get_inputs()
     assert (entry.type, entry.shape) == ("tensor(uint8)", ["batch", 3, 32, 32])
+
+
+def test_onnx_with_weights_of_8_bits_is_the_rounded_model_or_absent(toy, scenes, tmp_path, monkeypatch):
+    runtime = pytest.importorskip("onnxruntime", reason="installed by make test-all")
+    monkeypatch.setattr(int8, "LEAST", 1)
+    data = toy.config.data.model_copy(update={"root": str(scenes)})
+
+    def export(data, name):
+        return export_model(toy, None, name, tmp_path / name, data, lambda event: None)
+
+    small, large = export(data, "onnx int8"), export(data, "onnx")
+    for graph in ("image.onnx", "text.onnx"):
+        assert small.files[graph] < 0.4 * large.files[graph]
+    tokens = toy.tokenizer.encode(read_captions(scenes, "val2017").captions, 16).astype(np.int64)
+    options = runtime.SessionOptions()  # the graph as it is written
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = runtime.InferenceSession(str(tmp_path / "onnx int8/text.onnx"), options)
+    with torch.inference_mode():
+        rounded = torch.nn.functional.normalize(quantize.rounded(toy.text, 8).eval()(torch.from_numpy(tokens)), dim=1)
+    np.testing.assert_allclose(session.run(None, {"tokens": tokens})[0], rounded, atol=1e-5)
+    assert "its weights are whole numbers of 8 bits" in " ".join((tmp_path / "onnx int8/README.md").read_text().split())
+    shutil.rmtree(tmp_path / "onnx int8")
+    monkeypatch.setattr(int8, "quantize", lambda rows, bits: quantize.quantize(torch.randn(rows.shape), bits))
+    with pytest.raises(EnvironmentProblem, match=r"8 bits lose .* points of mean R@1.*\(--int8\)"):
+        export(data, "onnx int8")
+    with pytest.raises(DataError):
+        export(data.model_copy(update={"root": str(tmp_path / "nowhere")}), "onnx int8")
+    assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
 
 
 def test_the_lines_in_the_readme_of_onnx_encode_a_picture_and_a_text(clipcoco, folder, table):

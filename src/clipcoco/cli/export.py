@@ -36,6 +36,7 @@ def export(
     format_: Annotated[str, typer.Option("--format", help="open_clip, safetensors or onnx.", autocompletion=_formats)],
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder for it.", callback=expanded_path)],
     words: Run = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Weights of 8 bits, for onnx; recall may lose a point.")] = False,
     changes: Set = None,
     runs_dir: RunsDir = RUNS,
     json_: Json = False,
@@ -51,9 +52,12 @@ def export(
         near = difflib.get_close_matches(format_, NEEDS, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"Choose {', '.join(NEEDS)}"
         raise ConfigError(f"no format '{format_}' (--format). {hint}")
+    if int8 and format_ != "onnx":
+        raise ConfigError(f"--int8 is for --format onnx, not {format_} (command line). Leave one out")
+    name = f"{format_} int8" if int8 else format_
     word, bare = split_words(words)
     changes = data_changes(changes, bare, "the comparison")
-    check_request(format_, output)
+    check_request(name, output)
     found = find_run(runs_dir, word)
     from clipcoco.engine.model_file import open_model
     from clipcoco.export.write import export_model
@@ -61,8 +65,8 @@ def export(
     model_file = open_model(found.weights())
     data = override(model_file.config, changes).data if changes else model_file.config.data
     with RunConsole(open_terminal()) as console:
-        exported = export_model(model_file, found.run, format_, output, data, console)
-    return _show(exported, found, format_, json_)
+        exported = export_model(model_file, found.run, name, output, data, console)
+    return _show(exported, found, name, json_)
 
 
 def _show(exported: "Export", found: Found, format_: str, json_: bool) -> int:

@@ -20,7 +20,7 @@ NEEDS = {
 
 
 def check_request(name: str, folder: Path) -> None:
-    """Refuse what can't be done before anything is read.
+    """Refuse what can't be done before anything is read; `name` is of NEEDS, or "onnx int8".
 
     Raises ConfigError for a folder that can't become one, EnvironmentProblem for packages that are not installed.
     """
@@ -28,7 +28,7 @@ def check_request(name: str, folder: Path) -> None:
         raise ConfigError(f"{folder} exists already and is not empty (--output). Give a new folder")
     if not folder.absolute().parent.is_dir():
         raise ConfigError(f"{folder.absolute().parent} is not a folder (--output). Make it first")
-    chosen = NEEDS[name]
+    chosen = NEEDS[name.split()[0]]
     missing = [module for module in chosen.modules if importlib.util.find_spec(module) is None]
     if missing:
         raise EnvironmentProblem(

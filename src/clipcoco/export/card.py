@@ -29,7 +29,7 @@ tags:
 Images and captions become unit vectors of $dimensions dimensions in one space: the higher the cosine, the better they
 belong together. It is a $backbone at $size pixels ($weights) and a $tower, trained with
 the contrastive loss of CLIP (Radford et al., 2021) on $images, for $step steps of $batch images,
-in $precision, by clipcoco $version; here its weights are float32. $knows
+in $precision, by clipcoco $version; here its weights are $weights_are. $knows
 Its temperature, which divides the cosines before a softmax, is $temperature.
 
 ## Use
@@ -96,7 +96,8 @@ def write_card(folder: Path, name: str, model_file: ModelFile, run: RunDir | Non
     text, vision = config.model.text, config.model.vision
     images = content.get("data", {}).get("train_images")
     values = {
-        "library": name,
+        "library": name.split()[0],
+        "weights_are": "whole numbers of 8 bits, with a scale for each output channel" if "int8" in name else "float32",
         "title": _plain(run.name if run else model_file.path.stem),
         "dimensions": config.model.projection_dim,
         "backbone": vision.backbone,
@@ -117,7 +118,7 @@ def write_card(folder: Path, name: str, model_file: ModelFile, run: RunDir | Non
         "version": __version__,
     }
     recall = "\n\n".join(_recalls(model_file, run, parity))
-    use = Template(_USE[name]).substitute(values)
+    use = Template(_USE[name.split()[0]]).substitute(values)
     card = _CARD.substitute(values, use=use, recall=recall, parity=_say_parity(name, parity))
     (folder / "README.md").write_text(card, "utf-8")
 
@@ -173,9 +174,10 @@ def _table(table: RecallTable) -> str:
 
 
 def _say_parity(name: str, parity: Parity) -> str:
+    allowed = "the recall decides" if parity.tolerance is None else f"{parity.tolerance:.0e} allowed"
     lines = [
         f"This folder was read back by {name} before it got its name, and compared with the checkpoint in float32. "
-        f"Components of embeddings differ by {parity.difference:.1e} at most ({parity.tolerance:.0e} allowed); "
+        f"Components of embeddings differ by {parity.difference:.1e} at most ({allowed}); "
         f"the token ids of {parity.texts:,} texts are equal."
     ]
     if parity.texts_cleaned:

@@ -1,4 +1,4 @@
-"""How each format is written, and how it is read back by the library that it is for. Everything is float32.
+"""How each format is written, and how it is read back by the library that it is for. All but "onnx int8" is float32.
 
 Letters: B images or captions, S image size in pixels, L tokens, D dimensions of the shared space.
 """
@@ -23,6 +23,7 @@ from clipcoco.data.tokenizer import END, PAD, START, Tokenizer
 from clipcoco.data.viewer import opened, shown
 from clipcoco.engine.model import MEAN, STD, Block, DualEncoder, build
 from clipcoco.engine.model_file import ModelFile
+from clipcoco.export.int8 import write_int8
 
 # torchvision's backbones that timm has under the same name, with the same weights in the same order, if under other
 # names. Its MobileNetV3 has a layer more behind the pooling than torchvision's trunk.
@@ -43,7 +44,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Format:
-    tolerance: float  # by which a component of a unit vector may differ from the checkpoint's
+    tolerance: float | None  # by which a component of a unit vector may differ; None: recall alone decides
     write: Callable[[ModelFile, Path], None]
     read: Callable[[Path], Exported]
 
@@ -223,6 +224,12 @@ def _write_onnx(model_file: ModelFile, folder: Path) -> None:
     _write_tokenizer(model_file, folder)
 
 
+def _write_int8(model_file: ModelFile, folder: Path) -> None:
+    _write_onnx(model_file, folder)
+    for graph in ("image.onnx", "text.onnx"):
+        write_int8(folder / graph)
+
+
 def _write_graph(tower: _Tower, example: Tensor, name: str, path: Path) -> None:
     shapes = ({0: torch.export.Dim("batch")},)
     with warnings.catch_warnings():
@@ -258,4 +265,5 @@ FORMATS = {
     "open_clip": Format(1e-5, _write_open_clip, _read_open_clip),
     "safetensors": Format(1e-6, _write_safetensors, _read_safetensors),
     "onnx": Format(1e-4, _write_onnx, _read_onnx),
+    "onnx int8": Format(None, _write_int8, _read_onnx),
 }

@@ -3,6 +3,7 @@
 Letters: B, N images, M captions, L tokens, D dimensions.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from clipcoco.export.formats import FORMATS, Exported
 IMAGES = 500  # at most, so that encoding them three times takes about a minute
 BATCH = 32
 POINTS = 0.2  # of recall, or one query where that is more
+LOST = 1.0  # of mean R@1 by 8 bits, likewise
 COSINE = 0.99  # mean, between an image in our view and in the library's own
 TEXTS = ["A dog, isn't it?", "", "caf\u00e9 CAFE\u0301 \u732b <end> 7", "two dogs " * 600]
 
@@ -52,7 +54,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Parity:
-    tolerance: float
+    tolerance: float | None
     difference: float  # the largest of any component of an embedding
     texts: int  # whose token ids were compared
     texts_cleaned: int  # of these, so many that the library changes before its tokenizer, to other ids
@@ -63,7 +65,7 @@ class Parity:
 def compare(model_file: ModelFile, name: str, exported: Exported, data: DataConfig, report: Report) -> Parity:
     """Hold an export in format `name`, read back as `exported`, against its checkpoint in float32 on the CPU.
 
-    Raises EnvironmentProblem with the figure when they differ.
+    Raises EnvironmentProblem with the figure when they differ, and DataError where only recall could tell.
     """
     model_file.model.eval()
     difference = _on_random_inputs(model_file, exported)
@@ -75,6 +77,8 @@ def compare(model_file: ModelFile, name: str, exported: Exported, data: DataConf
         on_images, recall = _on_images(model_file, name, exported, data, some.table, some.source.name, report)
         difference = max(difference, on_images)
     except DataError as error:
+        if FORMATS[name].tolerance is None:
+            raise
         note = str(error)
     cleaned = _on_texts(model_file, name, exported, captions)
     return Parity(FORMATS[name].tolerance, difference, len(captions), cleaned, recall, note)
@@ -153,12 +157,18 @@ def _views(data: DataConfig, table: CaptionTable) -> Iterator[tuple[int, Tensor]
             done += len(pixels)
 
 
-def _refuse_above(tolerance: float, difference: float, name: str) -> None:
-    if not difference <= tolerance:  # so that NaN is refused too
-        raise _mismatch(name, f"embeddings differ by {difference:.1e}, {tolerance:.0e} is allowed")
+def _refuse_above(tolerance: float | None, difference: float, name: str) -> None:
+    most = math.inf if tolerance is None else tolerance
+    if not difference <= most:  # so that NaN is refused too
+        raise _mismatch(name, f"embeddings differ by {difference:.1e}, {most:.0e} is allowed")
 
 
 def _refuse_other_recall(name: str, checkpoint: RecallTable, export: RecallTable) -> None:
+    if FORMATS[name].tolerance is None:
+        if checkpoint.r1 - export.r1 > max(LOST, 50 / export.images) + 1e-9:
+            what = f"8 bits lose {checkpoint.r1 - export.r1:.2f} points of mean R@1, {LOST:g} is allowed"
+            raise EnvironmentProblem(f"{what}, on {export.images:,} images (--int8). Export without it")
+        return
     # In a collapsed model nearly all scores are one, and the last bits make ties or break them.
     broken_ties = abs(checkpoint.ties - export.ties)
     for direction, queries in (("i2t", checkpoint.images), ("t2i", checkpoint.captions)):

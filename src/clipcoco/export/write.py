@@ -33,12 +33,13 @@ class Export:
 def export_model(
     model_file: ModelFile, run: RunDir | None, name: str, folder: Path, data: DataConfig, report: Report
 ) -> Export:
-    """Write `model_file` to `folder` in format `name`, a key of FORMATS, in float32.
+    """Write `model_file` to `folder` in format `name`, a key of FORMATS.
 
     Everything is written beside it, read back by the library that it is for and compared with the checkpoint,
     on random inputs and on validation images below `data.root` where they are; only then it gets its name.
     Raises as `check_request`, ConfigError for a tower that the format can't hold, and EnvironmentProblem for a
-    full disk and for an export that fails or gives other embeddings than the checkpoint.
+    full disk and for an export that fails or gives other embeddings than the checkpoint; of 8 bits, another recall, and
+    DataError where there are no images to tell.
     """
     vision, text = model_file.config.model.vision, model_file.config.model.text
     if name == "open_clip" and (vision.backbone not in IN_TIMM or vision.earlier or text.weights != "none"):
@@ -66,7 +67,7 @@ def _written(model_file: ModelFile, name: str, folder: Path) -> Exported:
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EnvironmentProblem(
             f"the export failed in the packages of {name}: {what} (--format). "
-            f"pip install --upgrade {NEEDS[name].package}, or take another format"
+            f"pip install --upgrade {NEEDS[name.split()[0]].package}, or take another format"
         ) from error
 
 
