@@ -323,18 +323,18 @@ def test_contents_are_remembered_while_a_file_keeps_its_size_and_times(stopped, 
     root = stopped / "data"
     table, source = read_captions(root, "val2017"), Source(ORIGINALS, "", "")
     remembered = root / ".clipcoco" / "pictures.json"
-    monkeypatch.setattr("clipcoco.data.contents._JUST_NOW", 10**15)
+    monkeypatch.setattr("clipcoco.disk.sums._JUST_NOW", 10**15)
     remembered.unlink(missing_ok=True)
     first = contents_of(table, source)
     assert [row.tobytes() for row in first] == [
         hashlib.sha256((root / file).read_bytes()).digest()[:16] for file in table.files
     ]
     assert not remembered.exists()  # all have changed just now
-    monkeypatch.setattr("clipcoco.data.contents._JUST_NOW", -(10**12))
+    monkeypatch.setattr("clipcoco.disk.sums._JUST_NOW", -(10**12))
     told = []
     contents_of(table, source, told.append)
     assert [(event.phase, event.done, event.total) for event in told] == [("hash", n, 24) for n in range(1, 25)]
-    monkeypatch.setattr("clipcoco.data.contents._sha256", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr("clipcoco.disk.sums._sha256", lambda path: pytest.fail(f"{path} was read again"))
     assert (contents_of(table, source, told.append) == first).all()
     assert len(told) == 24, "it is quick, and silent"
     monkeypatch.undo()

@@ -34,6 +34,7 @@ ON_A_RUN = [
 OF_A_ROOT = [
     ".clipcoco",
     *(f".clipcoco/features-resnet50-0-val2017.{kind}" for kind in ("f16", "json", "lock")),
+    *(f".clipcoco/captions-val2017.{kind}" for kind in ("arrays", "lock")),
     *(f".clipcoco/{name}" for name in ("lock", "holder", "own.json", "originals.jsonl", "incoming")),
     *(".clipcoco/unpacking-val2017", ".clipcoco/unpacking-val2017/val2017"),
     *(".clipcoco/val2017.zip.part", ".clipcoco/val2017.zip.part.json"),

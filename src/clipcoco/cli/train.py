@@ -90,7 +90,7 @@ def train(
     console = RunConsole(terminal)
     where: dict[str, Any] = {"name": name, "runs_dir": runs_dir, "device_name": device}
     if dry_run:
-        return _rehearse(lambda: plan_run(loaded, **where, init=start_from, report=console), console, json_)
+        return _rehearse(lambda: plan_run(loaded, **where, init=start_from, report=console, keep=False), console, json_)
     # ---- check, then go
     with together() as group:
         if drawing:

@@ -9,10 +9,12 @@ import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from clipcoco.config.schema import DataConfig
+from clipcoco.config.text import one_line
 from clipcoco.disk.links import check_link, check_root, may_lead
 from clipcoco.errors import DataError, EnvironmentProblem
 
@@ -45,6 +47,11 @@ def clean(caption: str) -> str:
 
 def annotation_file(root: Path, split: str) -> Path:
     return root / "annotations" / f"captions_{split}.json"
+
+
+def name_of(root: Path, split: str, adopted: bool) -> str:
+    """Of a split, for a person; of one's own pictures with the folder's."""
+    return f"{one_line(root.absolute().name)[:40]} {split.removesuffix('2017')}" if adopted else split
 
 
 def count_entries(root: Path, split: str) -> tuple[int, int] | None:
@@ -81,18 +88,27 @@ def _check_there(path: Path, get_them: str) -> None:
         raise DataError(f"no captions at {path} (data.root). Get them: {get_them}, {yours}")
 
 
-def _load(path: Path, root: Path, get_them: str) -> Any:
+@contextmanager
+def opened(root: Path, split: str, get_them: str) -> Iterator[BinaryIO]:
+    """The file of the captions, if it and its folders are where they may be. Raises as `checked_rows`."""
+    path = annotation_file(root, split)
     try:
         check_root(root, LAYOUT)
         check_link(root, str(path.relative_to(root)), may_lead(root))
         _check_there(path, get_them)
         if (size := path.stat().st_size) > MAX_FILE_SIZE:
             raise DataError(f"{path} has {size:,} bytes (data.root). At most 2 GiB are read")
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            yield file
     except OSError as error:
         what = error.filename or path
         raise EnvironmentProblem(f"cannot read {what} ({error.strerror}). Check its permissions") from None
-    again = f"Get it again: {get_them}"
+
+
+def _load(root: Path, split: str, get_them: str) -> Any:
+    path, again = annotation_file(root, split), f"Get it again: {get_them}"
+    with opened(root, split, get_them) as file:
+        data = file.read()
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -108,7 +124,7 @@ def checked_rows(root: Path, split: str, get_them: str) -> tuple[Rows, Rows, lis
     """Images and annotations with sound ids, safe file names and cleaned texts, notes on the rest, and of what data
     the file says that it is."""
     path = annotation_file(root, split)
-    content = _load(path, root, get_them)
+    content = _load(root, split, get_them)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {_kind(content)}, not an object (data.root). Expected captions_*.json")
     images: Any = content.get("images")

@@ -4,6 +4,7 @@ import contextlib
 import filecmp
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clipcoco.config.derive import subset_size
-from clipcoco.config.text import one_line
-from clipcoco.data.annotations import ADOPTED, MAX_DROPPED, PREPARE, Rows, checked_rows
+from clipcoco.data.annotations import ADOPTED, MAX_DROPPED, PREPARE, Rows, checked_rows, name_of
+from clipcoco.data.texts import joined
 from clipcoco.errors import DataError
 
 Ids = npt.NDArray[np.int64]
@@ -31,10 +32,10 @@ class CaptionTable:
 
     folder: Path  # of the files: data.root, or the copies in it
     image_ids: Ids  # (N,), ascending
-    files: list[str]  # N, relative to `folder`: "train2017/000000000009.jpg"
+    files: Sequence[str]  # N, relative to `folder`: "train2017/000000000009.jpg"
     sizes: Ids  # (N, 2), width and height in pixels as annotated; 0 where they are not
     caption_ids: Ids  # (M,), by image, then ascending
-    captions: list[str]  # M, cleaned
+    captions: Sequence[str]  # M, cleaned
     offsets: Ids  # (N + 1,)
     order: str  # "ids" or "hashed ids": how images follow each other in folds and in batches of the validation loss
     notes: tuple[str, ...]  # what was dropped or noticed in the file, a sentence each
@@ -51,8 +52,9 @@ class CaptionTable:
         digest = hashlib.sha256()
         for numbers in (self.image_ids, self.caption_ids, self.offsets):
             digest.update(f"{len(numbers)}:".encode() + numbers.astype("<i8").tobytes())
-        for texts in (self.files, self.captions):  # none of them contains a line break
-            digest.update("\n".join(texts).encode() + b"\n\n")
+        for texts in (self.files, self.captions):
+            digest.update(joined(texts))
+            digest.update(b"\n\n")
         return digest.hexdigest()
 
     def subset(self, fraction: float, seed: int) -> "CaptionTable":
@@ -114,7 +116,7 @@ def read_captions(root: Path, split: str, *, get_them: str = PREPARE) -> Caption
         offsets=np.cumsum([0, *map(len, groups)], dtype=np.int64),
         order="ids" if described in IN_ORDER_OF_IDS else "hashed ids",
         notes=tuple(notes),
-        name=f"{one_line(root.absolute().name)[:40]} {split.removesuffix('2017')}" if described == ADOPTED else split,
+        name=name_of(root, split, described == ADOPTED),
         coco=described == IN_ORDER_OF_IDS[0],
     )
 

@@ -1,20 +1,16 @@
 """What is odd about the data of a run, and what is lost of its captions: told before anything is trained."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from clipcoco.data.captions import CaptionTable, overlap
-from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.data.viewer import narrow
 
 _LOOKED_AT = 64  # pictures, for what the first of them tell of all
 
 
-def _first_originals(root: Path, files: list[str]) -> Iterator[Path]:
+def _first_originals(root: Path, files: Sequence[str]) -> Iterator[Path]:
     """Also where copies are read, of which alone it was seen that no link leaves the root."""
     inside = Path(os.path.realpath(root))
     for file in files[:_LOOKED_AT]:
@@ -31,15 +27,6 @@ def doubts(train: CaptionTable, val: CaptionTable, root: Path) -> list[str]:
     if both := overlap(train, val):
         found.append(f"{both:,} images are in both splits: recall on them says little")
     return found
-
-
-def encoded(
-    tokenizer: Tokenizer, tables: Iterable[CaptionTable], context: int
-) -> tuple[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]], list[str]]:
-    """The tokens of both splits' captions, and what is lost of them."""
-    (train, *lost), (val, *also) = (tokenizer.encode_counted(table.captions, context) for table in tables)
-    cut, equal = (one + other for one, other in zip(lost, also, strict=True))
-    return (train, val), say_cut(cut, equal, len(train) + len(val), context)
 
 
 def say_cut(cut: int, equal: int, captions: int, context: int) -> list[str]:

@@ -11,8 +11,9 @@ import numpy as np
 
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.annotations import FOLDERS, KARPATHY_TEST, PREPARE, SPLITS, annotation_file
-from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.data.captions import CaptionTable
 from clipcoco.data.karpathy import coco_ids
+from clipcoco.data.kept import open_captions
 from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest
 from clipcoco.data.viewer import VIEW
 from clipcoco.disk.links import check_link, may_lead
@@ -46,12 +47,13 @@ def open_splits(
     most: int | None = None,
     like: str | None = None,
     get_them: str = PREPARE,
+    keep: bool = True,
 ) -> list[Split]:
     """The splits `names` of MEASURED, with one source for all.
 
     `fraction` None is the configuration's own, all of a test split; `most` is a limit of images. `like` is the source
-    of an earlier run, `get_them` the command that errors recommend. Raises DataError, or EnvironmentProblem without
-    access.
+    of an earlier run, `get_them` the command that errors recommend. Without `keep` nothing is written. Raises
+    DataError, or EnvironmentProblem without access.
     """
     wholes, tables = [], []
     for name in names:
@@ -61,9 +63,10 @@ def open_splits(
             own = f"Of COCO take {KARPATHY_TEST}; your own pictures have one where their captions say val and test"
             raise DataError(f"{data.folder} has no test split (--split). {own}")
         if name == KARPATHY_TEST:
-            whole = _karpathy_test(data.folder, get_them)
+            whole = _karpathy_test(data.folder, get_them, keep)
         else:
-            whole = without(data.exclude, read_captions(data.folder, FOLDERS[name], get_them=get_them), FOLDERS[name])
+            whole = open_captions(data.folder, FOLDERS[name], get_them=get_them, keep=keep)
+            whole = without(data.exclude, whole, FOLDERS[name])
         table = whole.subset(share if fraction is None else fraction, data.subset_seed)
         if name == KARPATHY_TEST and len(table.files) < len(coco_ids()["test"]):
             table = replace(table, name=f"a part of {KARPATHY_TEST}")
@@ -90,12 +93,12 @@ def _refuse_other_data(table: CaptionTable, where: str) -> None:
         raise DataError(f"{KARPATHY_TEST} is of COCO 2017, and {table.folder} holds other data ({where}). Leave it out")
 
 
-def _karpathy_test(root: Path, get_them: str) -> CaptionTable:
+def _karpathy_test(root: Path, get_them: str, keep: bool) -> CaptionTable:
     """From both folders, with the five captions that the literature counts of each image."""
     test, five = (set(coco_ids()[name].tolist()) for name in ("test", "test_captions"))
     found = {}
     for split in SPLITS.values():
-        table = read_captions(root, split, get_them=get_them)
+        table = open_captions(root, split, get_them=get_them, keep=keep)
         _refuse_other_data(table, "--split")
         for row, image in enumerate(table.image_ids.tolist()):
             span = range(table.offsets[row], table.offsets[row + 1])

@@ -5,10 +5,12 @@ runs of other signs. BPE merges bytes inside a pre-token, never across, so each 
 are in the vocabulary: there is no unknown token, and any text can be encoded. WordPiece comes with a BERT.
 """
 
+import hashlib
 import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -118,6 +120,11 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return len(self._vocab)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of all that decides an id, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.to_plain()).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str], context_length: int) -> npt.NDArray[np.int32]:
         """(n, context_length): START, the pieces, END, then PAD. A long text is cut, and keeps END."""

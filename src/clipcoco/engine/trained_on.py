@@ -5,7 +5,6 @@ Letters: N images of the training split, M of the validation split, K of earlier
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -96,5 +95,5 @@ def _rows(matrix: Digests) -> set[bytes]:
 
 def _names(table: CaptionTable) -> Digests:
     """(N, 8): a hash of each file's own name, without its folder: that is the split's."""
-    names = (hashlib.sha256(PurePosixPath(file).name.encode()).digest()[:_NAME] for file in table.files)
+    names = (hashlib.sha256(file.rpartition("/")[2].encode()).digest()[:_NAME] for file in table.files)
     return np.frombuffer(bytearray(b"".join(names)), np.uint8).reshape(-1, _NAME)

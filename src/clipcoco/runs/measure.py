@@ -14,6 +14,7 @@ from clipcoco.data.captions import CaptionTable
 from clipcoco.data.doubts import say_cut
 from clipcoco.data.false_captions import FOLDER, SUGAR_CREPE, FalseCaptions, read_sugar_crepe
 from clipcoco.data.karpathy import Ids, coco_ids, known_images
+from clipcoco.data.kept import encode_captions
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.split import open_splits
 from clipcoco.data.viewer import thumbnail
@@ -86,14 +87,14 @@ def evaluate_checkpoint(
     [opened] = open_splits(data, split, fraction=fraction, like=trained_on)
     table, source = opened.table, opened.source
     context = model_file.config.model.text.context_length
-    tokens, cut, equal = model_file.tokenizer.encode_counted(table.captions, context)
+    encoded = encode_captions(data.folder, model_file.tokenizer, table.captions, context)
     _check_protocols(protocols, len(table.files))
     false, note = false_captions_of(data.folder, table, sugar_crepe)
     false_tokens = model_file.tokenizer.encode(false.false, context) if false else None
     workers, _ = choose_workers(data.workers, device.device.type, data.image_size, EVALUATION_BATCH)
     with encoding_in_memory("an evaluation", device), device.made_current():
         model = device.place(model_file.model)
-        inputs = Inputs(data, table, tokens, workers, false_tokens=false_tokens)
+        inputs = Inputs(data, table, encoded.tokens, workers, false_tokens=false_tokens)
         embeddings = embed(model, inputs, device, report, stop=lambda: None)
     assert embeddings is not None, "only a stop gives none"
     seen = learnt_from(recorded(model_file.content), table, source, report)
@@ -113,14 +114,14 @@ def evaluate_checkpoint(
         "source": source.name,
         "trained_on": trained_on,
         "trained_images": seen,
-        "captions_cut": cut,
+        "captions_cut": encoded.cut,
         **_tables(embeddings, found, protocols, table.order),
         "composition": asdict(judged.composition()) if judged else None,
         "caution": embeddings.caution,
         "precision": device.precision,
         "seconds": time.monotonic() - start,
     }
-    doubts = say_cut(cut, equal, len(table.captions), context) + ([note] if note else [])
+    doubts = say_cut(encoded.cut, encoded.equal, len(table.captions), context) + ([note] if note else [])
     return Evaluation(result, embeddings, found, table, doubts, judged)
 
 

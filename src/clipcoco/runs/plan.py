@@ -1,5 +1,6 @@
 """What a run is made of, read and checked in the order of the exit codes before anything is written."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,9 @@ from clipcoco.config.load import LoadedConfig
 from clipcoco.config.schema import Config
 from clipcoco.data.annotations import prepare_command
 from clipcoco.data.captions import CaptionTable
-from clipcoco.data.doubts import doubts, encoded
+from clipcoco.data.doubts import doubts, say_cut
 from clipcoco.data.false_captions import FalseCaptions, FalseTexts
+from clipcoco.data.kept import Encoded, encode_captions, learn_tokenizer
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.split import ORIGINALS, Source, open_splits
 from clipcoco.data.tokenizer import Tokenizer
@@ -45,6 +47,7 @@ class Parts:
     source: Source
     tokenizer: Tokenizer
     tokens: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]  # of the captions of train and val
+    words: Sequence[str]  # of the training captions
     false: FalseCaptions | None  # of drawn validation scenes, where to encode them is cheap
     false_tokens: npt.NDArray[np.int32] | None
     false_texts: FalseTexts | None  # of the captions of train
@@ -109,17 +112,19 @@ def read_parts(
     frozen_epochs: int | None = None,
     micro_batch_size: int = 0,
     group: Group = ALONE,
+    keep: bool = True,
 ) -> Parts:
     """Choose the device, then read the data and check it. `tokenizer` None trains one on the captions.
 
     Of a run that goes on: `source_like` is where it read its images from, `precision`, `frozen_epochs` and
     `micro_batch_size` what was resolved; on a device without that precision it goes on in float32.
-    To tell a person: `preset` is the one to prepare data for, `origin` where the weights are from.
+    To tell a person: `preset` is the one to prepare data for, `origin` where the weights are from. Without `keep`
+    nothing is written into the data's folder.
     """
     get_them = prepare_command(config.data, preset)
     device = (choose_device if source_like is None else choose_as_trained)(device_name, precision)
     root = config.data.folder
-    train, val = open_splits(config.data, "train", "val", like=source_like, get_them=get_them)
+    train, val = open_splits(config.data, "train", "val", like=source_like, get_them=get_them, keep=keep)
     train_table, val_table, source = train.table, val.table, train.source
     whole_train, whole_val = ((len(split.whole.files), len(split.whole.captions)) for split in (train, val))
     as_it_began = config
@@ -134,16 +139,13 @@ def read_parts(
     rows = micro_batch(config.train, group.size, derived.normalised, micro_batch_size)
     if group.size > 1 and derived.normalised:  # so that one process can repeat it
         config = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch_size": rows})})
-    if tokenizer is None and config.model.text.weights != "none":
-        tokenizer = read_tokenizer(config.model.text)
-    if tokenizer is None:
-        tokenizer = Tokenizer.train(train_table.captions, config.model.text.vocab_size)
+    tokenizer, of_train, of_val, cut = _encoded(config, tokenizer, train_table, val_table, keep)
+    tokens, context = (of_train.tokens, of_val.tokens), config.model.text.context_length
     views = 1 + (config.data.cached_crops if derived.frozen_epochs else 0)
     largest = max(config.train.batch_size, EVALUATION_BATCH * views)
     workers, why = choose_workers(config.data.workers, device.device.type, config.data.image_size, largest)
-    tokens, cut = encoded(tokenizer, (train_table, val_table), config.model.text.context_length)
     false = None if config.model.text.weights != "none" else drawn_false_captions(root, val_table)[0]  # it takes long
-    encode = partial(tokenizer.encode, context_length=config.model.text.context_length)
+    encode = partial(tokenizer.encode, context_length=context)
     negatives = false_texts(root, train_table, config.train.text_negatives, encode)
     warnings = (*doubts(train_table, val_table, root), *cut)
     header = (
@@ -155,8 +157,22 @@ def read_parts(
         *([("captions", say_captions(config, sum(map(len, tokens))))] if config.model.text.caution else []),
     )
     of_false = false, encode(false.false) if false else None, negatives
-    data = train_table, val_table, source, tokenizer, tokens
+    data = train_table, val_table, source, tokenizer, tokens, of_train.words
     return Parts(config, device, *data, *of_false, derived, workers, rows, group, warnings, header)
+
+
+def _encoded(
+    config: Config, tokenizer: Tokenizer | None, train: CaptionTable, val: CaptionTable, keep: bool
+) -> tuple[Tokenizer, Encoded, Encoded, list[str]]:
+    """The tokenizer, which None asks for, what it makes of the captions, and a sentence on those that are cut."""
+    root, text = config.data.folder, config.model.text
+    if tokenizer is None and text.weights != "none":
+        tokenizer = read_tokenizer(text)
+    if tokenizer is None:
+        tokenizer = learn_tokenizer(root, train.captions, text.vocab_size, keep)
+    one, two = (encode_captions(root, tokenizer, of.captions, text.context_length, keep) for of in (train, val))
+    captions = len(one.tokens) + len(two.tokens)
+    return tokenizer, one, two, say_cut(one.cut + two.cut, one.equal + two.equal, captions, text.context_length)
 
 
 def check_disk(runs_dir: Path, derived: Derived) -> None:

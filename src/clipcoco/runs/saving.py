@@ -37,7 +37,7 @@ class Saver:
         self.config = plan.parts.config
         self.plain, self.versions = to_plain(self.config), versions_of(plan.parts.device)
         self.fingerprint = plan.fingerprint
-        self.words = words_with(plan.parts.train_table.captions, plan.words)
+        self.words = words_with(plan.parts.words, plan.words)
         self.saved = (-1, -1)  # step and evaluated epochs of the newest file
         self.refused: set[int] = set()  # steps since then at which the disk refused
         self.owed: list[tuple[dict[str, Any], bool, int]] = []  # of epochs, whose weights would be gone

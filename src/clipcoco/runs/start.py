@@ -47,8 +47,9 @@ def plan_run(
     init: Path | None,
     report: Report,
     group: Group = ALONE,
+    keep: bool = True,
 ) -> Plan:
-    """A new run; writes nothing. All that can fail is checked, in the order of the exit codes.
+    """A new run, checked in the order of the exit codes; writes nothing but, with `keep`, what its captions come to.
 
     Raises ConfigError, DataError, CheckpointError or EnvironmentProblem.
     """
@@ -56,12 +57,11 @@ def plan_run(
         check_name(runs_dir, name)
     # ---- settings: with --init the architecture comes with the weights
     source, origin = (open_model(init), str(init)) if init is not None else (None, "")
-    if source:
-        loaded = _with_model_of(loaded, source.config, source.path)
+    loaded = _with_model_of(loaded, source.config, source.path) if source else loaded
     # ---- device and data
-    precision, tokenizer = loaded.config.train.precision, source.tokenizer if source else None
+    precision, preset, tokenizer = loaded.config.train.precision, loaded.chain[-1], source.tokenizer if source else None
     parts = read_parts(
-        loaded.config, device_name, precision, tokenizer, preset=loaded.chain[-1], origin=origin, group=group
+        loaded.config, device_name, precision, tokenizer, preset=preset, origin=origin, group=group, keep=keep
     )
     loaded, config = _as_trained(loaded, parts.config), parts.config
     if not parts.derived.frozen_epochs:  # else the features tell, which are computed before the first step

@@ -1,0 +1,140 @@
+"""What files of captions and a tokenizer come to, kept as arrays in data.root/.clipcoco: read and encoded once.
+
+Which file it was is known by its size and its times, and where these differ by its SHA-256. Tokens and tokenizers go by
+the captions themselves. What is damaged, of another version or not to be written is worked out again.
+Letters: N images, M captions, L tokens.
+"""
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from clipcoco.data.annotations import PREPARE, annotation_file, name_of, opened
+from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.data.texts import Texts, joined, sha256_of
+from clipcoco.data.tokenizer import Tokenizer, words_in
+from clipcoco.disk.arrays import Arrays, keep_arrays, read_arrays
+from clipcoco.disk.sums import sums_of
+
+FORMAT = 1
+LEAST = 2**19  # bytes of captions: fewer are read within a tenth of a second
+_NAME = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-\n"  # what names of files are made of
+
+
+def open_captions(root: Path, split: str, *, get_them: str = PREPARE, keep: bool = True) -> CaptionTable:
+    """`read_captions`, at once where it has been kept. Raises what that raises. Without `keep` nothing is written."""
+    file = annotation_file(root, split)
+    with opened(root, split, get_them):
+        if not keep or file.stat().st_size < LEAST:
+            return read_captions(root, split, get_them=get_them)
+
+    def sha256() -> str:
+        return sums_of(root, [str(file.relative_to(root))], "annotations")[0]
+
+    path, key = root / ".clipcoco" / f"captions-{split}.arrays", [FORMAT, unicodedata.unidata_version, sha256()]
+    with suppress(LookupError, ValueError, TypeError):  # of a stranger's
+        if (kept := read_arrays(path, key)) and (table := _table(kept, root, split)):
+            return table
+    table = read_captions(root, split, get_them=get_them)
+    if sha256() == key[-1]:  # nobody has written it meanwhile
+        keep_arrays(path, key, _arrays(table, split))
+    return table
+
+
+def _arrays(table: CaptionTable, split: str) -> Arrays:
+    about = [table.order, table.coco, table.name != split, sha256_of(table.captions), *table.notes]
+    return {
+        **{name: getattr(table, name) for name in ("image_ids", "sizes", "caption_ids", "offsets")},
+        "files": _bytes(joined(file.removeprefix(f"{split}/") for file in table.files)),
+        "captions": _bytes(joined(table.captions)),
+        "about": _bytes(json.dumps(about).encode()),
+    }
+
+
+def _table(kept: Arrays, root: Path, split: str) -> CaptionTable | None:
+    """None for what `_arrays` has not made: offsets that lead nowhere, a file in another folder."""
+    ids, sizes, captions, offsets = (kept[name] for name in ("image_ids", "sizes", "caption_ids", "offsets"))
+    order, coco, adopted, sha256, *notes = json.loads(kept["about"].tobytes())
+    sound = (
+        {array.dtype.str for array in (ids, sizes, captions, offsets)} == {"<i8"}
+        and len(offsets) == len(ids) + 1 == len(sizes) + 1 > 1
+        and sizes.shape[1:] == (2,)
+        and (offsets[0], offsets[-1]) == (0, len(captions))
+        and (np.diff(offsets) > 0).all()
+        and (np.diff(ids) > 0).all()
+        and not kept["files"].tobytes().translate(None, _NAME)
+    )
+    if not sound:
+        return None
+    return CaptionTable(
+        folder=root,
+        image_ids=ids,
+        files=Texts(kept["files"], len(ids), before=f"{split}/"),
+        sizes=sizes,
+        caption_ids=captions,
+        captions=Texts(kept["captions"], len(captions), sha256=sha256),
+        offsets=offsets,
+        order=order,
+        notes=tuple(notes),
+        name=name_of(root, split, adopted),
+        coco=coco,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What a tokenizer makes of M captions."""
+
+    tokens: npt.NDArray[np.int32]  # (M,L)
+    cut: int  # captions that are longer than L
+    equal: int  # of them, those that are then equal to another
+    words: Sequence[str]  # each word of the captions once, in lower case
+
+
+def encode_captions(root: Path, tokenizer: Tokenizer, texts: Sequence[str], context: int, keep: bool = True) -> Encoded:
+    """Encoded to `context` tokens L, as `Tokenizer.encode_counted` does."""
+
+    def make() -> Arrays:
+        tokens, *counts = tokenizer.encode_counted(texts, context)
+        return {"tokens": tokens, "counts": np.array(counts), "words": _bytes(joined(words_in(texts)))}
+
+    made = _kept(root, "tokens", [tokenizer.sha256, context], texts, make, keep)
+    cut, equal = made["counts"].tolist()
+    return Encoded(made["tokens"], cut, equal, made["words"].tobytes().decode().split())
+
+
+def learn_tokenizer(root: Path, texts: Sequence[str], vocab_size: int, keep: bool = True) -> Tokenizer:
+    """`Tokenizer.train` on captions."""
+
+    def make() -> Arrays:
+        return {"plain": _bytes(json.dumps(Tokenizer.train(texts, vocab_size).to_plain()).encode())}
+
+    made = _kept(root, "tokenizer", [vocab_size], texts, make, keep)
+    return Tokenizer.from_plain(json.loads(made["plain"].tobytes()))
+
+
+def _kept(
+    root: Path, what: str, how: list[Any], texts: Sequence[str], make: Callable[[], Arrays], keep: bool
+) -> Arrays:
+    """What `make` makes of `texts`, `how` it does so deciding with them."""
+    if not keep or len(joined(texts)) < LEAST:
+        return make()
+    key = [FORMAT, unicodedata.unidata_version, tokenizers.__version__, sha256_of(texts), *how]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    path = root / ".clipcoco" / f"{what}-{digest[:12]}.arrays"
+    if (kept := read_arrays(path, key)) is None:
+        keep_arrays(path, key, kept := make())
+    return kept
+
+
+def _bytes(content: Any) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(content, np.uint8)

@@ -1,0 +1,91 @@
+"""Named arrays in one file, mapped where they are read: what was worked out of files once is there at once.
+
+A line of JSON says what made them, what is where, and the sum of all that follows. A file is replaced whole, by a
+rename: what was mapped stays as it was. Who can't write does without.
+"""
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clipcoco.disk.files import remove_leftovers, sync_folder, take_name, write_temporary
+from clipcoco.disk.locks import Held, lock
+from clipcoco.disk.seal import seal, unsealed
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+_ALIGNED = 64  # bytes
+_HEAD = 2**16  # at most
+_BLOCK = (128, 1024)  # 64-bit words, 1 MB
+
+
+def read_arrays(path: Path, key: Any) -> Arrays | None:
+    """The arrays at `path` that `key` made, as they were written; None for no such file, another key, or damage.
+
+    They can be written to, in memory alone.
+    """
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            line = file.readline(_HEAD)
+            head = unsealed(json.loads(line))
+            if head["key"] != json.loads(json.dumps(key)):
+                return None
+            whole = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
+        content = whole[len(line) :]
+        if len(line) % _ALIGNED or len(content) != head["size"] or _sum(content) != head["sum"]:
+            return None
+        return {name: _array(content, *where) for name, where in head["arrays"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def keep_arrays(path: Path, key: Any, arrays: Arrays) -> None:
+    """Write them for `read_arrays`, in a folder that is made where needed; not where that can't be, or another process
+    is at it."""
+    places, blocks, size = {}, list[Array](), 0
+    for name, array in arrays.items():
+        places[name] = [array.dtype.str, array.shape, size]
+        gap = -array.nbytes % _ALIGNED
+        blocks += [np.ascontiguousarray(array).reshape(-1).view(np.uint8), np.zeros(gap, np.uint8)]
+        size += array.nbytes + gap
+    content = np.concatenate([np.empty(0, np.uint8), *blocks])
+    head = json.dumps(seal({"key": key, "arrays": places, "size": size, "sum": _sum(content)})).encode()
+    head += b" " * (-(len(head) + 1) % _ALIGNED) + b"\n"
+    if len(head) > _HEAD:
+        return
+    with contextlib.suppress(OSError, Held):  # somebody else's folder, a full disk: the next one works it out again
+        path.parent.mkdir(exist_ok=True)
+        with lock(path.with_suffix(".lock")) as without_locks:
+            if not without_locks:
+                remove_leftovers(path)
+            take_name(write_temporary(path, lambda file: file.writelines((head, content.data))), path)
+            sync_folder(path.parent)
+
+
+def _array(content: Array, kind: str, shape: list[int], start: int) -> Array:
+    dtype, count = np.dtype(kind), int(np.prod(shape, dtype=np.int64))
+    if dtype.hasobject or min(start, *shape, 0) < 0:
+        raise ValueError("no array of numbers")
+    return np.frombuffer(content.data, dtype, count, start).reshape(shape)
+
+
+def _sum(content: Array) -> str:
+    """At the speed of memory: the rows and the columns of each megabyte are added up, and these sums are hashed.
+
+    A bit that flips, a stretch that is lost or stands elsewhere shows in them; a forger is not kept out.
+    """
+    digest, block = hashlib.sha256(), 8 * _BLOCK[0] * _BLOCK[1]
+    whole = len(content) // block * block
+    for start in range(0, whole, block):
+        words = np.frombuffer(content.data, np.uint64, block // 8, start).reshape(_BLOCK)
+        digest.update(words.sum(axis=0).data)
+        digest.update(words.sum(axis=1).data)
+    digest.update(content[whole:].data)
+    return digest.hexdigest()
