@@ -35,7 +35,7 @@ class Pictures:
 
     names: list[str]  # N
     paths: list[Path]  # N, of what is made small
-    captions: list[list[str]]  # N, or none
+    captions: Sequence[Sequence[str]]  # N, or none
     vectors: Tensor  # float32 (N,D), unit
     small: bool = False  # so that they are shown small
 
