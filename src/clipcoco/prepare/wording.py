@@ -63,9 +63,9 @@ def captions(scene: Scene) -> list[str]:
 def false_captions(scene: Scene, caption: str) -> Iterator[tuple[str, str]]:
     """What was changed, and `caption`, which is true of `scene`, with that change: then it is false, and else the same.
 
-    Colours and shapes are swapped between two things, or of one thing replaced by one that no thing has; relations are
-    reversed from above to below and from left to right. At most one of each of KINDS, and none where the change might
-    leave the caption true. Always the same ones.
+    Colours and shapes are swapped between two things, of which one may not be named, or of one thing replaced by one
+    that no thing has; relations are reversed from above to below and from left to right. At most one of each of KINDS,
+    and none where the change might leave the caption true. Always the same ones.
     """
     rng, there = Random(f"false {caption}"), {(thing.colour, thing.shape) for thing in scene.things}
     found = list(_MENTION.finditer(caption))
@@ -77,6 +77,11 @@ def false_captions(scene: Scene, caption: str) -> Iterator[tuple[str, str]]:
             if not kinds_told(new) <= there:  # else only their places are exchanged
                 yield f"{part}s swapped", new
                 break
+        if len(found) == 1:
+            others = [getattr(thing, part) for thing in scene.things]
+            swaps = [with_words(caption, [(*found[0].span(part), other)]) for other in others]
+            if wrong := [new for new in swaps if not kinds_told(new) <= there]:
+                yield f"{part}s swapped", rng.choice(wrong)
     if relations := [(*word.span(), REVERSED[word[0].lower()]) for word in _RELATION.finditer(caption)]:
         yield "relation reversed", with_words(caption, relations)
     for part, usual in zip(*parts, strict=True) if found else ():
