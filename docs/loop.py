@@ -22,7 +22,7 @@ from clipcoco.data.workers import choose_workers
 from clipcoco.engine.checkpoint import load, save
 from clipcoco.engine.device import choose_device, make_deterministic
 from clipcoco.engine.evaluate import Inputs, embed, in_order, validation_loss
-from clipcoco.engine.loss import LOSSES
+from clipcoco.engine.loss import LOSSES, text_keys
 from clipcoco.engine.model import build
 from clipcoco.engine.optim import build_optimizer, learning_rate, restore_moments, set_learning_rate
 from clipcoco.engine.recall import recall_table
@@ -82,7 +82,7 @@ for epoch in range(state.evaluated_epochs, config.train.epochs):
         torch.manual_seed(step_seed(config.seed, state.step))  # of dropout
         with device.autocast():
             images, texts, tau = model(batch.to(device.device))  # unit vectors, (B,D) twice, and the temperature
-        nats = loss.of(images, texts, tau)
+        nats = loss.of(images, texts, tau, keys=text_keys(batch.tokens))  # equal captions are no negatives
         scaler.scale(nats).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.grad_clip)
