@@ -7,6 +7,7 @@ import re
 import struct
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,13 +17,16 @@ from PIL import Image
 
 from browser import CHROMIUM, Tab, browser
 from clipcoco.data.captions import read_captions
+from clipcoco.data.tokenizer import Tokenizer
 from clipcoco.engine import quantize
 from clipcoco.engine.model_file import ModelFile, open_model
 from clipcoco.engine.recall import recall_table
-from clipcoco.errors import NumericError
+from clipcoco.engine.sentence import SentenceEncoder
+from clipcoco.errors import ConfigError, NumericError
 from clipcoco.search.models import open_checkpoint
 from clipcoco.search.query import nearest
 from clipcoco.share import cost
+from clipcoco.share.page import share_page
 from conftest import TOY
 
 HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\"> {{ 7 * 7 }}"
@@ -66,9 +70,9 @@ def tab(folder, tmp_path_factory):
     with browser(tmp_path_factory.mktemp("chromium")) as tab:
         tab.open(folder / "runs/toy/search.html")
         yield tab
-        assert tab.asked == [(folder / "runs/toy/search.html").as_uri()], "a request left the page"
+        pages = ("runs/toy/search.html", "shots.html")
+        assert set(tab.asked) <= {(folder / page).as_uri() for page in pages}, "a request left the page"
         assert not tab.complaints
-        assert tab.run("document.title") == "Search 24 pictures"
 
 
 def unpacked(html: str) -> tuple[dict, dict[str, np.ndarray]]:
@@ -196,12 +200,13 @@ def test_vectors_and_order_are_those_of_python(tab, toy, html, folder):
     assert float((vectors - expected).abs().max()) < 1e-5
     header, arrays = unpacked(html)
     images = F.normalize(torch.from_numpy(arrays["pictures"].reshape(24, -1).astype(np.float32)), dim=1)
-    for caption, vector in list(zip(captions, expected, strict=True))[:20]:
-        order, scores = nearest(images, vector, 24)
-        shown = ask(tab, caption)
-        assert shown["order"] == order
-        assert shown["scores"] == [f"{score:.3f}" for score in scores]
-        assert shown["names"] == [header["files"][row].lstrip("0") for row in order]
+    best = [nearest(images, vector, 24) for vector in expected]
+    ranking = "(text) => ranked(page.gallery.scores(page.tower.encode(page.tokenizer.encode(text))))"
+    assert tab.run(f"{json.dumps(captions)}.map({ranking})") == [order for order, _ in best]
+    shown = ask(tab, captions[7])
+    assert shown["order"] == best[7][0]
+    assert shown["scores"] == [f"{score:.3f}" for score in best[7][1]]
+    assert shown["names"] == [header["files"][row].lstrip("0") for row in best[7][0]]
 
 
 @needs_chromium
@@ -275,6 +280,48 @@ def test_a_click_looks_for_pictures_like_it_and_back_returns(tab):
 def test_a_hostile_caption_stands_there_as_text(tab):
     assert HOSTILE in ask(tab, "a red circle")["captions"]
     assert tab.run("document.querySelectorAll('script:not([type]), #results [onerror]').length") == 1
+    assert tab.run("document.title") == "Search 24 pictures"
+
+
+@needs_chromium
+def test_pictures_move_while_an_example_types_itself_unless_motion_is_unwelcome(tab):
+    ask(tab, "")
+    example = tab.run("page.header.examples[0]")
+    typed = """(async () => {
+      const seen = new Set();
+      let moved = 0;
+      document.querySelector("#examples button").click();
+      while (byId("query").value !== page.header.examples[0]) {
+        seen.add(byId("query").value);
+        moved = Math.max(moved, document.getAnimations().length);
+        await new Promise(requestAnimationFrame);
+      }
+      return [seen.size, moved];
+    })()"""
+    letters, moved = tab.run(typed)
+    assert len(example) // 2 < letters <= len(example)
+    assert moved > 5
+    tab("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
+    ask(tab, "")
+    assert tab.run(typed) == [0, 0]
+    tab("Emulation.setEmulatedMedia", features=[])
+
+
+@needs_chromium
+def test_keys_do_what_a_mouse_does_and_all_has_a_name(tab):
+    def press(key: str, text: str = "") -> None:
+        for kind in ("keyDown", "keyUp"):
+            tab("Input.dispatchKeyEvent", type=kind, key=key, text=text if kind == "keyDown" else "")
+
+    ask(tab, "a red circle")
+    tab.run("document.activeElement.blur()")
+    press("/", "/")
+    assert tab.run("[document.activeElement.id, byId('query').value]") == ["query", "a red circle"]
+    for node in tab("Accessibility.getFullAXTree")["nodes"]:
+        if node.get("role", {}).get("value") in ("button", "image", "link", "searchbox", "table"):
+            assert node["ignored"] or node["name"]["value"], node
+    press("Escape")
+    assert tab.run("[document.activeElement.id, byId('query').value, page.scores]") == ["query", "", None]
 
 
 @needs_chromium
@@ -283,6 +330,20 @@ def test_nothing_is_wider_than_the_window(tab, width):
     tab("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=True)
     ask(tab, "a" * 300)
     assert tab.run("document.documentElement.scrollWidth") <= width
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_tokens_of_all_captions_of_coco_are_those_of_python(tab, shared):
+    plain = json.loads((shared / "coco-annotations/captions_val2017.json").read_text())
+    captions = [row["caption"] for row in plain["annotations"]]
+    assert len(captions) == 25_014
+    ours = Tokenizer.train(captions, 10_000)
+    header = {**ours.to_plain(), "context_length": 32}
+    header |= {"vocab": list(header["vocab"]), "merges": [" ".join(pair) for pair in header["merges"]]}
+    asked = f"(() => {{ const one = new Tokenizer({json.dumps(header)}); return {json.dumps(captions)}"
+    theirs = tab.run(f"{asked}.map((text) => one.encode(text)) }})()")
+    assert theirs == [row[row != 0].tolist() for row in ours.encode(captions, 32)]
 
 
 # ---------------------------------------------------------------- what is refused
@@ -313,6 +374,7 @@ class Table:
     ("words", "code", "said"),
     [
         (("--split", "dev"), 2, "no split 'dev' (--split)"),
+        (("--split", "train"), 2, "no training caption leaves in a page (--split)"),
         (("--bits", "4"), 2, "weights have 8 or 16 bits here, not 4 (--bits)"),
         (("--output", "page.jpg"), 2, "does not end in .html"),
         (("--output", "no/where.html"), 2, "(--output). Make it first"),
@@ -330,22 +392,45 @@ def test_what_can_not_be_is_one_line(clipcoco, folder, words, code, said):
     assert (folder / "mine.html").read_text() == "<p>mine</p>"
 
 
-def test_a_folder_of_pictures_has_names_and_no_captions(clipcoco, folder):
-    shots = folder / "shots"
-    (shots / "summer").mkdir(parents=True)
-    for place, colour in ((shots / "summer/<b>.png", "red"), (shots / "2.jpg", "blue")):
-        Image.new("RGB", (40, 30), colour).save(place)
-    (shots / "notes.txt").write_text("none")
+def test_the_text_tower_of_others_is_refused(toy, tmp_path):
+    text = toy.config.model.text.model_copy(update={"weights": "./minilm"})
+    with torch.device("meta"):
+        file = SimpleNamespace(config=toy.config, text=SentenceEncoder(text, 400, 16))
+    with pytest.raises(ConfigError, match=r"not MiniLM's \(model.text.weights\)"):
+        share_page(file, "x", toy.config.data, "val", None, 8, "cpu", tmp_path / "x.html", lambda event: None)
+
+
+@pytest.fixture(scope="module")
+def shots(clipcoco, folder) -> Path:
+    """The page of a folder of pictures, one of which has a hostile name."""
+    place = folder / "shots" / "summer"
+    place.mkdir(parents=True)
+    Image.new("RGB", (40, 30), "red").save(place / HOSTILE.replace("/", ""), "PNG")
+    Image.new("RGB", (40, 30), "blue").save(folder / "shots/2.jpg")
+    (folder / "shots/notes.txt").write_text("none")
     words = ("share", "toy", "--images", "shots", "--bits", "16", "--output", "shots.html", "data.root=elsewhere")
     done = clipcoco(*words, cwd=folder).ok()
-    assert "not measured" in done.stdout
+    assert "not measured: no captions at elsewhere" in done.stdout
     assert "notes.txt" in done.stderr
-    html = (folder / "shots.html").read_text()
+    return folder / "shots.html"
+
+
+def test_a_folder_of_pictures_has_names_and_no_captions(shots):
+    html = shots.read_text()
     header, arrays = unpacked(html)
-    assert header["files"] == ["2.jpg", "summer/<b>.png"]
+    assert header["files"] == ["2.jpg", "summer/" + HOSTILE.replace("/", "")]
     assert header["captions"] == []
     assert arrays["pictures"].dtype == np.int16
     assert "Its recall was not measured" in html
+    assert "elsewhere" not in html
+
+
+@needs_chromium
+def test_a_hostile_name_stands_there_as_text_and_the_report_is_far(tab, shots):
+    assert tab.run("byId('report').hidden") is False
+    tab.open(shots)
+    assert HOSTILE.replace("/", "") in " ".join(ask(tab, "red")["names"])
+    assert tab.run("[document.title, byId('report').hidden]") == ["Search 2 pictures", True]
 
 
 def test_the_report_leads_there_and_train_says_how(folder):

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipcoco.cli.evaluate import Split
 from clipcoco.cli.options import (
     RUNS,
     Debug,
@@ -41,6 +40,12 @@ Output = Annotated[
     Path | None,
     typer.Option(metavar="FILE.html", help="Otherwise search.html in the run's folder.", callback=expanded_path),
 ]
+Split = Annotated[
+    str,
+    typer.Option(
+        help="val, test or karpathy-test.", autocompletion=complete_from(*(one for one in MEASURED if one != "train"))
+    ),
+]
 Bits = Annotated[
     int, typer.Option(metavar="8 or 16", help="Of weights and vectors.", autocompletion=complete_from("8", "16"))
 ]
@@ -64,8 +69,9 @@ def share(
 
     [bold]clipcoco share small --images ~/Pictures/2026 --output holidays.html[/bold]
     """
-    if split not in MEASURED:
-        raise ConfigError(f"no split '{split}' (--split). Choose val, train, test or karpathy-test")
+    if split not in MEASURED or split == "train":
+        why = "no training caption leaves in a page" if split == "train" else f"no split '{split}'"
+        raise ConfigError(f"{why} (--split). Choose val, test or karpathy-test")
     if bits not in (8, 16):
         raise ConfigError(f"weights have 8 or 16 bits here, not {bits} (--bits). Choose one")
     if images is not None:

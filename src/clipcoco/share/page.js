@@ -246,6 +246,7 @@ async function open() {
     requestAnimationFrame(() => {
       waiting = false;
       page.search(query.value);
+      scrollTo({ top: 0 });
     });
   });
   const startOver = () => {

@@ -70,14 +70,14 @@ def share_page(
         if pictures is None:
             pictures = of_split(evaluation.table, evaluation.embeddings.images)
             queries = examples(evaluation.table, cost.ranks, file.config.seed)
-    except DataError:
+    except DataError as error:
         if pictures is None:
             raise
-        unmeasured = f"{split} is not at hand"
+        unmeasured = str(error)
     if len(pictures.names) > MOST:
         raise ConfigError(f"a page takes {MOST:,} pictures at most, here are {len(pictures.names):,}. Give fewer")
     # ---- the page
-    html = _html(file, tower, pictures, run, queries, bits, cost, unmeasured)
+    html = _html(file, tower, pictures, run, queries, bits, cost)
     write_atomically(path, html)
     return Page(path, len(html), len(pictures.names), bits, cost, unmeasured)
 
@@ -90,7 +90,6 @@ def _html(
     queries: list[str],
     bits: int,
     cost: Cost | None,
-    unmeasured: str,
 ) -> bytes:
     """No script or style runs but these, whose sums the policy names; no address but the page's own data is asked."""
     script = '"use strict";\n' + "\n".join(_part(name) for name in SCRIPTS)
@@ -111,7 +110,6 @@ def _html(
         parameters=sum(weight.numel() for weight in tower.parameters()),
         bits=bits,
         recall=cost,
-        unmeasured=unmeasured,
         version=__version__,
         model=model_text(file, tower, pictures, run, queries, bits),
         thumbnails=thumbnails_text(pictures),
