@@ -14,15 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
+from clipcoco.disk.arrays import load_arrays, write_arrays
 from clipcoco.disk.locks import lock
-from clipcoco.disk.seal import read_sealed, write_sealed
+from clipcoco.disk.seal import write_sealed
 from clipcoco.errors import CheckpointError, EnvironmentProblem
 from clipcoco.search import index as indexes
 from clipcoco.search.index import DAMAGED, OTHER, Encoding, Index, Item, refresh
 from clipcoco.search.models import open_folder
 from clipcoco.search.page import slug, write_page
 from clipcoco.search.query import Answer, Hit, Query, nearest
-from harness import Page
+from harness import Page, file_size_limit, raising
 
 EVIL = "<script>alert('1')</script> & \"quoted\" {{ 7 * 7 }} {% raw %}"
 
@@ -104,6 +105,14 @@ def found(index: Index) -> dict[str, float]:
     return {name: float(row[0]) for name, row in zip(names, rows, strict=True)}
 
 
+def bytes_written() -> int:
+    """By this process, so far, as the system counts."""
+    counts = Path("/proc/self/io")
+    if not counts.exists():
+        pytest.skip("the system does not count them")
+    return int(re.search(r"wchar: (\d+)", counts.read_text())[1])
+
+
 def in_a_child(work) -> int:
     child = os.fork()
     if child == 0:
@@ -152,10 +161,10 @@ class TestIndex:
 
     def test_what_kills_and_earlier_versions_left_is_cleared(self, file):
         file.parent.mkdir()
-        for name in (".i.f16.0a1b2c3d.tmp", ".i.json.0a1b2c3d.tmp", "i.npz"):
+        for name in (".i.f16.0a1b2c3d.tmp", ".i.arrays.0a1b2c3d.tmp", "i.npz"):
             (file.parent / name).write_bytes(b"half")
         update(file, ["i1"], Source())
-        assert {path.name for path in file.parent.iterdir()} == {"i.f16", "i.json", "i.lock"}
+        assert {path.name for path in file.parent.iterdir()} == {"i.f16", "i.arrays", "i.lock"}
 
     def test_another_model_starts_anew(self, file):
         source = Source()
@@ -189,7 +198,7 @@ class TestIndex:
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
             assert len(open_index(file).stale(items_of(names))) == 500 - at // 128 * 128
         update(file, names, source)
-        for name in ("i.f16", "i.json"):
+        for name in ("i.f16", "i.arrays"):
             assert (file.parent / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
 
     @pytest.mark.parametrize("own", [b"damaged", None])
@@ -198,11 +207,11 @@ class TestIndex:
         other = update(tmp_path / "other/i.f16", ["i1", "i2"], Source()).path
         file.parent.mkdir()
         if own:
-            file.with_suffix(".json").write_bytes(own)
+            file.with_suffix(".arrays").write_bytes(own)
 
         def tell(line: str) -> None:
             told.append(line)
-            for path in (other, other.with_suffix(".json")):
+            for path in (other, other.with_suffix(".arrays")):
                 os.replace(path, file.parent / path.name)
             writing.close()
 
@@ -227,17 +236,60 @@ class TestIndex:
     def test_each_name_stands_once_in_the_index_and_rows_in_order_are_not_copied(self, file):
         names = [f"i{number}" for number in range(9)]
         assert isinstance(update(file, names, Source()).gallery()[1].base, mmap.mmap)
-        assert file.with_suffix(".json").read_text().count('"i7"') == 1
+        assert file.with_suffix(".arrays").read_bytes().count(b"i7") == 1
         found, rows = update(file, names[::-1], Source()).gallery()
         assert (found, rows[:, 0].tolist()) == (names[::-1], [8, 7, 6, 5, 4, 3, 2, 1, 0])
 
-    def test_an_index_that_could_not_be_read_again_is_not_kept(self, file, monkeypatch):
-        monkeypatch.setattr("clipcoco.disk.seal._MOST", 99)
+    def test_an_index_that_can_not_be_written_is_not_kept(self, file):
         index, told = open_index(file), []
-        assert refresh(index, items_of(["i1"]), Source().encoding(), lambda event: None, told.append) == 1
-        assert told == [f"the index can't be kept: it would have more than 99 bytes ({file})"]
+        with file_size_limit(99):
+            assert refresh(index, items_of(["i1"]), Source().encoding(), lambda event: None, told.append) == 1
+        assert told == [f"the index can't be kept: File too large ({file})"]
         assert found(index) == {"i1": 1}
         assert [path.name for path in file.parent.iterdir()] == ["i.lock"]
+
+    def test_what_an_earlier_version_kept_is_used_and_written_anew(self, file):
+        source = Source()
+        update(file, ["damaged", "i1", "i2"], source)
+        head, kept = load_arrays(file.with_suffix(".arrays"))
+        digits = kept["contents"].tobytes().hex()
+        items = {"damaged": ["1 1", DAMAGED], "i1": ["1 1", digits[:32]], "i2": ["1 1", digits[32:]]}
+        write_sealed(file.with_suffix(".json"), head | {"names": [digits[:32], digits[32:]], "items": items})
+        file.with_suffix(".arrays").unlink()
+        assert not open_index(file).stale(items_of(["damaged", "i1", "i2"]))
+        assert found(update(file, ["damaged", "i1", "i2", "i3"], source)) == {"i1": 1, "i2": 2, "i3": 3}
+        assert source.encoded == [2, 1]
+        assert {path.name for path in file.parent.iterdir()} == {"i.f16", "i.arrays", "i.lock"}
+
+    def test_what_is_written_of_a_large_gallery_stays_below_twice_what_is_left(self, file, monkeypatch):
+        monkeypatch.setattr(indexes, "SAVE_EVERY", 64)
+        names = [f"i{number}" for number in range(6000)]
+        index = Index(file, "m", 256)
+        wide = Encoding(
+            lambda name: name.encode(),
+            lambda data: torch.full((256,), float(data[1:])),
+            lambda batch: batch,
+            2,
+        )
+        before = bytes_written()
+        refresh(index, items_of(names), wide, lambda event: None, pytest.fail)
+        left = sum(path.stat().st_size for path in file.parent.iterdir())
+        assert 6000 * 512 < left < bytes_written() - before < 2 * left
+        assert found(Index(file, "m", 256))["i5999"] == pytest.approx(5999, abs=2)
+
+    def test_question_after_question_nothing_is_looked_up_again(self, file, monkeypatch):
+        items, source = items_of(["i1", "i2", "other"]), Source()
+        index = open_index(file)
+        refresh(index, items, source.encoding(), lambda event: None, pytest.fail)
+        first = index.gallery()
+        monkeypatch.setattr(Index, "alone", raising(AssertionError))
+        assert refresh(index, items, source.encoding(), lambda event: None, pytest.fail) == 0
+        assert index.gallery() is first
+        assert index.stale(items_of(["i1", "i2", "i3"])) == [Item("i3", "1 1")]
+        monkeypatch.undo()
+        more = items_of(["i3", "i1"])
+        assert refresh(index, more, source.encoding(), lambda event: None, pytest.fail) == 1
+        assert found(index) == {"i3": 3, "i1": 1}
 
     def test_a_file_system_without_locks_is_told_and_nothing_of_others_is_touched(self, file, monkeypatch):
         update(file, ["i1"], Source())
@@ -276,14 +328,16 @@ class TestIndex:
         "change",
         [
             {},
-            {"names": [[]]},
-            {"names": None},
-            {"names": ["a"] * 10**4},
-            {"names": ["a", "a"]},
-            {"items": {"i1": ["1 1", [1]]}},
-            {"items": [["i1", ["1 1", "1"]]]},
+            {"contents": np.zeros(0, np.uint8)},
+            {"contents": np.zeros(16 * 10**4, np.uint8)},
+            {"contents": np.zeros(32, np.uint8)},
+            {"names": np.frombuffer(b"i1\0", np.uint8)},
+            {"stamps": np.frombuffer(b"\xff\0\xff\0", np.uint8)},
+            {"places": np.array([0, 7], np.int32)},
+            {"places": np.array([0.5, 1.5])},
             {"file": "../i.f16"},
             {"sha256": 7},
+            {"names": None},
         ],
         ids=str,
     )
@@ -292,7 +346,10 @@ class TestIndex:
         update(file, ["i1", "i2"], Source())
         if not change:
             file.write_bytes(file.read_bytes()[::-1])
-        write_sealed(file.with_suffix(".json"), read_sealed(file.with_suffix(".json")) | change)
+        head, kept = load_arrays(file.with_suffix(".arrays"))
+        head |= {key: value for key, value in change.items() if key in ("file", "sha256")}
+        kept = {key: change.get(key, value) for key, value in kept.items() if change.get(key, value) is not None}
+        write_arrays(file.with_suffix(".arrays"), head, kept)
         index = open_index(file)
         assert not found(index)
         refresh(index, items_of(["i3"]), Source().encoding(), lambda event: None, told.append)

@@ -18,7 +18,7 @@ OF_A_RUN = [
     *("log.txt", "status.json", "metrics.jsonl", "config.yaml", "evaluation.json", "report.html", ".lock"),
     *(".status.json.1.tmp", "checkpoints", "checkpoints/last.pt", "checkpoints/best.pt", "checkpoints/.last.pt.1.tmp"),
     *("tensorboard", "tensorboard/events.out.tfevents.1", "figures", "figures/loss.svg", "search", "search/x.html"),
-    *("index", *(f"index/val2017-best.{kind}" for kind in ("f16", "json", "lock"))),
+    *("index", *(f"index/val2017-best.{kind}" for kind in ("f16", "arrays", "json", "lock"))),
 ]
 ON_A_RUN = [
     "resume {run}",

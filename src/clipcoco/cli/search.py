@@ -36,6 +36,7 @@ from clipcoco.search.folder import check_model
 
 if TYPE_CHECKING:
     from clipcoco.search.galleries import Gallery
+    from clipcoco.search.index import Index
     from clipcoco.search.models import Model
     from clipcoco.search.query import Answer, Hit
 
@@ -136,6 +137,7 @@ class _Search:
     device: str | None
     count: int
     about: str  # the model, and what it is worth
+    index: "Index | None" = None
     told: set[str] = field(default_factory=set)
 
     def tell(self, note: str) -> None:
@@ -145,11 +147,12 @@ class _Search:
             show(self.terminal.err, Text.assemble(("note: ", "yellow"), printable(note)))
 
     def answer(self, words: str, image: Path | None) -> "Answer":
-        from clipcoco.search.query import Query, Told, answer
+        from clipcoco.search.query import Query, Told, answer, open_index
 
+        self.index = self.index or open_index(self.model, self.gallery, self.home / "index")
         with RunConsole(self.terminal) as console:
             query, told = Query(words, image), Told(console, self.tell)
-            return answer(query, self.model, self.gallery, self.home / "index", self.device, self.count, told)
+            return answer(query, self.model, self.gallery, self.index, self.device, self.count, told)
 
     def say_encoded(self, result: "Answer") -> None:
         if result.encoded:

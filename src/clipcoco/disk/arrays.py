@@ -26,29 +26,32 @@ _HEAD = 2**16  # at most
 _BLOCK = (128, 1024)  # 64-bit words, 1 MB
 
 
-def read_arrays(path: Path, key: Any) -> Arrays | None:
-    """The arrays at `path` that `key` made, as they were written; None for no such file, another key, or damage.
+def load_arrays(path: Path) -> tuple[Any, Arrays]:
+    """The key and the arrays of a file, as they were written. They can be written to, in memory alone.
 
-    They can be written to, in memory alone.
+    Raises OSError, or for what is damaged ValueError, LookupError, TypeError or AttributeError.
     """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+        line = file.readline(_HEAD)
+        head = unsealed(json.loads(line))
+        whole = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
+    content = whole[len(line) :]
+    if len(line) % _ALIGNED or len(content) != head["size"] or _sum(content) != head["sum"]:
+        raise ValueError("not as it was written")
+    return head["key"], {name: _array(content, *where) for name, where in head["arrays"].items()}
+
+
+def read_arrays(path: Path, key: Any) -> Arrays | None:
+    """The arrays at `path` that `key` made; None for no such file, another key, or damage."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
-            line = file.readline(_HEAD)
-            head = unsealed(json.loads(line))
-            if head["key"] != json.loads(json.dumps(key)):
-                return None
-            whole = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
-        content = whole[len(line) :]
-        if len(line) % _ALIGNED or len(content) != head["size"] or _sum(content) != head["sum"]:
-            return None
-        return {name: _array(content, *where) for name, where in head["arrays"].items()}
+        made, arrays = load_arrays(path)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
+    return arrays if made == json.loads(json.dumps(key)) else None
 
 
-def keep_arrays(path: Path, key: Any, arrays: Arrays) -> None:
-    """Write them for `read_arrays`, in a folder that is made where needed; not where that can't be, or another process
-    is at it."""
+def write_arrays(path: Path, key: Any, arrays: Arrays) -> None:
+    """Write them for `read_arrays` in the place of what is there; the caller is alone in writing it. Raises OSError."""
     places, blocks, size = {}, list[Array](), 0
     for name, array in arrays.items():
         places[name] = [array.dtype.str, array.shape, size]
@@ -58,15 +61,19 @@ def keep_arrays(path: Path, key: Any, arrays: Arrays) -> None:
     content = np.concatenate([np.empty(0, np.uint8), *blocks])
     head = json.dumps(seal({"key": key, "arrays": places, "size": size, "sum": _sum(content)})).encode()
     head += b" " * (-(len(head) + 1) % _ALIGNED) + b"\n"
-    if len(head) > _HEAD:
-        return
+    assert len(head) <= _HEAD, "a key is short"
+    take_name(write_temporary(path, lambda file: file.writelines((head, content.data))), path)
+    sync_folder(path.parent)
+
+
+def keep_arrays(path: Path, key: Any, arrays: Arrays) -> None:
+    """`write_arrays` in a folder that is made where needed; not where that can't be, or another process is at it."""
     with contextlib.suppress(OSError, Held):  # somebody else's folder, a full disk: the next one works it out again
         path.parent.mkdir(exist_ok=True)
         with lock(path.with_suffix(".lock")) as without_locks:
             if not without_locks:
                 remove_leftovers(path)
-            take_name(write_temporary(path, lambda file: file.writelines((head, content.data))), path)
-            sync_folder(path.parent)
+            write_arrays(path, key, arrays)
 
 
 def _array(content: Array, kind: str, shape: list[int], start: int) -> Array:

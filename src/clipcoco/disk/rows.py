@@ -52,13 +52,26 @@ class RowFile(Generic[About]):
         self._status: os.stat_result | None  # of the file that is mapped
         self.clear()
         try:
-            index = read_sealed(self._index)
+            index = self.load_index()
             if index.pop("key") == key:
                 self._read(index)
         except FileNotFoundError:
             self.clear()
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             self.clear(f"{path.name} is damaged")
+
+    def load_index(self) -> dict[str, Any]:
+        """Raises FileNotFoundError, or what a damaged one raises."""
+        index: dict[str, Any] = read_sealed(self._index)
+        return index
+
+    def checked(self, index: dict[str, Any]) -> About:
+        """What else it keeps, of the right kinds. Raises ValueError."""
+        return self._about.model_validate(index)
+
+    def save_index(self, index: dict[str, Any]) -> None:
+        """Replace it in one step. Raises OSError."""
+        write_sealed(self._index, index)
 
     def clear(self, note: str = "") -> None:
         """Forget all rows; on the disk they stay until `save`. `note` is why what was there is of no use."""
@@ -113,7 +126,7 @@ class RowFile(Generic[About]):
             with open(file, "rb") as saved:
                 whole, status = self._mapped(saved, len(self.places))
             index = {"key": self.key, "sha256": digest.hexdigest()} | ({} if file == self.path else {"file": file.name})
-            write_sealed(self._index, index | {self._names: list(self.places)} | dict(self.about))
+            self.save_index(index | {self._names: list(self.places)} | dict(self.about))
         except OSError:
             if file != self._file:
                 file.unlink(missing_ok=True)
@@ -144,7 +157,7 @@ class RowFile(Generic[About]):
             if left or self._digest.hexdigest() != sha256 or len(self.places) != len(names):
                 raise ValueError("not as it was written")
             self._whole, self._status = self._mapped(content, len(names))
-        self.about, self._file = self._about.model_validate(index), file
+        self.about, self._file = self.checked(index), file
 
     def _mapped(self, file: BinaryIO, count: int) -> tuple[Rows, os.stat_result]:
         shape = (count, *self.shape)
@@ -176,6 +189,6 @@ def locked(
                 time.sleep(0.5)
         if note:
             tell(note)
-        for written in (path, path.with_suffix(".json")) if note == "" else ():
-            remove_leftovers(written)
+        for suffix in (path.suffix, ".json", ".arrays") if note == "" else ():
+            remove_leftovers(path.with_suffix(suffix))
         yield None if note is None else not note

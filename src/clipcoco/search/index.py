@@ -7,7 +7,7 @@ Letters: N names with a row, B a batch, D dimensions.
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,13 +21,18 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from clipcoco.data.viewer import UnreadableImage
+from clipcoco.disk.arrays import Array, load_arrays, write_arrays
 from clipcoco.disk.rows import RowFile, Rows, locked
 from clipcoco.events import Progress, Report
 
 FORMAT = 3
 BATCH = 64
-SAVE_EVERY = 2048  # items: minutes of work on a CPU, at most, are lost to a kill
+# Items: minutes of work on a CPU, at most, are lost to a kill. Once that is less than an eighth of what is there, such
+# an eighth: the index is written whole each time, and all its versions together then have no more bytes than the rows.
+SAVE_EVERY = 2048
 OTHER, DAMAGED, UNREAD = "other", "damaged", "unread"  # in the place of a digest; UNREAD is tried again each time
+_NO_ROW = (OTHER, DAMAGED, UNREAD)
+DIGEST = 32  # hexadecimal digits of a content's SHA-256
 
 Tell = Callable[[str], None]
 
@@ -55,29 +60,87 @@ class Encoding:
     threads: int
 
 
+class _Rows(RowFile[_About]):
+    """Its index is arrays: of a million pictures it is there in a second."""
+
+    def load_index(self) -> dict[str, Any]:
+        try:
+            head, kept = load_arrays(self.path.with_suffix(".arrays"))
+        except FileNotFoundError:
+            index = super().load_index()  # of earlier versions
+            return {**index, "items": super().checked(index).items}
+        digits = kept["contents"].tobytes().hex()
+        contents = [digits[at : at + DIGEST] for at in range(0, len(digits), DIGEST)]
+        names, stamps = (
+            str(kept[what].data, "utf-8", "surrogatepass").split("\0")[:-1] for what in ("names", "stamps")
+        )
+        states = map([*contents, *_NO_ROW].__getitem__, kept["places"].tolist())
+        return {**head, "names": contents, "items": dict(zip(names, zip(stamps, states, strict=True), strict=True))}
+
+    def checked(self, index: dict[str, Any]) -> _About:
+        return _About.model_construct(items=index["items"])  # texts, as they were decoded
+
+    def save_index(self, index: dict[str, Any]) -> None:
+        contents, items = index.pop("names"), index.pop("items")
+        places = {state: at - len(_NO_ROW) for at, state in enumerate(_NO_ROW)} | self.places
+        arrays = {
+            "contents": np.frombuffer(bytes.fromhex("".join(contents)), np.uint8),
+            "names": _ended(items),
+            "stamps": _ended(stamp for stamp, _ in items.values()),
+            "places": np.array([places.get(content, places[UNREAD]) for _, content in items.values()], np.int32),
+        }
+        write_arrays(self.path.with_suffix(".arrays"), index, arrays)
+        self.path.with_suffix(".json").unlink(missing_ok=True)  # of earlier versions
+
+
+def _ended(texts: Iterable[str]) -> Array:
+    """The bytes of texts, a zero behind each: in no name of a file there is one."""
+    return np.frombuffer("".join(f"{text}\0" for text in texts).encode("utf-8", "surrogatepass"), np.uint8)
+
+
 class Index:
     """What is known of a gallery, in the order of the items when last brought up to date."""
 
     def __init__(self, path: Path, model: str, width: int) -> None:
         """`model` names the weights and the view that rows of `width` D are made with."""
         self.path, self.kept = path, True  # False once it could not be written
-        self._open = partial(RowFile, path, {"format": FORMAT, "model": model}, (width,), _About)
+        self._open = partial(_Rows, path, {"format": FORMAT, "model": model}, (width,), _About)
         self.file = self._open()
+        # From question to question: items of which all is known, and what `gallery` gave.
+        self._fresh: Sequence[Item] | None = None
+        self._gallery: tuple[list[str], Rows] | None = None
 
     def stale(self, items: Sequence[Item]) -> list[Item]:
         """Items that must be read: new ones, and those whose file may have changed."""
-        return [item for item in items if not self._is_known(item)]
+        if self._fresh is items:
+            return []
+        known, places = self.file.about.items, self.file.places
+        stale = []
+        for item in items:
+            stamp, content = known.get(item.name, ("", UNREAD))
+            if stamp != item.stamp or not (content in places or content in (OTHER, DAMAGED)):
+                stale.append(item)
+        return stale
 
-    def _is_known(self, item: Item) -> bool:
-        stamp, content = self.file.about.items.get(item.name, ("", UNREAD))
-        return stamp == item.stamp and (content in self.file.places or content in (OTHER, DAMAGED))
+    def is_of(self, items: Sequence[Item]) -> bool:
+        """Whether all is known of just these items, in their order; it is asked once for the same list."""
+        if self._fresh is not items:
+            self._gallery = None
+            known = not self.stale(items) and list(self.file.about.items) == [item.name for item in items]
+            self._fresh = items if known else None
+        return self._fresh is items
 
     def gallery(self) -> tuple[list[str], Rows]:
         """The names of what could be encoded, and their rows (N,D), in the order of the items."""
-        items, places, rows = self.file.about.items, self.file.places, self.file.rows
-        names = [name for name, (_, content) in items.items() if content in places]
-        order = np.array([places[items[name][1]] for name in names], np.int64)
-        return names, rows if np.array_equal(order, np.arange(len(rows))) else rows[order]
+        if self._gallery is None:
+            places, rows = self.file.places, self.file.rows
+            found = [
+                (name, places[content]) for name, (_, content) in self.file.about.items.items() if content in places
+            ]
+            order = np.array([place for _, place in found], np.int64)
+            in_order = np.array_equal(order, np.arange(len(rows)))
+            self._gallery = [name for name, _ in found], rows if in_order else rows[order]
+        return self._gallery
 
     def content(self, name: str) -> str:
         """The digest of what a file held, or why it has none."""
@@ -126,9 +189,9 @@ def refresh(index: Index, items: Sequence[Item], encoding: Encoding, report: Rep
 
     Whatever ends it, what was encoded until then is saved.
     """
-    names = [item.name for item in items]
-    if not index.stale(items) and list(index.file.about.items) == names:
+    if index.is_of(items):
         return 0
+    names = [item.name for item in items]
     with index.alone(tell):
         stale, before = index.stale(items), len(index.file.places)
         done = saved = 0
@@ -137,7 +200,7 @@ def refresh(index: Index, items: Sequence[Item], encoding: Encoding, report: Rep
                 _encode(index, batch, encoding)
                 done += len(batch)
                 report(Progress("evaluate", done, len(stale)))
-                if done - saved >= SAVE_EVERY:
+                if done - saved >= max(SAVE_EVERY, len(index.file.places) // 8):
                     index.save(tell)
                     saved = done
         except BaseException:
@@ -149,11 +212,12 @@ def refresh(index: Index, items: Sequence[Item], encoding: Encoding, report: Rep
         encoded = len(index.file.places) - before
         index.forget_all_but(names)
         index.save(tell)
+        index.is_of(items)
         return encoded
 
 
 def digest_of(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:32]
+    return hashlib.sha256(data).hexdigest()[:DIGEST]
 
 
 class _Read(NamedTuple):

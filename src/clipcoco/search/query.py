@@ -99,18 +99,25 @@ def _best(rows: Tensor, query: Tensor, scores: Tensor, count: int) -> tuple[list
     return candidates[order].tolist(), exact[order].tolist()
 
 
+def open_index(model: Model, gallery: Gallery, indexes: Path) -> Index:
+    """What is known of the gallery, in the folder `indexes`; it serves one question after another."""
+    name = gallery.words
+    if gallery.table is None:
+        name = "folder-" + hashlib.sha256(os.fsencode(os.path.realpath(gallery.folder))).hexdigest()[:16]
+    return Index(indexes / f"{name}-{model.label}.f16", model.key, model.width)
+
+
 def answer(
-    query: Query, model: Model, gallery: Gallery, indexes: Path, device: str | None, count: int, told: Told
+    query: Query, model: Model, gallery: Gallery, index: Index, device: str | None, count: int, told: Told
 ) -> Answer:
-    """Bring the index of the gallery up to date, then look for the query.
+    """Bring the index of the gallery up to date, as `open_index` gave it, then look for the query.
 
     Raises DataError for pictures that can't be read, ConfigError for a query without words.
     """
     picture = _picture(query.picture) if query.picture else None
     tokens = None if picture else _tokens(query.words, model, told.tell)
-    index = _index(model, gallery, indexes)
     # One text is sooner encoded on the CPU than a GPU has woken up.
-    here = device is None and tokens is not None and not index.stale(gallery.items)
+    here = device is None and tokens is not None and index.is_of(gallery.items)
     towers = model.place("cpu" if here else device)
     start = time.monotonic()
     if picture:
@@ -123,7 +130,7 @@ def answer(
     encoded = refresh(index, gallery.items, _pictures(gallery, towers), told.report, told.tell)
     encoding_seconds = time.monotonic() - start
     names, rows = index.gallery()
-    for note in (*gallery.notes, *_failures(index)):
+    for note in (*gallery.notes, *(_failures(index) if len(names) < len(gallery.items) else ())):
         told.tell(note)
     if picture:
         others = _others(picture, names, index, gallery)
@@ -184,13 +191,6 @@ def _tokens(words: str, model: Model, tell: Tell) -> Tensor:
     for note in model.notes(words):
         tell(note)
     return model.tokenize([words])
-
-
-def _index(model: Model, gallery: Gallery, indexes: Path) -> Index:
-    name = gallery.words
-    if gallery.table is None:
-        name = "folder-" + hashlib.sha256(os.fsencode(os.path.realpath(gallery.folder))).hexdigest()[:16]
-    return Index(indexes / f"{name}-{model.label}.f16", model.key, model.width)
 
 
 def _pictures(gallery: Gallery, towers: Towers) -> Encoding:
