@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -539,6 +541,22 @@ def test_env_tells_of_the_machine_and_no_secret(clipcoco, tmp_path):
     assert facts["terminal"]["is_a_terminal"] == {"stdin": False, "stdout": False, "stderr": False}
     assert "proxies      https_proxy, no_proxy" in text.stdout
     assert "NO_COLOR=1" in text.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "0"}, {"GOMP_SPINCOUNT": "0"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+)
+def test_threads_wait_without_their_core_but_where_the_user_says_how(given, told):
+    names = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+    plain = {name: value for name, value in os.environ.items() if name not in names}
+    command = [sys.executable, "-m", "clipcoco", "env", "--json"]
+    said = subprocess.run(command, env=plain | given, check=True, stdout=subprocess.PIPE).stdout
+    assert {name: value for name, value in json.loads(said)["threads"].items() if name in names} == told
 
 
 def test_env_looks_for_weights_where_torch_does(clipcoco, tmp_path, monkeypatch):

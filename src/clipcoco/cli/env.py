@@ -24,7 +24,7 @@ PACKAGES = (
     *("typer", "rich", "pydantic", "pyyaml", "httpx2", "safetensors"),
     *("open_clip_torch", "timm", "onnx", "onnxscript", "onnxruntime"),  # of the extras
 )
-THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 LOOKS = ("LC_ALL", "LC_CTYPE", "LANG", "PYTHONIOENCODING", "PYTHONUTF8", "NO_COLOR", "FORCE_COLOR", "CI", "COLUMNS")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 SMI_SECONDS = 10.0  # a driver that hangs must not hang the report of it
