@@ -79,8 +79,8 @@ def false_captions(scene: Scene, caption: str) -> Iterator[tuple[str, str]]:
                 break
         if len(found) == 1:
             others = [getattr(thing, part) for thing in scene.things]
-            swaps = [with_words(caption, [(*found[0].span(part), other)]) for other in others]
-            if wrong := [new for new in swaps if not kinds_told(new) <= there]:
+            changed = [with_words(caption, [(*found[0].span(part), other)]) for other in others]
+            if wrong := [new for new in changed if not kinds_told(new) <= there]:
                 yield f"{part}s swapped", rng.choice(wrong)
     if relations := [(*word.span(), REVERSED[word[0].lower()]) for word in _RELATION.finditer(caption)]:
         yield "relation reversed", with_words(caption, relations)

@@ -215,7 +215,7 @@ def rows_of(model: Model, gallery: Gallery, indexes: Path, device: str | None, t
 
     Raises DataError where there is none.
     """
-    index = _index(model, gallery, indexes)
+    index = open_index(model, gallery, indexes)
     refresh(index, gallery.items, _pictures(gallery, model.place(device)), told.report, told.tell)
     for note in (*gallery.notes, *_failures(index)):
         told.tell(note)
