@@ -339,7 +339,19 @@ def read_parts(folder: Path, parts: dict[str, Any]) -> None:
 
 # ---- whole commands
 
-COMMANDS = ("train", "resume", "eval", "prepare-data", "inspect-config", "runs", "report", "search", "export", "env")
+COMMANDS = (
+    "train",
+    "resume",
+    "eval",
+    "prepare-data",
+    "inspect-config",
+    "runs",
+    "report",
+    "search",
+    "share",
+    "export",
+    "env",
+)
 WORDS = (
     *("--preset", "tiny", "--config", "x.yaml", "--set", "train.lr=1", "train.lr=", "a=b", "=", "--name", "..", "a/b"),
     *("--device", "gpu", "cuda:99", "--runs-dir", "/dev/null", "--json", "--plain", "--dry-run", "--checkpoint", "-1"),

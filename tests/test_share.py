@@ -408,9 +408,9 @@ def shots(clipcoco, folder) -> Path:
     Image.new("RGB", (40, 30), "red").save(place / HOSTILE.replace("/", ""), "PNG")
     Image.new("RGB", (40, 30), "blue").save(folder / "shots/2.jpg")
     (folder / "shots/notes.txt").write_text("none")
-    words = ("share", "toy", "--images", "shots", "--bits", "16", "--output", "shots.html", "data.root=elsewhere")
+    words = ("share", "toy", "--images", "shots", "--bits", "16", "--output", "shots.html", "data.root=far-away")
     done = clipcoco(*words, cwd=folder).ok()
-    assert "not measured: no captions at elsewhere" in done.stdout
+    assert "not measured: no captions at far-away" in done.stdout
     assert "notes.txt" in done.stderr
     return folder / "shots.html"
 
@@ -422,7 +422,7 @@ def test_a_folder_of_pictures_has_names_and_no_captions(shots):
     assert header["captions"] == []
     assert arrays["pictures"].dtype == np.int16
     assert "Its recall was not measured" in html
-    assert "elsewhere" not in html
+    assert "far-away" not in html
 
 
 @needs_chromium

@@ -1,11 +1,11 @@
 // The page: unpack, rank all pictures while one types, and let them move to their places.
 
-const FEW = 48; // pictures shown at first, and that many more each time
+const FEW = 30; // pictures shown at first, and that many more each time
 const ALIKE = 0.01; // of the scores of a whole gallery: less apart, a model tells no picture from another
 const MOVE = { duration: 280, easing: "cubic-bezier(.2, .7, .2, 1)" };
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const byId = (id) => document.getElementById(id);
-const counted = (number) => number.toLocaleString("en");
+const pictures = (number) => `${number.toLocaleString("en")} ${number === 1 ? "picture" : "pictures"}`;
 
 /** An element with properties, never markup: whatever a name or a caption says stands there as text. */
 function make(tag, properties, ...children) {
@@ -98,8 +98,8 @@ class Page {
 
   /** Keep the words in the address, so that one comes back to them. */
   remember() {
-    const words = byId("query").value.trim();
-    if (words) history.replaceState(null, "", `#${new URLSearchParams({ q: words })}`);
+    const words = byId("query").value.trim(), hash = words ? `#${new URLSearchParams({ q: words })}` : "";
+    if (this.picture < 0) history.replaceState(null, "", location.pathname + hash);
   }
 
   /** Rank the gallery by words, or by what is like a picture; show all of it where there is neither. */
@@ -113,13 +113,14 @@ class Page {
       scores = this.gallery.scores(this.tower.encode(tokens));
       notes = this.notes(words, tokens);
     }
+    this.picture = picture;
     this.order = scores ? ranked(scores).filter((n) => n !== picture) : [...this.header.files.keys()];
     this.scores = scores;
     this.shown = FEW;
     const took = performance.now() - began;
     if (scores && this.order.length > 1) {
       const best = scores[this.order[0]], low = scores[this.order.at(-1)];
-      const all = `all ${counted(this.order.length)} pictures score alike, from ${low.toFixed(3)} to ${best.toFixed(3)}`;
+      const all = `all ${pictures(this.order.length)} score alike, from ${low.toFixed(3)} to ${best.toFixed(3)}`;
       if (low > best - ALIKE) notes.push(`${all}: the order means nothing`);
     }
     this.say(picture, took, notes);
@@ -149,7 +150,7 @@ class Page {
   }
 
   say(picture, took, notes) {
-    const { files, captions } = this.header, many = `${counted(this.order.length)} pictures`;
+    const { files, captions } = this.header, many = pictures(this.order.length), best = this.order[0];
     byId("clear").hidden = !this.scores;
     byId("start").hidden = Boolean(this.scores) || !this.header.examples.length;
     byId("asked").hidden = picture < 0;
@@ -160,8 +161,7 @@ class Page {
     byId("status").textContent = this.scores ? `${many}, ranked in ${Math.max(1, Math.round(took))} ms by this page` : many;
     byId("notes").replaceChildren(...notes.map((note) => make("li", { textContent: note })));
     clearTimeout(this.speaking); // a screen reader hears of it once the typing rests
-    const best = this.order[0];
-    const found = this.scores ? `The nearest: ${captions[best]?.[0] ?? files[best]}. ` : "";
+    const found = this.scores && best !== undefined ? `The nearest: ${captions[best]?.[0] ?? files[best]}. ` : "";
     this.speaking = setTimeout(() => {
       byId("spoken").textContent = found + notes.join(". ");
       this.remember();
@@ -176,7 +176,7 @@ class Page {
   show() {
     const list = byId("results"), before = new Map();
     for (const card of list.children) before.set(card, card.getBoundingClientRect());
-    const cards = this.order.slice(0, this.shown).map((n, rank) => this.card(n, rank));
+    const cards = this.order.slice(0, this.shown).map((n) => this.card(n));
     for (const animation of list.getAnimations({ subtree: true })) animation.cancel();
     list.replaceChildren(...cards);
     byId("more").hidden = this.shown >= this.order.length;
@@ -191,7 +191,7 @@ class Page {
   }
 
   /** The card of a picture, made once. */
-  card(n, rank) {
+  card(n) {
     let card = this.cards.get(n);
     if (!card) {
       const name = this.header.files[n], [first, ...others] = this.header.captions[n] ?? [];
@@ -223,7 +223,7 @@ class Page {
 /** Type a query letter by letter, so that one sees the pictures follow. */
 async function type(words) {
   const query = byId("query");
-  query.focus();
+  if (matchMedia("(pointer: fine)").matches) query.focus(); // elsewhere a keyboard would cover the pictures
   for (let end = still.matches ? words.length : 1; end <= words.length; end++) {
     query.value = words.slice(0, end);
     query.dispatchEvent(new Event("input"));
@@ -235,7 +235,7 @@ async function type(words) {
 
 let page; // for whoever looks inside
 
-async function open() {
+async function begin() {
   page = new Page(await unpack(byId("model").textContent), byId("thumbnails").textContent.split(" "));
   const query = byId("query");
   let waiting = false;
@@ -291,6 +291,6 @@ async function open() {
   performance.mark("first result");
 }
 
-open().catch((error) => {
+begin().catch((error) => {
   byId("status").textContent = `This page can't be opened here: ${error.message}. It needs a browser of 2023 or newer.`;
 });

@@ -1,9 +1,10 @@
 // The text tower of engine/model.py in plain JavaScript, with weights of 8 or 16 bits.
 // Letters: L tokens, W width of the tower, D dimensions of the shared space, R outputs and C inputs of a matrix.
 //
-// ONNX Runtime's WebAssembly has more bytes than most of these pages and computes each query anew. Here attention is
-// causal, so what stands before a letter never changes with it: keys and values stay, and a keystroke costs the tokens
-// that it changed, mostly two. That makes plain loops fast enough, and leaves no code here that nobody can read.
+// ONNX Runtime's WebAssembly would be 4.9 MB of a page (14.2 MB, compressed, in base64; onnxruntime-web 1.30), more than
+// all else of a small one, and computes each query anew. Here attention is causal, so what stands before a letter never
+// changes with it: keys and values stay, and a keystroke costs the tokens that it changed, mostly two. That makes plain
+// loops fast enough, and leaves no code in the page that nobody can read.
 
 /** Exact within 2e-7 (Abramowitz and Stegun, 1964, 7.1.26). */
 function erf(x) {
