@@ -4,10 +4,12 @@
     python benchmarks/startup.py /tmp/other RUN [--rounds 7] [--data DIR]
 
 RUN is a run directory whose index both may write; --data is where its pictures are. `first line` is what a person at a
-terminal waits for, in CPU and in clock seconds; `eval` measures one image in fifty, so that its start is most of it.
+terminal waits for, in CPU and in clock seconds; open_clip's help is the peer's, where it is installed with what it
+trains with; `eval` measures one image in fifty, so that its start is most of it.
 """
 
 import argparse
+import importlib.util
 import os
 import pty
 import statistics
@@ -48,12 +50,23 @@ def commands_of(run: str, data: Path | None) -> dict[str, list[str]]:
     program = [sys.executable, "-m", "clipcoco"]
     words = [*program, "search", "a red star", "--run", run, *changes]
     return {
+        **(
+            {"open_clip --help": [sys.executable, "-m", "open_clip_train.main", "--help"]}
+            if _has("open_clip_train")
+            else {}
+        ),
+        "--help": [*program, "--help"],
+        "train --help": [*program, "train", "--help"],
         "import torch": [sys.executable, "-c", "import torch"],
         "search, with words": words,
         "search, first line": words,
         "eval --fraction 0.02": [*program, "eval", run, "--fraction", "0.02", *changes],
         "clipcoco.load": [sys.executable, "-c", f"import clipcoco; clipcoco.load({run!r})"],
     }
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def main() -> None:
@@ -71,7 +84,7 @@ def main() -> None:
             for what, command in commands.items():
                 for name, checkout in checkouts.items():
                     environment = os.environ | {
-                        "PYTHONPATH": str(checkout / "src"),
+                        "PYTHONPATH": os.pathsep.join((str(checkout / "src"), os.environ.get("PYTHONPATH", ""))),
                         "PYTHONPYCACHEPREFIX": f"{bytecode}/{name}",
                         "PYTHONDONTWRITEBYTECODE": "",
                         "OMP_NUM_THREADS": "1",

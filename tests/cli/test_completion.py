@@ -8,7 +8,7 @@ import sys
 import pytest
 import typer
 
-from clipcoco.cli import app
+from clipcoco.cli import COMMANDS, app
 from harness import python
 
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "matplotlib", "tensorboard", "httpx2", "jinja2", "tokenizers")
@@ -137,6 +137,12 @@ def test_answers_without_loading_what_it_does_not_need(folder, words, env):
     assert done.stdout
 
 
+@pytest.mark.parametrize(("words", "env"), [(["--help"], {}), (["--version"], {}), ([], bash("clipcoco pre"))])
+def test_a_list_of_commands_imports_none_of_them(folder, words, env):
+    driver = DRIVER.replace("'torch'", "'torch', 'yaml', 'clipcoco.config.schema', 'clipcoco.console'", 1)
+    assert python(driver, *words, cwd=folder, env={**os.environ, **env}).stdout
+
+
 def commands():
     return typer.main.get_command(app).commands
 
@@ -145,6 +151,7 @@ def commands():
 def test_help_opens_with_a_line_and_two_examples_that_parse(name):
     command = commands()[name]
     summary, *examples = (part.strip() for part in command.help.split("\n\n"))
+    assert summary == COMMANDS[name][2]  # as it is listed
     assert "\n" not in summary
     assert summary.endswith(".")
     assert len(examples) == 2

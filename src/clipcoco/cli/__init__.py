@@ -1,20 +1,18 @@
-"""The command line: parse, call one function, show. Nothing here imports torch before a command needs it."""
+"""The command line: parse, call one function, show. Of all commands one is imported, and torch when that needs it."""
 
 import errno
+import importlib
 import os
 import signal
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from clipcoco.cli import env, evaluate, export, inspect, prepare, report, runs, search, share, train
-from clipcoco.cli.habits import say_usage
 from clipcoco.cli.signals import NAMES, handled
-from clipcoco.config.text import shown
-from clipcoco.console import error_line
 from clipcoco.cores import processes
 from clipcoco.errors import (
     ClipcocoError,
@@ -27,23 +25,103 @@ from clipcoco.errors import (
 )
 from clipcoco.version import __version__
 
-app = typer.Typer(
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
+# Their names, in what file and function each is, under what title it is listed, and how its help begins.
+COMMANDS = {
+    "train": ("train.train", "Train and measure", "Train a model; ends with its recall table."),
+    "resume": ("train.resume", "Train and measure", "Go on with a stopped run, to the same bits as without the stop."),
+    "eval": (
+        "evaluate.evaluate",
+        "Train and measure",
+        "Measure recall of a run's best checkpoint, or of any checkpoint.",
+    ),
+    "prepare-data": (
+        "prepare.prepare_data",
+        "Data",
+        "Get COCO onto the disk, resumable and verified; or your own pictures.",
+    ),
+    "inspect-config": (
+        "inspect.inspect_config",
+        "Look",
+        "Every setting and where it comes from; the output is a valid config file.",
+    ),
+    "runs": (
+        "runs.runs",
+        "Look",
+        "All runs, the best first; one run and what to do next; or what differs between two, settings and recalls.",
+    ),
+    "report": (
+        "report.report",
+        "Look",
+        "Write the page of a run, report.html; measures its best checkpoint first, unless that is done.",
+    ),
+    "env": (
+        "env.env",
+        "Look",
+        "One block about this machine to paste into a bug report. No names of hosts or users, no secrets.",
+    ),
+    "search": (
+        "search.search",
+        "Use",
+        "Find pictures by a sentence, or by a picture; without either, asks for sentences.",
+    ),
+    "share": (
+        "share.share",
+        "Use",
+        "Make one HTML file that searches pictures by what is typed, offline, in any browser: to look at, and to send.",
+    ),
+    "export": (
+        "export.export",
+        "Use",
+        "Take a run's best model elsewhere: compared with the checkpoint on tensors and recall before it is there.",
+    ),
+}
+_SETTINGS: dict[str, Any] = {
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": "rich",
+}
 
-app.command("train", rich_help_panel="Train and measure")(train.train)
-app.command("resume", rich_help_panel="Train and measure")(train.resume)
-app.command("eval", rich_help_panel="Train and measure")(evaluate.evaluate)
-app.command("prepare-data", rich_help_panel="Data")(prepare.prepare_data)
-app.command("inspect-config", rich_help_panel="Look")(inspect.inspect_config)
-app.command("runs", rich_help_panel="Look")(runs.runs)
-app.command("report", rich_help_panel="Look")(report.report)
-app.command("env", rich_help_panel="Look")(env.env)
-app.command("search", rich_help_panel="Use")(search.search)
-app.command("share", rich_help_panel="Use")(share.share)
-app.command("export", rich_help_panel="Use")(export.export)
+
+class _Commands(Mapping[str, Any]):
+    """Each is imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        module, function = COMMANDS[name][0].split(".")
+        one = typer.Typer(add_completion=False, **_SETTINGS)
+        one.command(name)(getattr(importlib.import_module(f"{__name__}.{module}"), function))
+        return typer.main.get_command(one)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+class _Group(TyperGroup):
+    """Lists commands without importing them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = _Commands()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """To be listed."""
+        if cmd_name not in COMMANDS:
+            return None
+        _, title, line = COMMANDS[cmd_name]
+        return TyperCommand(cmd_name, help=line, rich_help_panel=title)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """To be run, or helped with."""
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, listed and self.commands[name], rest
+
+
+app = typer.Typer(cls=_Group, **_SETTINGS)
 
 
 @app.callback(invoke_without_command=True)
@@ -110,6 +188,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def _tell(error: Exception, words: Sequence[str]) -> int:
     """One line for each mistake; gives the exit code."""
+    from clipcoco.cli.habits import say_usage
+    from clipcoco.config.text import shown
+    from clipcoco.console import error_line
+
     if hasattr(error, "format_message"):  # typer's own, for usage: it vendors click, so no class to name
         error_line(say_usage(error, words))
         return ExitCode.CONFIG
