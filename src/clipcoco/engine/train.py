@@ -9,6 +9,8 @@ from clipcoco.engine.watch import count_step, log_interval, note_replaced, watch
 from clipcoco.errors import ClipcocoError
 from clipcoco.events import Evaluated, Progress, Report, RunEnded
 
+SAVE_SECONDS = 600.0  # a checkpoint is due at the latest, however long a step takes: far above the second of a save
+
 
 def train(training: Training, report: Report, stop: Stop) -> RunEnded:
     """Go on from `training.state` to the last step, or until `stop()` names a reason; all is saved either way.
@@ -17,10 +19,13 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
     state, schedule, per_epoch = training.state, training.schedule, training.loader.steps_per_epoch
     began, group = time.monotonic() - state.seconds, training.group
     reason: str | None = None
+    saved = time.monotonic()
 
     def save(best: bool = False, epoch: int | None = None) -> None:
+        nonlocal saved
         state.seconds = time.monotonic() - began
         training.save(best, epoch)
+        saved = time.monotonic()
 
     while not reason:
         # ---- an epoch's end: save, evaluate, save -------------------------------------------------------
@@ -65,7 +70,8 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
             report(Progress("train", state.step, schedule.total_steps, state.interval_mean))
             if state.step == 1 or state.step % schedule.config.log_every_steps == 0:
                 log_interval(training, epoch + 1, rate, report)
-            if state.step % schedule.checkpoint_steps == 0 and state.step % per_epoch:
+            due = state.step % schedule.checkpoint_steps == 0 or time.monotonic() - saved > SAVE_SECONDS
+            if due and state.step % per_epoch:
                 save()
 
     save()
