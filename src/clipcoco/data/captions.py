@@ -53,8 +53,7 @@ class CaptionTable:
         for numbers in (self.image_ids, self.caption_ids, self.offsets):
             digest.update(f"{len(numbers)}:".encode() + numbers.astype("<i8").tobytes())
         for texts in (self.files, self.captions):
-            digest.update(joined(texts))
-            digest.update(b"\n\n")
+            digest.update(bytes(joined(texts)) + b"\n\n")
         return digest.hexdigest()
 
     def subset(self, fraction: float, seed: int) -> "CaptionTable":

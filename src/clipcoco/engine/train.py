@@ -19,13 +19,10 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
     state, schedule, per_epoch = training.state, training.schedule, training.loader.steps_per_epoch
     began, group = time.monotonic() - state.seconds, training.group
     reason: str | None = None
-    saved = time.monotonic()
 
     def save(best: bool = False, epoch: int | None = None) -> None:
-        nonlocal saved
         state.seconds = time.monotonic() - began
         training.save(best, epoch)
-        saved = time.monotonic()
 
     while not reason:
         # ---- an epoch's end: save, evaluate, save -------------------------------------------------------
@@ -59,7 +56,6 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
             note_replaced(state, epoch + 1, training.loader.table, replaced, report)
             settle_micro_batch(training, batch, epoch + 1, report)
             rate = learning_rate(state.step, schedule.total_steps, schedule.warmup_steps, schedule.config.lr)
-
             # ------------------------------ one training step ------------------------------
             step = train_step(training, batch, rate)
             state.step += 1
@@ -70,7 +66,7 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
             report(Progress("train", state.step, schedule.total_steps, state.interval_mean))
             if state.step == 1 or state.step % schedule.config.log_every_steps == 0:
                 log_interval(training, epoch + 1, rate, report)
-            due = state.step % schedule.checkpoint_steps == 0 or time.monotonic() - saved > SAVE_SECONDS
+            due = state.step % schedule.checkpoint_steps == 0 or time.monotonic() - began > state.seconds + SAVE_SECONDS
             if due and state.step % per_epoch:
                 save()
 
