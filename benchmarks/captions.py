@@ -95,10 +95,9 @@ def main() -> None:
         taken = {name: [] for name in ways}
         for turn in range(given.rounds + 1):
             for name, way in ways.items():
-                if turn:
-                    taken[name].append(seconds(way))
-                else:  # warms up
-                    way()
+                took = seconds(way)
+                if turn:  # the first warms up
+                    taken[name].append(took)
     print(f"{len(table.files):,} images, {len(table.captions):,} captions, load {os.getloadavg()[0]:.1f}")
     print(f"once: reading {reading:.2f} s, learning the tokenizer {learning:.2f} s, encoding {encoding:.2f} s", end="")
     print(f"; open_clip's tokenizer {peer:.2f} s" if peer else "")

@@ -79,7 +79,7 @@ class Saver:
             if self.pool is None:
                 self._hear(writes, self._write(writes), self._is_last)
                 return
-            writes[-1] = replace(writes[-1], content=self._copied_out(writes[-1].content))
+            writes[-1] = replace(writes[-1], content=copied_out(writes[-1].content, self.buffers))
             self.pending = writes, self.pool.submit(self._write, writes)
         if self.pending and self._is_last():
             self._settle(self._is_last)
@@ -141,27 +141,6 @@ class Saver:
         message = f"{error}: one takes {needed:,.0f} MB. The run goes on, and ends when {left} more can't be written"
         self.report(Warned(step, number, message))
 
-    def _copied_out(self, content: dict[str, Any]) -> dict[str, Any]:
-        """With the tensors in kept buffers on the CPU, whatever training makes of its own meanwhile."""
-
-        def copied(value: Any, at: tuple[Any, ...]) -> Any:
-            if isinstance(value, dict):
-                whole = copy.copy(value)  # a state_dict is more than its entries
-                whole.update({key: copied(inner, (*at, key)) for key, inner in value.items()})
-                return whole
-            if not isinstance(value, Tensor):
-                return value
-            buffer = self.buffers.get(at)
-            if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
-                buffer = torch.empty_like(value, device="cpu", requires_grad=False, pin_memory=value.is_cuda)
-                self.buffers[at] = buffer
-            return buffer.copy_(value.detach(), non_blocking=True)
-
-        whole: dict[str, Any] = copied(content, ())
-        if self.plan.parts.device.device.type == "cuda":
-            torch.cuda.synchronize(self.plan.parts.device.device)
-        return whole
-
     def _content(self) -> dict[str, Any]:
         return {
             "model": self.training.model.state_dict(),
@@ -177,6 +156,28 @@ class Saver:
             "pictures": self.plan.pictures,
             **({} if self.words is None else {"words": self.words}),
         }
+
+
+def copied_out(value: Any, buffers: dict[tuple[Any, ...], Tensor]) -> Any:
+    """With its tensors in `buffers` on the CPU, kept from save to save, whatever training makes of its own."""
+
+    def copied(value: Any, at: tuple[Any, ...]) -> Any:
+        if isinstance(value, dict):
+            whole = copy.copy(value)  # a state_dict is more than its entries
+            whole.update({key: copied(inner, (*at, key)) for key, inner in value.items()})
+            return whole
+        if not isinstance(value, Tensor):
+            return value
+        buffer = buffers.get(at)
+        if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
+            buffer = torch.empty_like(value, device="cpu", requires_grad=False, pin_memory=value.is_cuda)
+            buffers[at] = buffer
+        return buffer.copy_(value.detach(), non_blocking=True)
+
+    whole = copied(value, ())
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()  # of the current device, which is the run's
+    return whole
 
 
 def _copied(content: dict[str, Any]) -> dict[str, Any]:
