@@ -44,7 +44,8 @@ lint: setup ## format, style, types, import layers, generated docs
 	$(BIN)/python docs/reference.py --check
 	$(BIN)/python docs/pictures.py --check
 
-bench: setup ## the measurements behind benchmarks/RESULTS.md
+bench: setup ## the quick measurements behind benchmarks/RESULTS.md, ten minutes; each script says what else it can
+	$(BIN)/python benchmarks/steps.py --size 64 --rounds 5
 	$(BIN)/python benchmarks/recall.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/downloads.py

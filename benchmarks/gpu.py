@@ -25,19 +25,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
+from faster import variants
 
 from clipcoco import load, recall_at_k
 from clipcoco.config.load import load_config
 from clipcoco.data.captions import read_captions
 from clipcoco.data.images import evaluation_view, read
 from clipcoco.data.loader import Batch, TrainingLoader
+from clipcoco.data.workers import choose_workers
 from clipcoco.engine import checkpoint
-from clipcoco.engine.device import choose_device, make_deterministic
+from clipcoco.engine.device import DTYPES, choose_device, make_deterministic
 from clipcoco.engine.loss import LOSSES
 from clipcoco.engine.model import build
 from clipcoco.engine.optim import build_optimizer
 from clipcoco.engine.state import TrainState
-from clipcoco.engine.step import Schedule, Training, start_epoch, train_step
+from clipcoco.engine.step import Schedule, Training, gradient, start_epoch, train_step
 
 CPU = "--cpu" in sys.argv
 WORK, DATA, *ONLY = (word for word in sys.argv[1:] if not word.startswith("--"))
@@ -212,7 +214,8 @@ def full_step(weights: str, precision: str) -> tuple[Training, Batch]:
     )
     generator = torch.Generator().manual_seed(0)
     size = 8 if CPU else 128
-    images = torch.randint(256, (size, 3, 224, 224), dtype=torch.uint8, generator=generator)
+    side = 64 if CPU else 224
+    images = torch.randint(256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
     tokens = torch.randint(3, 9999, (size, 24), dtype=torch.int32, generator=generator)
     tokens[:, 0], tokens[:, 20], tokens[:, 21:] = 1, 2, 0
     return run, Batch(images if CPU else images.pin_memory(), None, tokens, torch.arange(size), ())
@@ -255,6 +258,77 @@ def steps() -> None:
     for precision in () if CPU else ("float32", "float16"):
         run, batch = full_step(str(WEIGHTS), precision)
         say(f"pretrained, {precision}: {rate(run, batch, 20):.0f} images/s")
+
+
+def faster() -> None:
+    """What may make a step faster, on this machine: nothing of it is in the program."""
+    for weights in (str(WEIGHTS), "none"):
+        run, batch = full_step(weights, "auto")
+        what = "from scratch" if weights == "none" else "pretrained"
+        for name, (images, off) in variants(run, batch, rate, 1 if CPU else 40, weights != "none").items():
+            say(f"{what}, {name}: {images:.1f} images/s, gradient off by {off:.1e}")
+        del run
+
+
+def whole() -> None:
+    """A step, its input, both together, an evaluation and a save of `full`, each beside what limits it."""
+    run, batch = full_step("none", "auto")
+    many = 4 if CPU else 40
+    device, size = run.device.device, len(batch.images)
+    moved = batch.to(device)
+    synthetic, kept = rate(run, batch, many), rate(run, moved, many)
+    most = limit(run, moved)
+    say(f"step: {synthetic:.0f} images/s with its copy to the device, {kept:.0f} without; the limit is {most:.0f}")
+    config, table = load_config("full").config.data, read_captions(DATA, "train2017")
+    tokens = np.tile(np.array([1, 5, 2] + [0] * 29, np.int32), (len(table.captions), 1))
+    workers, why = choose_workers("auto", device.type, config.image_size, 128)
+    loader = TrainingLoader(config, table, tokens, size, 0, workers, pin_memory=not CPU)
+    for what, work in (("loader", lambda one: None), ("full loop", lambda one: train_step(run, one, 1e-4))):
+        batches = loader.epoch(0)
+        next(batches)
+        began, seen, waited = time.monotonic(), 0, 0.0
+        while seen < (2 if CPU else 60) * size:
+            asked = time.monotonic()
+            one = next(batches, None)
+            if one is None:
+                break
+            waited += time.monotonic() - asked
+            work(one)
+            seen += len(one.images)
+        took = time.monotonic() - began
+        say(f"{what}, {workers} workers ({why}): {seen / took:.0f} images/s, waited for data {waited / took:.0%}")
+    with torch.inference_mode(), run.device.autocast():
+        run.model.eval()
+        images = torch.zeros(8 if CPU else 128, *batch.images.shape[1:], dtype=torch.uint8, device=device)
+        began = time.monotonic()
+        for _ in range(1 if CPU else 20):
+            run.model.encode_images(images).cpu()
+        say(f"evaluation: {(1 if CPU else 20) * len(images) / (time.monotonic() - began):.0f} images/s encoded")
+    target, content = WORK / "saved", {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
+    target.mkdir(exist_ok=True)
+    began = time.monotonic()
+    torch.save(content, target / "bare.pt")
+    bare = time.monotonic() - began
+    more = {"config": {}, "tokenizer": {}, "state": {}}
+    _, seconds = checkpoint.save(target, content | more, best=False, epoch=None, keep=0)
+    say(f"saving: {seconds:.2f} s, written, synced and verified; a bare torch.save {bare:.2f} s")
+
+
+def limit(run: Training, batch: Batch) -> float:
+    """Images a second if all of a step's work went at the rate of the best product of matrices."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        gradient(run, batch)
+    run.optimizer.zero_grad(set_to_none=True)
+    side, dtype = (512 if CPU else 8192), DTYPES[run.device.precision]
+    a, b = (torch.randn(side, side, device=run.device.device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(10):
+        began = time.monotonic()
+        (a @ b)[0, 0].item()
+        seconds.append(time.monotonic() - began)
+    return len(batch.images) / counter.get_total_flops() * 2 * side**3 / min(seconds)
 
 
 def waits(run: Training, batch: Batch) -> dict[str, int]:
@@ -353,7 +427,22 @@ train(load_config("small", overrides={settings!r}), name={name!r})
             say(f"{layers} layers, {pool}, {stages} stages, {what} epoch:", *map("/".join, means), "| R@1", *ones)
 
 
-SECTIONS = (machine, resume, from_scratch, float16, memory, float32, api, steps, checkpoints, loading, dry_run, recipe)
+SECTIONS = (
+    machine,
+    resume,
+    from_scratch,
+    float16,
+    memory,
+    float32,
+    api,
+    steps,
+    faster,
+    whole,
+    checkpoints,
+    loading,
+    dry_run,
+    recipe,
+)
 
 
 def main() -> None:

@@ -1,0 +1,149 @@
+"""What may make a step on a GPU faster, each against the code as it is. A part of gpu.py, which gives the steps.
+
+Nothing here is in the program: it goes there when it was measured, or it goes.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from clipcoco.data.loader import Batch
+from clipcoco.engine import step as steps
+from clipcoco.engine.optim import set_learning_rate
+from clipcoco.engine.step import Training, gradient
+
+Rate = Callable[[Training, Batch, int], float]
+Way = Callable[[Training], AbstractContextManager[None]]
+
+
+class MultiplyAdd(nn.Module):
+    """BatchNorm in eval mode as one product and sum, whose gradient stays channels-last; weight and bias learn."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        shift = norm.bias - norm.running_mean * scale
+        shift, scale = (one.to(x.dtype).view(1, -1, 1, 1) for one in (shift, scale))
+        return torch.addcmul(shift, x, scale)
+
+
+@contextmanager
+def multiply_add(run: Training) -> Iterator[None]:
+    trunk = run.model.visual.trunk
+    norms = [(name, one) for name, one in trunk.named_modules() if isinstance(one, nn.BatchNorm2d)]
+    for name, norm in norms:
+        trunk.set_submodule(name, MultiplyAdd(norm))
+    try:
+        yield
+    finally:
+        for name, norm in norms:
+            trunk.set_submodule(name, norm)
+
+
+@contextmanager
+def not_filled(run: Training) -> Iterator[None]:
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@contextmanager
+def compiled(run: Training) -> Iterator[None]:
+    """What it takes to compile is in no rate: it is told."""
+    visual = run.model.visual
+    trunk, began = visual.trunk, time.monotonic()
+    visual.trunk = torch.compile(trunk)
+    try:
+        for _ in range(2):
+            visual.features(torch.zeros(128, 3, 224, 224, dtype=torch.uint8, device=run.device.device)).sum().backward()
+        run.optimizer.zero_grad(set_to_none=True)
+        print(f"  compiled in {time.monotonic() - began:.0f} s", flush=True)
+        yield
+    finally:
+        visual.trunk = trunk
+
+
+def update_without_a_wait(training: Training, loss: Tensor, rate: float) -> tuple[float, float, bool]:
+    """Of bfloat16 and float32: fused AdamW skips by itself, where the device finds a loss or gradient not finite."""
+    model, optimizer = training.model, training.optimizer
+    set_learning_rate(optimizer, rate)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.schedule.config.grad_clip)
+    optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()  # type: ignore[attr-defined]
+    optimizer.step()
+    model.clamp_temperature()
+    optimizer.zero_grad(set_to_none=True)
+    return 0.0, 0.0, False  # the caller would read them steps later
+
+
+@contextmanager
+def decided_there(run: Training) -> Iterator[None]:
+    try:
+        with patch.object(steps, "update", update_without_a_wait):
+            yield
+    finally:
+        vars(run.optimizer).pop("found_inf", None)
+
+
+class Ahead:
+    """A batch that was copied on a side stream while the step before it ran."""
+
+    def __init__(self, batch: Batch, device: torch.device) -> None:
+        self.batch, self.device, self.stream = batch, device, torch.cuda.Stream(device)
+        self.image_ids, self.images = batch.image_ids, batch.images
+        self._copy()
+
+    def _copy(self) -> None:
+        with torch.cuda.stream(self.stream):
+            self.next = self.batch.to(self.device)
+
+    def to(self, device: torch.device) -> Batch:
+        torch.cuda.current_stream(device).wait_stream(self.stream)
+        moved = self.next
+        for tensor in (moved.images, moved.tokens):
+            assert tensor is not None
+            tensor.record_stream(torch.cuda.current_stream(device))
+        self._copy()
+        return moved
+
+
+def gradient_of(run: Training, batch: Batch) -> Tensor:
+    """Of all parameters, one behind the other; weights and position stay."""
+    gradient(run, batch.to(run.device.device))
+    found = torch.cat([one.grad.flatten() for one in run.model.parameters() if one.grad is not None])
+    run.optimizer.zero_grad(set_to_none=True)
+    return found
+
+
+def variants(run: Training, batch: Batch, rate: Rate, many: int, pretrained: bool) -> dict[str, tuple[float, float]]:
+    """Images a second of each, the code as it is first and last, and by how much its gradient differs from that one's,
+    as a part of its norm."""
+    cuda = run.device.device.type == "cuda"
+    alone: dict[str, Way] = {"not filled": not_filled, "decided on the device": decided_there}
+    if pretrained:
+        alone["frozen BatchNorm as a multiply-add"] = multiply_add
+    ways = {name: [way] for name, way in alone.items()} | {"all of these": list(alone.values())}
+    if cuda and pretrained:  # it takes a minute
+        ways |= {"trunk compiled": [compiled], "all of these, compiled": [*alone.values(), compiled]}
+    found = {"as it is": (rate(run, batch, many), 0.0)}
+    for name, parts in ways.items():
+        before = gradient_of(run, batch)
+        with ExitStack() as entered:
+            for part in parts:
+                entered.enter_context(part(run))
+            off = (gradient_of(run, batch) - before).norm() / before.norm()
+            found[name] = rate(run, batch, many), float(off)
+    if cuda:
+        found["copied on a side stream"] = rate(run, Ahead(batch, run.device.device), many), 0.0  # type: ignore[arg-type]
+    return found | {"as it is, again": (rate(run, batch, many), 0.0)}
