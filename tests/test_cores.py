@@ -37,7 +37,13 @@ def test_a_job_counts_the_cores_that_it_may_use(monkeypatch, quota, usable):
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
     monkeypatch.setattr(cores, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(os, "environ", {})
     assert cores.usable_cores() == usable
+    # Without a quota the number of threads is torch's own choice: on some machines the half of the logical cores.
+    threads = {"OMP_NUM_THREADS": str(usable)} if usable < 12 else {}
+    assert cores.openmp() == {"GOMP_SPINCOUNT": "1000"} | threads
+    os.environ.update(OMP_NUM_THREADS="5", OMP_WAIT_POLICY="PASSIVE")
+    assert cores.openmp() == {}
     workers, why = choose_workers("auto", "cuda", size=32, batch=8)
     assert workers == min(8, max(1, usable - 1))
     assert why == f"{usable} core{'s' * (usable > 1)}"

@@ -14,11 +14,11 @@ def main() -> None:
     _open_streams()
     if "WORLD_SIZE" in os.environ:  # what torch's libraries say of a process that is gone, clipcoco says in one line
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if "OMP_WAIT_POLICY" not in os.environ:  # torch's OpenMP reads both where it is loaded
-        # Waiting for a thread whose core another program has, one spins for microseconds, not for its whole turn.
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
+        from clipcoco.cores import openmp
         from clipcoco.errors import broken_package
+
+        os.environ.update(openmp())  # torch reads it when it is loaded
 
         try:
             from clipcoco.cli import run

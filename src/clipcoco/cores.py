@@ -6,9 +6,23 @@ from pathlib import Path
 
 def usable_cores() -> int:
     """Those that the scheduler lets us onto, and no more than the control group's quota; at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota()
+    cores, quota = _scheduled(), cpu_quota()
     return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def _scheduled() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def openmp() -> dict[str, str]:
+    """What torch's threads are to be told by the environment, where the user has not said it."""
+    settings = {}
+    # Waiting for a thread whose core another program has, one spins for microseconds, not for its whole turn.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        settings["GOMP_SPINCOUNT"] = "1000"
+    if "OMP_NUM_THREADS" not in os.environ and (usable := usable_cores()) < _scheduled():
+        settings["OMP_NUM_THREADS"] = str(usable)  # it knows no quota, and would wait for threads that are held back
+    return settings
 
 
 def processes() -> tuple[int, int]:
