@@ -226,6 +226,23 @@ class Group:
 ALONE = Group()
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without stdout: torch 2.10's gloo tells there whom it has met, where a command's --json belongs."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # closed
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 @cache
 def join() -> Group:
     """This process with the others that were started for the same run, which must come too; alone where it is.
@@ -247,9 +264,10 @@ def join() -> Group:
         while not store.check(["here"]):  # not yet inside torch, where no signal would be heard: it may never come
             time.sleep(_LOOK_SECONDS)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(
-            backend, store=PrefixStore("tensors", store), rank=rank, world_size=size, timeout=longest
-        )
+        with _silent():
+            dist.init_process_group(
+                backend, store=PrefixStore("tensors", store), rank=rank, world_size=size, timeout=longest
+            )
     except (RuntimeError, ValueError, OverflowError, OSError) as error:
         why = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise EnvironmentProblem(
