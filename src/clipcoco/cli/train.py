@@ -270,7 +270,8 @@ def _finish(
         )
     *_, following, search = (None, *read_verdict(run).steps)
     rows += [("report", str(run.report)), ("search", search.command if search else "")]
-    rows += [("share", f"{command(run, 'share')}    one file that searches in a browser")]
+    if not result["caution"]:  # no page runs the text encoder of others
+        rows += [("share", f"{command(run, 'share')}    one file that searches in a browser")]
     rows += [("next", f"{following.command}    {following.why.lower()}")] if following else []
     width = terminal.out.width
     tables = recall_tables(result["split"], result["protocols"], *notes, closed_form=beside, width=width)
