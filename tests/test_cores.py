@@ -41,7 +41,7 @@ def test_a_job_counts_the_cores_that_it_may_use(monkeypatch, quota, usable):
     assert cores.usable_cores() == usable
     # Without a quota the number of threads is torch's own choice: on some machines the half of the logical cores.
     threads = {"OMP_NUM_THREADS": str(usable)} if usable < 12 else {}
-    assert cores.openmp() == {"GOMP_SPINCOUNT": "1000"} | threads
+    assert cores.openmp() == {"GOMP_SPINCOUNT": "10000"} | threads
     os.environ.update(OMP_NUM_THREADS="5", OMP_WAIT_POLICY="PASSIVE")
     assert cores.openmp() == {}
     workers, why = choose_workers("auto", "cuda", size=32, batch=8)

@@ -17,9 +17,9 @@ def _scheduled() -> int:
 def openmp() -> dict[str, str]:
     """What torch's threads are to be told by the environment, where the user has not said it."""
     settings = {}
-    # Waiting for a thread whose core another program has, one spins for microseconds, not for its whole turn.
+    # Waiting for a thread whose core another program has, one spins for a moment, not for its whole turn.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        settings["GOMP_SPINCOUNT"] = "1000"
+        settings["GOMP_SPINCOUNT"] = "10000"
     if "OMP_NUM_THREADS" not in os.environ and (usable := usable_cores()) < _scheduled():
         settings["OMP_NUM_THREADS"] = str(usable)  # it knows no quota, and would wait for threads that are held back
     return settings

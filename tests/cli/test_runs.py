@@ -546,7 +546,7 @@ def test_env_tells_of_the_machine_and_no_secret(clipcoco, tmp_path):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({}, {"GOMP_SPINCOUNT": "10000"}),
         ({"GOMP_SPINCOUNT": "0"}, {"GOMP_SPINCOUNT": "0"}),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
     ],
