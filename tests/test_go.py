@@ -37,7 +37,7 @@ def loaded(root, *changes) -> LoadedConfig:
     return load_config("demo", overrides=[*TOY, *QUICK, f"data.root={root}", *changes])
 
 
-def start(root, folder, *changes, events=None, stop=lambda: None, behind=None) -> RunDir:
+def start(root, folder, *changes, events=None, stop=lambda: None, behind=False) -> RunDir:
     events = [] if events is None else events
     plan = plan_run(loaded(root, *changes), **HERE, name="run", runs_dir=folder, report=events.append)
     plan = plan.looked_at(events.append)

@@ -24,13 +24,11 @@ from clipcoco.runs.tensorboard import TensorBoard
 from clipcoco.runs.training import make_ready
 
 
-def go(
-    plan: Plan, run: RunDir, note: str, show: Report, stop: Stop, save_in_background: bool | None = None
-) -> RunEnded:
+def go(plan: Plan, run: RunDir, note: str, show: Report, stop: Stop, save_in_background: bool = False) -> RunEnded:
     """Train from `plan.state` to the last step, or until `stop` gives a reason. The directory exists and is locked.
 
-    `note` is what there is to say of that lock. A reason to stop is a text. Checkpoints are written in the background
-    on a GPU; on a CPU that would only take from the steps.
+    `note` is what there is to say of that lock. A reason to stop is a text. Checkpoints can be written in the background,
+    which is meant for a GPU, and waits for one that measures it; on a CPU it would only take from the steps.
     """
     assert plan.pictures is not None, "somebody has looked at them"
     parts, state, content = plan.parts, plan.state, plan.content
@@ -49,8 +47,7 @@ def go(
                 known = any(row["event"] == ClosedForm.event for row in metrics.rows)  # before a stop at step 0
                 training = make_ready(parts, plan.model, state, content, report, stop, compared=known)
                 # ---- the steps
-                behind = parts.device.device.type == "cuda" if save_in_background is None else save_in_background
-                save = Saver(run, plan, training, metrics, report, stop, behind)
+                save = Saver(run, plan, training, metrics, report, stop, save_in_background)
 
                 def heard(event: Event) -> None:
                     save.poll()

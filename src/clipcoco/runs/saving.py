@@ -43,7 +43,7 @@ class _Write:
 class Saver:
     """Writes the run's checkpoints. A disk that refuses one is asked again at the next two, and then ends the run.
 
-    `in_background`, as on a GPU, a thread writes what was copied out of training's way, one at a time: what came of it
+    `in_background` a thread writes what was copied out of training's way, one at a time: what came of it
     is told when the next one is due, or by `poll`. The last one is waited for, as is any by `close`.
     """
 
