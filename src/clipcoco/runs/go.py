@@ -27,8 +27,8 @@ from clipcoco.runs.training import make_ready
 def go(plan: Plan, run: RunDir, note: str, show: Report, stop: Stop, save_in_background: bool = False) -> RunEnded:
     """Train from `plan.state` to the last step, or until `stop` gives a reason. The directory exists and is locked.
 
-    `note` is what there is to say of that lock. A reason to stop is a text. Checkpoints can be written in the background,
-    which is meant for a GPU, and waits for one that measures it; on a CPU it would only take from the steps.
+    `note` is what there is to say of that lock. A reason to stop is a text. Checkpoints can be written in the
+    background, which is meant for a GPU, and waits for one that measures it; on a CPU it would take from the steps.
     """
     assert plan.pictures is not None, "somebody has looked at them"
     parts, state, content = plan.parts, plan.state, plan.content
