@@ -122,7 +122,7 @@ OF_THE_API = [f"clipcoco.api{part}" for part in ("", ".model", ".training", ".me
 
 
 @pytest.mark.parametrize(
-    "name", [*OF_THE_API, "clipcoco.engine.recall", "clipcoco.engine.composition", "clipcoco.prepare.wording"]
+    "name", [*OF_THE_API, "clipcoco.engine.recall", "clipcoco.engine.composition", "clipcoco.data.changed_words"]
 )
 def test_the_examples_of_the_documentation_run(name):
     result = doctest.testmod(importlib.import_module(name))
