@@ -81,9 +81,9 @@ def changed_caption(root: Path) -> None:
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def from_a_stranger(root: Path, **change: object) -> None:
+def from_a_stranger(root: Path, path: Path | None = None, **change: object) -> None:
     """Whole and with a right sum, but not what clipcoco writes."""
-    path = arrays_of(root)
+    path = path or arrays_of(root)
     key = json.loads(path.read_bytes().splitlines()[0])["key"]
     keep_arrays(path, key, {**read_arrays(path, key), **change})
 
@@ -115,6 +115,30 @@ def test_what_is_damaged_or_of_another_file_is_made_anew(data, damage):
     if arrays_of(data).is_file():
         assert (arrays_of(data).read_bytes() == before) == (damage is not changed_caption)
         assert equal(open_captions(data, "val2017"), fresh)
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("tokens", {"tokens": np.full((120, CONTEXT), 10**6, np.int32)}),
+        ("tokens", {"tokens": np.full((120, CONTEXT), -1, np.int32)}),
+        ("tokens", {"tokens": np.zeros((3, CONTEXT), np.int32)}),
+        ("tokens", {"counts": np.zeros(5)}),
+        ("tokens", {"words": bytes_of(b"\xff")}),
+        ("tokenizer", {"plain": bytes_of({"vocab": {"a": 7}, "merges": []})}),
+        ("tokenizer", {"plain": bytes_of(b"{")}),
+    ],
+)
+def test_tokens_and_a_tokenizer_of_a_stranger_are_made_anew(data, what, change):
+    captions = open_captions(data, "val2017").captions
+    for _ in range(2):
+        tokenizer = learn_tokenizer(data, captions, VOCABULARY)
+        encoded = encode_captions(data, tokenizer, captions, CONTEXT)
+        assert tokenizer.to_plain() == Tokenizer.train(captions, VOCABULARY).to_plain()
+        assert (encoded.tokens == tokenizer.encode(captions, CONTEXT)).all()
+        assert encoded.words == list(words_in(captions))
+        (path,) = (data / ".clipcoco").glob(f"{what}-*.arrays")
+        from_a_stranger(data, path, **change)
 
 
 def test_captions_that_are_fewer_than_was_said_are_one_line(data):

@@ -24,6 +24,7 @@ from clipcoco.data.texts import Texts, joined, sha256_of
 from clipcoco.data.tokenizer import Tokenizer, words_in
 from clipcoco.disk.arrays import Arrays, keep_arrays, read_arrays
 from clipcoco.disk.sums import sums_of
+from clipcoco.errors import CheckpointError
 
 FORMAT = 1
 LEAST = 2**19  # bytes of captions: fewer are read within a tenth of a second
@@ -107,7 +108,17 @@ def encode_captions(root: Path, tokenizer: Tokenizer, texts: Sequence[str], cont
         tokens, *counts = tokenizer.encode_counted(texts, context)
         return {"tokens": tokens, "counts": np.array(counts), "words": _bytes(joined(words_in(texts)))}
 
-    made = _kept(root, "tokens", [tokenizer.sha256, context], texts, make, keep)
+    def sound(made: Arrays) -> bool:
+        tokens, counts = made["tokens"], made["counts"]
+        form = tokens.dtype.str, tokens.shape, counts.shape
+        in_the_vocabulary = tokens.min(initial=0) >= 0 and tokens.max(initial=0) < tokenizer.vocab_size
+        return (
+            form == ("<i4", (len(texts), context), (2,))
+            and in_the_vocabulary
+            and bool(made["words"].tobytes().decode())
+        )
+
+    made = _kept(root, "tokens", [tokenizer.sha256, context], texts, make, sound, keep)
     cut, equal = made["counts"].tolist()
     return Encoded(made["tokens"], cut, equal, made["words"].tobytes().decode().split())
 
@@ -118,22 +129,33 @@ def learn_tokenizer(root: Path, texts: Sequence[str], vocab_size: int, keep: boo
     def make() -> Arrays:
         return {"plain": _bytes(json.dumps(Tokenizer.train(texts, vocab_size).to_plain()).encode())}
 
-    made = _kept(root, "tokenizer", [vocab_size], texts, make, keep)
-    return Tokenizer.from_plain(json.loads(made["plain"].tobytes()))
+    def read(made: Arrays) -> Tokenizer:
+        return Tokenizer.from_plain(json.loads(made["plain"].tobytes()))
+
+    return read(_kept(root, "tokenizer", [vocab_size], texts, make, read, keep))
 
 
 def _kept(
-    root: Path, what: str, how: list[Any], texts: Sequence[str], make: Callable[[], Arrays], keep: bool
+    root: Path,
+    what: str,
+    how: list[Any],
+    texts: Sequence[str],
+    make: Callable[[], Arrays],
+    sound: Callable[[Arrays], object],
+    keep: bool,
 ) -> Arrays:
-    """What `make` makes of `texts`, `how` it does so deciding with them."""
+    """What `make` makes of `texts`, `how` it does so deciding with them; made again where what is kept is not `sound`,
+    or an error to it."""
     if not keep or len(joined(texts)) < LEAST:
         return make()
     key = [FORMAT, unicodedata.unidata_version, tokenizers.__version__, sha256_of(texts), *how]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     path = root / ".clipcoco" / f"{what}-{digest[:12]}.arrays"
-    if (kept := read_arrays(path, key)) is None:
-        keep_arrays(path, key, kept := make())
-    return kept
+    with suppress(LookupError, ValueError, TypeError, CheckpointError):  # of a stranger's
+        if (kept := read_arrays(path, key)) and sound(kept):
+            return kept
+    keep_arrays(path, key, made := make())
+    return made
 
 
 def _bytes(content: Any) -> npt.NDArray[np.uint8]:
