@@ -511,7 +511,8 @@ class TestQuestions:
         terminal = Terminal(clipcoco, "search", cwd=work)
         terminal.wait_for("search:")
         os.write(terminal.master, keys)
-        assert terminal.wait() == code
+        # Between readline's prompt and its wait a signal waits for the next key, on a busy machine: one presses again.
+        assert terminal.wait(b"\x03" if code else b"") == code
         assert "Traceback" not in terminal.text()
         assert terminal.screen.cursor.x == 0
 

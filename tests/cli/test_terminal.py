@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,13 @@ class Terminal(Screen):
         self.process = server.start(*words, cwd=cwd, env=env, prelude=prelude, streams=(os.ttyname(self.slave),) * 3)
         os.close(self.slave)
 
-    def wait(self) -> int:
+    def wait(self, again: bytes = b"") -> int:
+        """Until it has ended; every few seconds `again` is pressed."""
+        pressed = time.monotonic()
         while self.read():
-            pass
+            if again and time.monotonic() - pressed > 5:
+                os.write(self.master, again)
+                pressed = time.monotonic()
         os.close(self.master)
         return self.process.wait(60).code
 
