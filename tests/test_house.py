@@ -42,7 +42,7 @@ def test_the_evening_path_is_an_evening():
 
 # Lines of Python. A change raises one of them by what it adds less what it deletes, in a commit that says both.
 WINGS = {
-    "core": (("engine", "data", "config", "disk", "runs", ""), 12_300),
+    "core": (("engine", "data", "config", "disk", "runs", ""), 12_330),
     "prepare": (("prepare",), 4_140),
     "faces": (("cli", "console"), 3_850),
     "uses": (("report", "search", "share", "export", "api"), 4_430),
