@@ -28,6 +28,7 @@ def lines(path: Path) -> int:
 
 
 def test_no_file_is_longer_than_300_lines_and_no_function_than_60():
+    assert all(lines(path) <= 300 for path in PACKAGE.rglob("*.js"))
     for path in PACKAGE.rglob("*.py"):
         assert lines(path) <= 300, path
         for node in ast.walk(ast.parse(path.read_text())):

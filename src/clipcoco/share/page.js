@@ -1,5 +1,4 @@
 // The page: unpack, rank all pictures while one types, and let them move to their places.
-
 const FEW = 30; // pictures shown at first, and that many more each time
 const ALIKE = 0.01; // of the scores of a whole gallery: less apart, a model tells no picture from another
 const MOVE = { duration: 280, easing: "cubic-bezier(.2, .7, .2, 1)" };
