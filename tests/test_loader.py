@@ -21,11 +21,11 @@ from clipcoco.errors import DataError, EnvironmentProblem
 from conftest import TOY
 
 
-def loader(root, workers=0, batch=8, seed=3, flip="true"):
+def loader(root, workers=0, batch=8, seed=3, flip="true", captions=1):
     config = load_config("demo", overrides=[*TOY, f"data.root={root}", f"data.flip={flip}"]).config.data
     table = read_captions(root, "train2017")
     tokens = Tokenizer.train(table.captions, 400).encode(table.captions, 32)
-    return TrainingLoader(config, table, tokens, batch, seed, workers, pin_memory=False)
+    return TrainingLoader(config, table, tokens, batch, seed, workers, pin_memory=False, captions=captions)
 
 
 def everything(batches):
@@ -94,6 +94,19 @@ def test_tokens_are_cut_to_the_longest_caption_of_the_batch_and_belong_to_the_im
             assert int(row[int((row != PAD).sum()) - 1]) == END
             seen += 1
     assert seen == 48
+
+
+def test_several_captions_are_differing_ones_of_the_image_and_the_first_is_the_one_that_it_would_be(scenes):
+    for captions in (3, 5, 7):
+        for one, several in zip(loader(scenes).epoch(0), loader(scenes, captions=captions).epoch(0), strict=True):
+            assert torch.equal(one.image_ids, several.image_ids)
+            assert torch.equal(one.images, several.images)
+            assert several.tokens.shape[:2] == (8, captions)
+            length = one.tokens.shape[1]
+            assert torch.equal(several.tokens[:, 0, :length], one.tokens)
+            for own in several.tokens.tolist():
+                assert len({tuple(row) for row in own}) == min(captions, 5), "of five captions none is left out"
+                assert own[5:] == own[:2][: captions - 5]
 
 
 @pytest.fixture

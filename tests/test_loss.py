@@ -93,6 +93,17 @@ def test_texts_that_are_equal_have_equal_keys_and_others_not():
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("false", [0, 2])
+def test_several_captions_of_an_image_cost_their_mean_each_among_one_of_every_other(name, false):
+    images, temperature = F.normalize(leaves()[0], dim=1), torch.tensor(0.07)
+    texts = F.normalize(torch.stack([leaves(seed, false=false)[1] for seed in (1, 2, 3)], dim=1), dim=-1)
+    keys, bias = torch.tensor([[1, 4, 6], [2, 4, 7], [3, 4, 6], [1, 5, 7], [1, 5, 6]]), torch.tensor(-1.5)
+    each = [literally(name, images, texts[:, n], temperature, bias, False, keys[:, n]) for n in range(3)]
+    value = LOSSES[name].of(images, texts, temperature, bias=bias if name == "sigmoid" else None, keys=keys)
+    torch.testing.assert_close(value, sum(each) / 3, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("false", [0, 2])
 def test_equal_parts_of_the_rows_have_the_whole_as_their_mean(name, false):
     loss, whole, parts = LOSSES[name], leaves(size=6, false=false), leaves(size=6, false=false)
     keys = torch.tensor([1, 2, 3, 4, 1, 5])
@@ -113,10 +124,13 @@ def test_chance_is_what_like_embeddings_cost(name, pairs):
         assert math.isclose(value, loss.chance(pairs), rel_tol=1e-5)
 
 
-@pytest.mark.parametrize("change", ["loss=sigmoid", "loss=triplet", "text_negatives=2"])
+@pytest.mark.parametrize("change", ["loss=sigmoid", "loss=triplet", "text_negatives=2", "captions_per_image=2"])
 def test_a_run_with_another_loss_learns_resumes_and_gives_its_weights_away(scenes, tmp_path, change):
     """SigLIP's bias is in the checkpoint, goes on with it, and stays behind where a run begins from its weights."""
-    settings = load_config("demo", overrides=[*LIGHT, f"data.root={scenes}", f"train.{change}", "train.epochs=2"])
+    of_one = "train.captions_per_image=1"
+    settings = load_config(
+        "demo", overrides=[*LIGHT, f"data.root={scenes}", of_one, f"train.{change}", "train.epochs=2"]
+    )
     reasons = iter([None] * 7 + ["enough"])
     stopped = train(settings, name="run", runs_dir=tmp_path, stop=lambda: next(reasons, "enough"))
     assert stopped.state == "stopped"
@@ -135,4 +149,4 @@ def test_a_run_with_another_loss_learns_resumes_and_gives_its_weights_away(scene
     assert "logit_bias" not in plan.model.state_dict()
     name = f"train.{change.partition('=')[0]}"
     with pytest.raises(ConfigError, match=rf"{name} can't change at a resume"):
-        resume("run", [f"{name}={'infonce' if name == 'train.loss' else 0}"], runs_dir=tmp_path)
+        resume("run", [f"{name}={'infonce' if name == 'train.loss' else 1}"], runs_dir=tmp_path)

@@ -56,15 +56,16 @@ def literally(run, batch, size):
     return loss.detach()
 
 
-@pytest.mark.parametrize("false", [0, 2], ids=["", "false captions"])
+@pytest.mark.parametrize("of_each", [1, 3], ids=["", "captions, true and false"])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 @pytest.mark.parametrize("pretrained", [True, False], ids=["eval", "training"])
-def test_in_pieces_the_gradient_is_that_of_the_whole_batch(scenes, pretrained, frozen, loss, false):
+def test_in_pieces_the_gradient_is_that_of_the_whole_batch(scenes, pretrained, frozen, loss, of_each):
     """With dropout, of every parameter, the temperature's among them, against one graph of all pieces."""
     found = []
     for of in (gradient, lambda run, batch: literally(run, batch, 3)):
-        run = training(scenes, f"train.text_negatives={false}", pretrained=pretrained, frozen=frozen, size=3)
+        more = f"train.captions_per_image={of_each}", f"train.text_negatives={of_each - 1}"
+        run = training(scenes, *more, pretrained=pretrained, frozen=frozen, size=3)
         run = dataclasses.replace(run, loss=LOSSES[loss])
         found.append((float(of(run, next(run.loader.epoch(0)))), gradients(run)))
     (ours, of_ours), (theirs, of_theirs) = found

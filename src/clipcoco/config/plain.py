@@ -23,6 +23,7 @@ LATER = {
     "model.text.pool": "end",
     "train.micro_batch_size": "whole",
     "train.loss": "infonce",
+    "train.captions_per_image": 1,
     "train.text_negatives": 0,
     "expected.protocol": "own",
     "expected.cached": "none",

@@ -154,6 +154,7 @@ class TrainConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
     grad_clip: float = Field(gt=0)  # global norm
     loss: Literal["infonce", "sigmoid", "triplet"]  # engine/loss.py
+    captions_per_image: int = Field(ge=1, le=5)  # in a step, each among one of every other image
     # captions of the same image, made false by other words, that it must be told from beside those of other images
     text_negatives: int = Field(ge=0, le=5)
     precision: Literal["auto", "float32", "bfloat16", "float16"]

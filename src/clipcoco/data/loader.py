@@ -39,11 +39,13 @@ class Batch:
 
     images: Tensor | None  # uint8 (B,3,H,W)
     features: Tensor | None  # float16 (B,F)
-    tokens: Tensor  # int32 (B,L), L the longest caption rounded up to 8, at least 16
+    tokens: Tensor  # int32 (B,L), L the longest caption rounded up to 8, at least 16; (B,C,L) with C captions of each
     image_ids: Tensor  # int64 (B,)
     replaced: tuple[int, ...]  # rows of the table whose image could not be read
-    sentences: Tensor | None = None  # float16 (B,S)
-    false: Tensor | None = None  # int32 (B,K,L): of false captions of the same images, PAD where there is none
+    sentences: Tensor | None = None  # float16 (B,S), or (B,C,S)
+    false: Tensor | None = (
+        None  # int32 (B,K,L), or (B,C,K,L): of false captions of the same images, PAD where there is none
+    )
 
     def to(self, device: torch.device) -> "Batch":
         given = {name: getattr(self, name) for name in ("images", "features", "tokens", "sentences", "false")}
@@ -64,10 +66,10 @@ class Batch:
 
     def cut(self) -> "Batch":
         """With no more tokens than the longest caption asks for."""
-        false = self.tokens[:0] if self.false is None else self.false.flatten(0, 1)
-        length = padded(torch.cat([(tokens != PAD).sum(dim=1) for tokens in (self.tokens, false)]))
+        both = [tokens for tokens in (self.tokens, self.false) if tokens is not None]
+        length = padded(torch.cat([(tokens != PAD).sum(dim=-1).flatten() for tokens in both]))
         shorter = None if self.false is None else self.false[..., :length]
-        return replace(self, tokens=self.tokens[:, :length], false=shorter)
+        return replace(self, tokens=self.tokens[..., :length], false=shorter)
 
 
 def padded(lengths: Tensor) -> int:
@@ -90,23 +92,23 @@ class _EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 class Sample(NamedTuple):
-    """An image in an epoch, with one of its captions; of a batch each entry is a tensor."""
+    """An image in an epoch, with some of its captions; of a batch each entry is a tensor."""
 
     view: Tensor | int  # uint8 (3,H,W), or the number of a view whose features are kept
     row: int  # of the table
-    caption: int  # of the table; -1: neither the image nor those after it can be read
+    captions: np.ndarray  # int64 (C,), of the table; -1: neither the image nor those after it can be read
     asked: int  # the row in whose place this one is shown, where it is another one
 
 
 class _TrainingImages(Dataset[Sample]):
     """(epoch, row) -> its sample."""
 
-    def __init__(self, config: DataConfig, table: CaptionTable, seed: int) -> None:
+    def __init__(self, config: DataConfig, table: CaptionTable, seed: int, captions: int) -> None:
         self.folder = table.folder
         self.size, self.flip = config.image_size, config.flip
         self.crop_scale = (config.crop_scale[0], config.crop_scale[1])
         self.files, self.image_ids, self.offsets = table.files, table.image_ids, table.offsets
-        self.seed = seed
+        self.seed, self.captions = seed, captions
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         return self.sample(*key)
@@ -128,11 +130,12 @@ class _TrainingImages(Dataset[Sample]):
                 view = rng.randrange(features.rows.shape[1])
             else:
                 continue
-            first, end = self.offsets[row : row + 2].tolist()
-            caption = sample_rng(self.seed, epoch, image_id, "caption").randrange(first, end)
-            return Sample(view, row, caption, asked)
+            own = range(*self.offsets[row : row + 2].tolist())
+            chosen = sample_rng(self.seed, epoch, image_id, "caption").sample(own, min(self.captions, len(own)))
+            return Sample(view, row, np.resize(chosen, self.captions), asked)  # fewer are told again
         # No image in sight: let the main process say so, as an exception here would lose its one line.
-        return Sample(0 if features else torch.zeros(3, self.size, self.size, dtype=torch.uint8), asked, -1, asked)
+        nothing = 0 if features else torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+        return Sample(nothing, asked, np.full(self.captions, -1), asked)
 
 
 @dataclass(frozen=True)
@@ -181,15 +184,16 @@ class TrainingLoader:
         sentences: Sentences | None = None,
         share: slice = slice(None),
         false: FalseTexts | None = None,
+        captions: int = 1,
     ) -> None:
         """`tokens`: int32 (M,context), one row a caption of `table`, as are the rows of `sentences`. `stop` is asked
-        while a worker is waited for. `share`: which rows of each batch are this process's."""
+        while a worker is waited for. `share`: which rows of each batch are this process's; `captions`: of an image."""
         self.table, self.stop, self.sentences, self.false = table, stop, sentences, false
         self.tokens = torch.from_numpy(tokens)
         self.seed = seed
         self.steps_per_epoch = len(table.files) // batch_size
         self._batches = _EpochBatches(seed, len(table.files), batch_size, share)
-        self._images = _TrainingImages(config, table, seed)
+        self._images = _TrainingImages(config, table, seed, captions)
         self._loader = image_loader(self._images, workers, pin_memory, batch_sampler=self._batches)
 
     def epoch(self, epoch: int, start: int = 0, features: Features | None = None) -> Iterator[Batch]:
@@ -202,12 +206,13 @@ class TrainingLoader:
         batches = map(default_collate, kept) if features else guarded(self._loader, self.stop)
         for views, rows, captions, asked in batches:
             if (captions < 0).any():
-                file = self.table.files[int(asked[captions < 0][0])]
+                file = self.table.files[int(asked[(captions < 0).any(dim=1)][0])]
                 raise DataError(
                     f"neither {file} nor the {MAX_REPLACEMENTS} images after it can be read (data.root). "
                     f"Is the disk there, and the folder whole?"
                 )
             image_ids = torch.from_numpy(self.table.image_ids)[rows]
+            captions = captions if captions.shape[1] > 1 else captions[:, 0]
             yield Batch(
                 None if features else views,
                 torch.from_numpy(features.take(rows, views)) if features else None,
@@ -219,18 +224,19 @@ class TrainingLoader:
             ).cut()
 
     def _false(self, epoch: int, captions: Tensor, image_ids: Tensor) -> Tensor | None:
-        """int32 (B,K,context): what is made of each caption, chosen by (seed, epoch, image), PAD where it is less."""
+        """int32 (B,K,context) or (B,C,K,context): what is made of each caption, chosen by (seed, epoch, image), PAD
+        where it is less."""
         if not self.false:
             return None
         chosen = []
-        for caption, image_id in zip(captions.tolist(), image_ids.tolist(), strict=True):
-            made = self.false.of(caption)
+        for own, image_id in zip(captions.view(len(captions), -1).tolist(), image_ids.tolist(), strict=True):
             rng = sample_rng(self.seed, epoch, image_id, "false")
-            chosen.append(rng.sample(made, min(self.false.count, len(made))))
+            for made in map(self.false.of, own):
+                chosen.append(rng.sample(made, min(self.false.count, len(made))))
         rows = torch.from_numpy(self.false.encode([text for texts in chosen for text in texts]))
         tokens = torch.full((len(chosen), self.false.count, rows.shape[1]), PAD, dtype=torch.int32)
         tokens[torch.arange(self.false.count) < torch.tensor([len(texts) for texts in chosen])[:, None]] = rows
-        return tokens
+        return tokens.view(*captions.shape, *tokens.shape[1:])
 
 
 def evaluation_images(

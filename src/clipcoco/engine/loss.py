@@ -43,7 +43,12 @@ class Loss:
         each caption false ones of the same image, further negatives of this image alone, and zeros in the place of one
         that there is not (NegCLIP's, Yuksekgonul et al., 2023, are negatives of all).
         With `rows` the part of these alone, against all others: equal parts have the whole as their mean.
+        Of C captions of each image, keys (B,C), texts (B,C,...), it is the mean over them, each among the others' one.
         """
+        if keys is not None and keys.dim() == 2:
+            each = zip(texts.unbind(1), keys.unbind(1), strict=True)
+            of_one = [self.of(images, one, temperature, rows, bias, warming, key) for one, key in each]
+            return torch.stack(of_one).mean()
         scale = temperature if self.scaled else 1
         own = torch.arange(len(images), device=images.device)[rows]
         of_rows = self.at_first if warming and self.at_first else self.of_rows
@@ -98,10 +103,10 @@ def _hinges(cosines: Tensor, own: Tensor) -> Tensor:
 
 def text_keys(rows: Tensor) -> Tensor:
     """A number of each text, int64 (B,), from its tokens (B,L) or its vector (B,D) in float32: equal where these are
-    and else, but once in 2^60 times, not. What is padded has the same as what is not."""
+    and else, but once in 2^60 times, not. What is padded has the same as what is not. Of (B,C,L) they are (B,C)."""
     numbers = rows.view(torch.int32) if rows.is_floating_point() else rows
-    weights = torch.randint(-(2**62), 2**62, numbers.shape[1:], generator=torch.Generator().manual_seed(0))
-    return (numbers.long() * weights.to(rows.device)).sum(dim=1)  # modulo 2^64
+    weights = torch.randint(-(2**62), 2**62, numbers.shape[-1:], generator=torch.Generator().manual_seed(0))
+    return (numbers.long() * weights.to(rows.device)).sum(dim=-1)  # modulo 2^64
 
 
 LOSSES = {

@@ -238,20 +238,22 @@ class DualEncoder(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Unit vectors (B,D) of a batch's images and captions, and the temperature, a scalar.
 
-        With K false captions of each image those of the captions are (B,1+K,D), zeros where there is none.
+        With C captions of each image their vectors are (B,C,D); with K false ones of each caption (B,1+K,D) or
+        (B,C,1+K,D), zeros where there is none.
         """
         tokens = batch.tokens
         if batch.false is not None:
-            tokens = torch.cat([tokens[:, None], batch.false], dim=1).flatten(0, 1)
+            tokens = torch.cat([tokens[..., None, :], batch.false], dim=-2)
+        of_each, tokens = tokens.shape[:-1], tokens.flatten(0, -2)
         if batch.sentences is not None:
-            texts = self.encode_sentences(batch.sentences)
+            texts = self.encode_sentences(batch.sentences.flatten(0, -2))
         elif tokens.device.type == "cpu":
             texts = self._texts_by_length(tokens)
         else:
             texts = self.encode_texts(tokens)
         if batch.false is not None:
-            nothing = (tokens == PAD).all(dim=1)
-            texts = texts.masked_fill(nothing[:, None], 0.0).unflatten(0, (len(batch.tokens), -1))
+            texts = texts.masked_fill((tokens == PAD).all(dim=1)[:, None], 0.0)
+        texts = texts.unflatten(0, of_each)
         if batch.images is not None:
             images = self.encode_images(batch.images)
         else:

@@ -35,7 +35,9 @@ def say_training(config: Config, derived: Derived, micro_batch: int, processes: 
         many = "all epochs" if derived.cached else say_count(derived.frozen_epochs, "epoch")
         frozen = f", backbone frozen for {many} ({derived.frozen_reason})"
         frozen += ", hence as train.cached says" * derived.cached
-    false = f", {config.train.text_negatives} false captions an image" * (config.train.text_negatives > 0)
+    captions = config.train.captions_per_image
+    more = f", {captions} captions of each image" * (captions > 1)
+    more += f", {config.train.text_negatives} false captions an image" * (config.train.text_negatives > 0)
     pieces = ""
     if config.train.micro_batch_size == "auto":
         pieces = f" in pieces of {micro_batch or 'what fits'}"
@@ -46,7 +48,7 @@ def say_training(config: Config, derived: Derived, micro_batch: int, processes: 
     return (
         f"{say_count(config.train.epochs, 'epoch')} x {say_count(derived.steps_per_epoch, 'step')} "
         f"x {say_count(config.train.batch_size, 'image')}{pieces}, "
-        f"lr {config.train.lr:g}, seed {config.seed}{false}{frozen}"
+        f"lr {config.train.lr:g}, seed {config.seed}{more}{frozen}"
     )
 
 

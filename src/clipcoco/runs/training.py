@@ -180,6 +180,7 @@ def build_training(
             sentences=of_train,
             share=parts.group.rows(config.train.batch_size),
             false=parts.false_texts,
+            captions=config.train.captions_per_image,
         ),
         features=cached.train if cached else None,
         evaluate=evaluate,
