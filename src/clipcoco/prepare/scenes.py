@@ -26,10 +26,10 @@ RADIUS = {"large": 0.215, "small": 0.15}  # of the picture's side
 _LOOKED_AT = 1000  # captions, until one is found that can be made false
 MOST_SCENES = 50_000  # of a split: there are a few more
 FIRST_ID: dict[Split, int] = {"train": 1, "val": 500_001}  # no image id occurs in both splits
-INFO = {"description": "clipcoco scenes", "version": "2", "year": 2026, "contributor": "clipcoco"}
+INFO = {"description": "clipcoco scenes", "version": "3", "year": 2026, "contributor": "clipcoco"}
 LICENCE = {"url": "https://creativecommons.org/publicdomain/zero/1.0/", "id": 1, "name": "CC0 1.0"}
 README = "README.txt"
-README_TEXT = """Scenes of coloured shapes with captions, drawn by clipcoco (drawing 2).
+README_TEXT = """Scenes of coloured shapes with captions, drawn by clipcoco (drawing 3).
 
 Every picture and every caption here was made by the program from random numbers with a fixed seed; nothing
 was photographed, copied or collected. The layout is that of COCO: train2017, val2017 and annotations. No

@@ -49,14 +49,15 @@ def captions(scene: Scene) -> list[str]:
     """Five differing captions, as different people would word them.
 
     Of validation each names every shape and its colour: three say all there is to know, one leaves out a size, and
-    sometimes one leaves open how they stand. Of training two or three say all, and the others are plain: one without
-    sizes, one of two things alone, and one of a single thing.
+    sometimes one leaves open how they stand. Of training one says all, and the others are plain: two of a single thing,
+    and two of how two things stand.
     """
     rng = Random(f"captions {scene}")
     told = _told(scene, rng)
     if scene.split == "val":
         return [text for text, _ in told]
-    plain = [_unsized(scene, rng), _pair(scene, rng), _single(scene, rng)]
+    plain = [_single(thing, rng) for thing in rng.sample(scene.things, 2)]
+    plain += [_pair(fact, rng) for fact in rng.sample(facts(scene), 2)]
     return list(dict.fromkeys([*plain, *(text for text, whole in told if whole)]))[:5]
 
 
@@ -96,9 +97,9 @@ def kinds_told(caption: str) -> set[tuple[str, str]]:
 
 
 def _told(scene: Scene, rng: Random) -> list[tuple[str, bool]]:
-    """Five sentences about all things, and whether each says all there is to know, but for a size."""
+    """Five sentences about all things, and whether each says all there is to know."""
     full, loose = (_three if len(scene.things) == 3 else _two)(scene, rng)
-    chosen, whole = rng.sample(full, 5), [True] * 5
+    chosen, whole = rng.sample(full, 5), [True, True, True, False, True]  # one leaves out a size
     if rng.random() < LOOSE_SHARE:
         chosen[4], whole[4] = rng.choice(loose), False
     unsized = rng.choice(range(len(scene.things)))
@@ -108,21 +109,14 @@ def _told(scene: Scene, rng: Random) -> list[tuple[str, bool]]:
     return [(f"{texts[i][0].upper()}{texts[i][1:]}.", whole[i]) for i in order]
 
 
-def _unsized(scene: Scene, rng: Random) -> str:
-    """All things and how they stand, as if sizes were of no matter."""
-    full, _ = (_three if len(scene.things) == 3 else _two)(scene, rng)
-    return rng.choice(full)(_plain(rng))
-
-
-def _pair(scene: Scene, rng: Random) -> str:
-    one, relation, other = rng.choice(facts(scene))
+def _pair(fact: Fact, rng: Random) -> str:
+    one, relation, other = fact
     name = _plain(rng)
     opening = rng.choice(("", "", "", "there is ", "a picture of "))
     return f"{opening}{name(one)} {rng.choice(RELATIONS[relation])} {name(other)}"
 
 
-def _single(scene: Scene, rng: Random) -> str:
-    thing = rng.choice(scene.things)
+def _single(thing: Thing, rng: Random) -> str:
     name = _plain(rng)(thing)
     bare = name.partition(" ")[2]
     sized = f"a {rng.choice(SIZE_WORDS[thing.size])} {bare}"
