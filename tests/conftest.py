@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fork_server import ForkServer, draw_once
+from fork_server import ForkServer, compile_once, draw_once, parse_once
 
 for number in (signal.SIGINT, signal.SIGHUP):  # ignored behind `&` and by nohup: what tests start would inherit it
     if signal.getsignal(number) is signal.SIG_IGN:
@@ -51,8 +51,10 @@ def _configuration(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _figures(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _once(tmp_path_factory: pytest.TempPathFactory) -> None:
     draw_once(tmp_path_factory.mktemp("figures"))
+    compile_once()
+    parse_once()
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,11 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Callable
@@ -125,7 +127,7 @@ class ForkServer:
             {
                 "arguments": [str(argument) for argument in arguments],
                 "cwd": str(cwd),
-                "env": env or {},
+                "env": {name: "1" for name in ("EVERY_FIGURE",) if name in os.environ} | (env or {}),
                 "prelude": prelude,
                 "streams": (stdin, stdout, stderr),
             }
@@ -143,12 +145,16 @@ class ForkServer:
 
 
 def draw_once(folder: Path) -> None:
-    """Keep figures in `folder` by what they are drawn of: pure functions, of which runs ask again and again."""
+    """Keep figures in `folder`, which runs draw again and again. Of figures alike but for their numbers the first one
+    stands for all, where nobody looks at them: without EVERY_FIGURE in the environment."""
     import clipcoco.report.plots as plots
 
     def kept(draw: Callable[..., Any]) -> Callable[..., Any]:
         def drawn(*given: object, **more: object) -> Any:
-            path = folder / hashlib.sha256(repr((draw.__name__, given, more)).encode()).hexdigest()
+            key = repr((draw.__name__, given, more))
+            if "EVERY_FIGURE" not in os.environ:
+                key = re.sub(r"([\[(]*(#|None)[\])]*,? ?)+", "#", re.sub(r"-?[\d.,]+(e[-+]?\d+)?", "#", key))
+            path = folder / hashlib.sha256(key.encode()).hexdigest()
             if not path.exists():
                 part = path.with_suffix(f".{os.getpid()}")
                 part.write_bytes(pickle.dumps(draw(*given, **more)))
@@ -161,21 +167,68 @@ def draw_once(folder: Path) -> None:
         setattr(plots, name, kept(getattr(plots, name)))
 
 
+def compile_once() -> None:
+    """Keep what jinja makes of the pages' templates: each page compiles its own again."""
+    from jinja2 import Environment
+
+    compiled, known = Environment.compile, {}
+
+    def kept(environment: Environment, source: str, name: str, *more: object) -> Any:
+        if (source, name) not in known:
+            known[source, name] = compiled(environment, source, name, *more)
+        return known[source, name]
+
+    Environment.compile = kept
+
+
+def parse_once() -> None:
+    """Keep what YAML's parser makes of our presets: a run reads them seven times."""
+    import yaml
+
+    from clipcoco.config.load import presets_folder
+
+    texts = [path.read_text() for path in presets_folder().glob("*.yaml")]
+    known, parse = {text: [*yaml.parse(text, yaml.SafeLoader)] for text in texts}, yaml.parse
+    yaml.parse = lambda text, Loader: iter(known[text]) if text in known else parse(text, Loader)  # noqa: N803
+
+
 def _serve() -> None:
     # What the commands need, and what takes longest to import.
     import matplotlib.backends.backend_svg
     import matplotlib.figure
     import matplotlib.style  # noqa: F401
-    import pycocotools.mask  # noqa: F401
-    import torch._dynamo  # which torch's optimisers import when they are made  # noqa: F401
+    import pycocotools.coco  # noqa: F401
+    import tensorboard.summary.writer.record_writer  # noqa: F401
+    import torch._dynamo  # which torch's optimisers import when they are made
+    import torch.utils.serialization  # noqa: F401
+    from PIL import Image
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2  # noqa: F401
 
     import clipcoco.cli
+    import clipcoco.cli.evaluate
+    import clipcoco.cli.train
+    import clipcoco.engine.extended
+    import clipcoco.report.live
     import clipcoco.report.page
+    import clipcoco.report.plots
+    import clipcoco.report.strips
+    import clipcoco.report.together
+    import clipcoco.runs.follow
     import clipcoco.runs.go
+    import clipcoco.runs.measure
     import clipcoco.runs.rehearse
     import clipcoco.runs.resume
-    import clipcoco.search.page  # noqa: F401
+    import clipcoco.search.page
+    from clipcoco.report.figures import Line
+    from clipcoco.runs.directory import RunDir
 
+    Image.init()
+    # What is slow the first time in a process, and would be so in each fork: fonts, expressions, templates.
+    clipcoco.report.plots.curve("", "title", "", "x", [Line([(1, 1.0), (2, 3.0)], "end")], levels=[2], level_label="l")
+    compile_once()
+    parse_once()
+    with tempfile.TemporaryDirectory() as nothing:
+        clipcoco.report.page.write_report(RunDir(Path(nothing)))
     draw_once(Path(sys.argv[1]))
     gc.freeze()  # so that no fork walks through all of that, and copies its pages
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -63,6 +64,13 @@ def recalls(page: Page) -> dict[str, list[str]]:
     """The first table of recalls: R@1, R@5, R@10, median rank by row."""
     rows = page.cells[1:6]
     return {" ".join(row[0].split()): [cell.split("±")[0].strip() for cell in row[1:]] for row in rows}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _every_figure() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVERY_FIGURE", "1")
+        yield
 
 
 @pytest.fixture(scope="module")
