@@ -125,13 +125,13 @@ PLACES = {
 @pytest.mark.parametrize(
     ("place", "number", "group", "workers"),
     [
-        ("in the middle of an epoch", signal.SIGINT, False, 0),
+        pytest.param("in the middle of an epoch", signal.SIGINT, False, 0, marks=pytest.mark.slow),
         ("in the middle of an epoch", signal.SIGTERM, True, 2),
         ("in an evaluation", signal.SIGTERM, False, 0),
-        ("in an evaluation", signal.SIGUSR1, True, 2),
+        pytest.param("in an evaluation", signal.SIGUSR1, True, 2, marks=pytest.mark.slow),
         ("at an epoch's end", signal.SIGINT, True, 2),
         ("in a save", signal.SIGUSR1, False, 0),
-        ("in a save", signal.SIGHUP, True, 0),
+        pytest.param("in a save", signal.SIGHUP, True, 0, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(clipcoco, calm, begun, run, place, number, group, workers):
