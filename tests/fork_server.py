@@ -199,7 +199,6 @@ def _serve() -> None:
     import matplotlib.style  # noqa: F401
     import pycocotools.coco  # noqa: F401
     import tensorboard.summary.writer.record_writer  # noqa: F401
-    import torch._dynamo  # which torch's optimisers import when they are made
     import torch.utils.serialization  # noqa: F401
     from PIL import Image
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2  # noqa: F401

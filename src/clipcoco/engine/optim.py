@@ -1,6 +1,7 @@
 """Parameter groups, AdamW and the learning rate as a pure function of the step."""
 
 import math
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -8,6 +9,16 @@ import torch
 from clipcoco.config.text import shown
 from clipcoco.engine.weights import first_spoilt, fits
 from clipcoco.errors import CheckpointError
+
+
+class _AdamW(torch.optim.AdamW):
+    """Without what keeps torch's compiler out of it: that imports the compiler, which takes as long as torch itself."""
+
+    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
 
 
 def build_optimizer(
@@ -21,7 +32,7 @@ def build_optimizer(
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         groups.setdefault((name.startswith("visual.trunk."), parameter.ndim >= 2), []).append(parameter)
-    return torch.optim.AdamW(
+    return _AdamW(
         [
             {
                 "params": parameters,
