@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import threading
+from multiprocessing import forkserver, util
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ from clipcoco.config.load import load_config
 from clipcoco.data.captions import read_captions
 from clipcoco.data.loader import TrainingLoader, epoch_order, evaluation_images
 from clipcoco.data.tokenizer import END, PAD, Tokenizer
-from clipcoco.data.workers import _end, choose_workers, guarded, image_loader
+from clipcoco.data.workers import _end, begin_workers, choose_workers, guarded, image_loader
 from clipcoco.errors import DataError, EnvironmentProblem
 from conftest import TOY
 
@@ -229,6 +230,16 @@ def test_workers_without_room_are_refused_or_fewer(monkeypatch):
             choose_workers(4, "cpu", 32, 8)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_workers_are_forked_from_starts_once_and_ends_with_us_in_the_middle_of_its_imports(monkeypatch):
+    server = forkserver.ForkServer()
+    monkeypatch.setattr(forkserver, "_forkserver", server)
+    begin_workers(1)
+    begin_workers(2)
+    [end] = [one for one in util._finalizer_registry.values() if getattr(one, "_weakref", list)() is server]
+    end()  # as at our exit
+    assert os.waitpid(server._forkserver_pid, 0)[1] == signal.SIGKILL
 
 
 def test_workers_are_ended_though_torch_has_closed_the_queue_of_a_thread_that_pins():

@@ -11,8 +11,8 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
-from multiprocessing import resource_tracker
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from multiprocessing.util import Finalize
@@ -42,24 +42,61 @@ def image_loader(
     batch_size: int = 1,
 ) -> DataLoader[Any]:
     """The batches of `batch_sampler`, epoch after epoch, or of `batch_size` in the data set's order, once."""
-    context = None
-    if workers:
-        # Set explicitly: Python 3.14 changes the default, and a fork of a process with threads may hang.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["clipcoco.data.loader", "clipcoco.data.vision"])
+    begin_workers(workers)
     return DataLoader(
         dataset,
         batch_size=batch_size,
         batch_sampler=batch_sampler,
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,
-        multiprocessing_context=context,
+        # Set explicitly: Python 3.14 changes the default, and a fork of a process with threads may hang.
+        multiprocessing_context="forkserver" if workers else None,
         persistent_workers=batch_sampler is not None and workers > 0,  # for the next epoch
         pin_memory=pin_memory,
         worker_init_fn=_begin_worker,
         # Its own: otherwise every epoch draws from the global stream, and workers would change dropout.
         generator=torch.Generator(),
     )
+
+
+def begin_workers(workers: int) -> None:
+    """Where there are to be some, start the process that they are forked from, once: it imports what they need while
+    this one does other things. What keeps it from starting is told when they are asked for; it ends with us.
+    """
+    if not workers:
+        return
+    server: Any = forkserver._forkserver
+    server.set_forkserver_preload(["clipcoco.data.loader", "clipcoco.data.vision"])
+    before = server._forkserver_pid
+    with suppress(OSError), _deaf():
+        server.ensure_running()
+    if (pid := server._forkserver_pid) not in (None, before):
+
+        def end() -> None:
+            if server._forkserver_pid == pid:
+                os.kill(pid, signal.SIGKILL)
+
+        Finalize(server, end, exitpriority=0)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are started inside inherit blocked signals, and don't run the caller's script again: what a worker
+    needs is in our modules, but the start method imports the file of `__main__` where one is named, and a script
+    without a guard would train in every worker. Signals sent to us meanwhile come afterwards.
+    """
+    main = sys.modules["__main__"]
+    named: dict[str, Any] = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # unblocks SIGINT and SIGTERM behind itself, so it must come first
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        vars(main).pop("__file__", None)
+        main.__spec__ = None
+        yield
+    finally:
+        vars(main).update(named)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_worker(worker: int) -> None:
@@ -106,26 +143,12 @@ def guarded(loader: DataLoader[Any], stop: Callable[[], object]) -> Iterator[Any
 
 
 def _open(loader: DataLoader[Any], device: int | None) -> Any:
-    """Start the workers, or wake those that were kept.
-
-    They inherit blocked signals, and don't run the caller's script again: what a worker needs is in our modules, but
-    the start method imports the file of `__main__` where one is named, and a script without a guard would train in
-    every worker. Signals sent to us meanwhile come afterwards.
-    """
+    """Start the workers, or wake those that were kept."""
     if device is not None:
         torch.cuda.set_device(device)  # is the thread's: where batches are pinned
-    known, main = loader._iterator, sys.modules["__main__"]
-    named: dict[str, Any] = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        resource_tracker.ensure_running()  # unblocks SIGINT and SIGTERM behind itself, so it must come first
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        vars(main).pop("__file__", None)
-        main.__spec__ = None
+    known = loader._iterator
+    with _deaf():
         iterator: Any = iter(loader)
-    finally:
-        vars(main).update(named)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if iterator is not known:  # at the exit multiprocessing would wait for them, and they are deaf to its SIGTERM
         there, workers = weakref.ref(iterator), iterator._workers
         Finalize(iterator, lambda: _end(there(), workers), exitpriority=1)

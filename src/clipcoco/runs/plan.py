@@ -21,7 +21,7 @@ from clipcoco.data.kept import Encoded, encode_captions, learn_tokenizer
 from clipcoco.data.loader import EVALUATION_BATCH
 from clipcoco.data.split import ORIGINALS, Source, open_splits
 from clipcoco.data.tokenizer import Tokenizer
-from clipcoco.data.workers import choose_workers
+from clipcoco.data.workers import begin_workers, choose_workers
 from clipcoco.disk.files import need_room
 from clipcoco.engine.device import Device, choose_as_trained, choose_device
 from clipcoco.engine.distributed import ALONE, Group
@@ -144,6 +144,7 @@ def read_parts(
     views = 1 + (config.data.cached_crops if derived.frozen_epochs else 0)
     largest = max(config.train.batch_size, EVALUATION_BATCH * views)
     workers, why = choose_workers(config.data.workers, device.device.type, config.data.image_size, largest)
+    begin_workers(workers)
     false = None if config.model.text.weights != "none" else drawn_false_captions(root, val_table)[0]  # it takes long
     encode = partial(tokenizer.encode, context_length=context)
     negatives = false_texts(root, train_table, config.train.text_negatives, encode)
