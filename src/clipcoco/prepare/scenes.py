@@ -109,6 +109,8 @@ def drawn_false_captions(root: Path, table: CaptionTable) -> tuple[FalseCaptions
         for caption in table.captions[table.offsets[row] : table.offsets[row + 1]]:
             for kind, false in false_captions(scene, caption):
                 of_kind.setdefault(kind, (caption, false))
+            if len(of_kind) == len(KINDS):
+                break
         pairs += [(kind, row, *both) for kind, both in of_kind.items()]
     pairs.sort(key=lambda pair: KINDS.index(pair[0]))
     return FalseCaptions.of("drawn scenes", table, pairs), ""
