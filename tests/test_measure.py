@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clipcoco.cli import run
 from clipcoco.data.captions import read_captions
 from clipcoco.engine.embeddings import Embeddings, write_embeddings
 from clipcoco.engine.evaluate import in_order, validation_loss
@@ -63,6 +64,14 @@ def test_images_are_put_in_order_with_their_captions():
 def folds_of_file(path: Path, embeddings: Embeddings) -> dict:
     write_embeddings(path, embeddings)
     return evaluate_embeddings(path, ("1k",)).result["protocols"]["1k"]
+
+
+def test_a_file_of_embeddings_shows_how_far_the_ranking_is(tmp_path, monkeypatch, capsys):
+    write_embeddings(tmp_path / "e.npz", of_folders(np.arange(FOLDERS * EACH)))
+    monkeypatch.setattr("clipcoco.console.run.LINE_SECONDS", 0.0)
+    assert run(["eval", "--from-embeddings", str(tmp_path / "e.npz")]) == 0
+    told = [line[9:] for line in capsys.readouterr().err.splitlines() if "ranking" in line]
+    assert told == [f"ranking {done}/16" for done in range(16)]  # tiles
 
 
 def test_a_file_of_embeddings_is_folded_by_hashed_ids_whatever_the_order_of_its_rows(tmp_path):

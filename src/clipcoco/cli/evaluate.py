@@ -132,7 +132,9 @@ def _judge(path: Path, numbers: list[str] | None, protocols: tuple[str, ...], js
         return audit_file(path, numbers, json_)
     from clipcoco.runs.measure import evaluate_embeddings
 
-    return _show(evaluate_embeddings(path, protocols), protocols, json_)
+    with RunConsole(open_terminal()) as console:
+        evaluation = evaluate_embeddings(path, protocols, console)
+    return _show(evaluation, protocols, json_)
 
 
 def _found_file(checkpoint: Path, runs_dir: Path) -> Found:

@@ -147,12 +147,12 @@ def _contaminated(seen: int | None, images: int) -> str:
     return f"contaminated: trained on {seen:,} of these {images:,} images" if seen else ""
 
 
-def evaluate_embeddings(path: Path, protocols: tuple[str, ...]) -> Evaluation:
+def evaluate_embeddings(path: Path, protocols: tuple[str, ...], report: Report = lambda event: None) -> Evaluation:
     """Measure any model's embeddings by the same rules."""
     start = time.monotonic()
     embeddings, note = read_embeddings(path)
     _check_protocols(protocols, len(embeddings.images))
-    found = ranks(embeddings.images, embeddings.texts, embeddings.owners)
+    found = ranks(embeddings.images, embeddings.texts, embeddings.owners, report)
     tables = _tables(embeddings, found, protocols, _order_of(embeddings.image_ids))
     known = {"schema": SCHEMA, "split": str(path), "source": note, **tables, "caution": embeddings.caution or None}
     seconds = {"seconds": time.monotonic() - start}
