@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,14 @@ import torch
 from clipcoco.config.load import LoadedConfig, load_config
 from clipcoco.engine import checkpoint, step
 from clipcoco.engine.device import choose_as_trained
+from clipcoco.engine.embeddings import Seen
 from clipcoco.errors import DataError, EnvironmentProblem, NumericError
 from clipcoco.events import CheckpointSaved, Progress, RunEnded, RunStarted, StepDone, Warned
 from clipcoco.runs import go as going
 from clipcoco.runs import rehearse as rehearsing
 from clipcoco.runs import training
 from clipcoco.runs.directory import RunDir, Status
+from clipcoco.runs.measure import measure_run
 from clipcoco.runs.names import Found
 from clipcoco.runs.resume import open_saved, plan_resume, resumed_run
 from clipcoco.runs.start import new_run, plan_run
@@ -37,12 +40,12 @@ def loaded(root, *changes) -> LoadedConfig:
     return load_config("demo", overrides=[*TOY, *QUICK, f"data.root={root}", *changes])
 
 
-def start(root, folder, *changes, events=None, stop=lambda: None, behind=False) -> RunDir:
+def start(root, folder, *changes, events=None, stop=lambda: None, behind=False, seen=None) -> RunDir:
     events = [] if events is None else events
     plan = plan_run(loaded(root, *changes), **HERE, name="run", runs_dir=folder, report=events.append)
     plan = plan.looked_at(events.append)
     with new_run(plan, folder, "run") as (run, note):
-        going.go(plan, run, note, events.append, stop, behind)
+        going.go(plan, run, note, events.append, stop, behind, seen)
     return run
 
 
@@ -66,6 +69,29 @@ def assert_same(run: RunDir, calm: RunDir, *names: str) -> None:
         assert ours["state"]["step"] == theirs["state"]["step"]
         assert ours["state"]["best_epoch"] == theirs["state"]["best_epoch"]
         assert ours["optimizer"]["param_groups"] == theirs["optimizer"]["param_groups"]
+
+
+def test_what_training_saw_is_taken_for_its_own_weights_and_captions_alone(scenes, tmp_path, monkeypatch):
+    data, seen = tmp_path / "data", Seen()
+    shutil.copytree(scenes, data)
+    run = start(data, tmp_path, "train.epochs=1", seen=seen)
+    monkeypatch.setattr("clipcoco.runs.measure.embed", raising(NumericError("seen again")))
+
+    def measured(seen: Seen) -> object:
+        return measure_run(run, None, "cpu", lambda event: None, seen).embeddings.texts
+
+    assert measured(seen) is seen.embeddings.texts
+    for other in (
+        Seen(),
+        replace(seen, weights="0" * 64),
+        replace(seen, embeddings=replace(seen.embeddings, false=None)),
+    ):
+        with pytest.raises(NumericError, match="seen again"):
+            measured(other)
+    file = data / "annotations/captions_val2017.json"
+    file.write_text(file.read_text().replace(" red ", " blue "))
+    with pytest.raises(NumericError, match="seen again"):
+        measured(seen)
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ from clipcoco.runs.directory import RunDir
 from clipcoco.runs.names import Found, find_run, found_file
 
 if TYPE_CHECKING:
+    from clipcoco.engine.embeddings import Seen
     from clipcoco.runs.measure import Evaluation
 
 Checkpoint = Annotated[Path | None, typer.Option(help="A checkpoint file instead.", callback=expanded_path)]
@@ -185,13 +186,15 @@ def _measure(
         return evaluate_checkpoint(model_file, run, data, split, fraction, protocols, device, console, sugar_crepe)
 
 
-def measure_best(run: RunDir, data: DataConfig | None, device: str | None, terminal: Terminal) -> "Evaluation":
+def measure_best(
+    run: RunDir, data: DataConfig | None, device: str | None, terminal: Terminal, seen: "Seen | None" = None
+) -> "Evaluation":
     """Measure the best checkpoint of a run for its page, for TensorBoard, and for a person."""
     from clipcoco.report.strips import show_in_tensorboard
     from clipcoco.runs.measure import measure_run
 
     with RunConsole(terminal) as console:
-        evaluation = measure_run(run, data, device, console)
+        evaluation = measure_run(run, data, device, console, seen)
     show_in_tensorboard(run)
     _say_learnt_from(evaluation.result, terminal)
     return evaluation

@@ -39,6 +39,7 @@ from clipcoco.runs.names import Found, find_resumable, find_run
 from clipcoco.runs.standing import where_it_stands
 
 if TYPE_CHECKING:
+    from clipcoco.engine.embeddings import Seen
     from clipcoco.events import RunEnded
     from clipcoco.runs.plan import Plan
 
@@ -97,8 +98,8 @@ def train(
             draw_missing_scenes(loaded, device, lambda line: show(terminal.err, line, ""))
         with _panel(console):
             plan = plan_run(loaded, **where, init=start_from, report=console, group=group).looked_at(console)
-            run, ended = _go(plan, new_run(plan, runs_dir, name), asked, console)
-        return group.end(_finish(run, ended, loaded.config.data, device, console, json_))
+            run, ended, seen = _go(plan, new_run(plan, runs_dir, name), asked, console)
+        return group.end(_finish(run, ended, seen, loaded.config.data, device, console, json_))
 
 
 def _rehearse(planned: Callable[[], "Plan"], console: RunConsole, json_: bool) -> int:
@@ -173,8 +174,8 @@ def _resume(
         show(terminal.err, where_it_stands(run, step) if run else alone, *saved.changed, "")
         with _panel(console):
             plan = plan_resume(saved, runs_dir=runs_dir, device_name=device, report=console, group=group)
-            run, ended = _go(plan, resumed_run(saved, plan, runs_dir), asked, console)
-        return group.end(_finish(run, ended, saved.config.data, device, console, json_))
+            run, ended, seen = _go(plan, resumed_run(saved, plan, runs_dir), asked, console)
+        return group.end(_finish(run, ended, seen, saved.config.data, device, console, json_))
 
 
 def _follow(asked: Mapping[str, object]) -> int:
@@ -215,8 +216,9 @@ Directory = AbstractContextManager[tuple[RunDir, str]]
 
 def _go(
     plan: "Plan", directory: Directory, asked: Mapping[str, object], console: RunConsole
-) -> tuple[RunDir, "RunEnded"]:
+) -> tuple[RunDir, "RunEnded", "Seen"]:
     """From here on a signal asks the run to stop; until here it ended the process."""
+    from clipcoco.engine.embeddings import Seen
     from clipcoco.report.live import LivePage
     from clipcoco.runs.follow import lead
     from clipcoco.runs.go import go
@@ -224,17 +226,23 @@ def _go(
 
     with stop_signals(console.stopping) as stop, directory as (run, note):
         console.log = LogFile(run.log)
-        page = LivePage(run, console)
+        page, seen = LivePage(run, console), Seen()
         try:
             lead(plan, run, asked)
-            return run, go(plan, run, note, page, stop)
+            return run, go(plan, run, note, page, stop, seen=seen), seen
         except BaseException:
             page.end()
             raise
 
 
 def _finish(
-    run: RunDir, ended: "RunEnded", data: DataConfig, device: str | None, console: RunConsole, json_: bool
+    run: RunDir,
+    ended: "RunEnded",
+    seen: "Seen",
+    data: DataConfig,
+    device: str | None,
+    console: RunConsole,
+    json_: bool,
 ) -> int:
     """Of a finished run the best checkpoint is measured, shown and made into a page; of a stopped one the page."""
     from clipcoco.cli.evaluate import measure_best
@@ -250,7 +258,7 @@ def _finish(
             write_or_warn(run, console.show)
         return ExitCode.STOPPED
     try:
-        result = measure_best(run, data, device, terminal).result
+        result = measure_best(run, data, device, terminal, seen).result
     finally:  # what can't be measured has no page that says that it runs
         write_or_warn(run, console.show)
     expected = read_expected(run)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from clipcoco.disk.files import take_name, write_temporary
+from clipcoco.engine.recall import Ranks
 from clipcoco.errors import DataError, EnvironmentProblem
 
 WHERE = "--from-embeddings"
@@ -44,6 +45,15 @@ class Embeddings:
     owners: Tensor  # int64 (M,): the row of each caption's image
     caution: str = ""  # what stands beside each recall of them
     false: Tensor | None = None  # (P,D): false captions, where they were encoded, too
+
+
+@dataclass
+class Seen:
+    """What a run's evaluations saw with its best weights, so that its end need not compute it again."""
+
+    weights: str = ""  # their SHA-256; "" where nothing is kept
+    embeddings: Embeddings | None = None
+    ranks: Ranks | None = None
 
 
 def write_embeddings(path: Path, embeddings: Embeddings) -> None:

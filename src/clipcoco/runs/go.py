@@ -10,6 +10,7 @@ import torch
 from clipcoco.config.load import flatten
 from clipcoco.disk.files import open_to_append
 from clipcoco.engine.device import training_in_memory
+from clipcoco.engine.embeddings import Seen
 from clipcoco.engine.recall import chance_levels
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.step import Stop
@@ -24,10 +25,19 @@ from clipcoco.runs.tensorboard import TensorBoard
 from clipcoco.runs.training import make_ready
 
 
-def go(plan: Plan, run: RunDir, note: str, show: Report, stop: Stop, save_in_background: bool = False) -> RunEnded:
+def go(
+    plan: Plan,
+    run: RunDir,
+    note: str,
+    show: Report,
+    stop: Stop,
+    save_in_background: bool = False,
+    seen: Seen | None = None,
+) -> RunEnded:
     """Train from `plan.state` to the last step, or until `stop` gives a reason. The directory exists and is locked.
 
-    `note` is what there is to say of that lock. A reason to stop is a text. Checkpoints can be written in the
+    `note` is what there is to say of that lock. A reason to stop is a text. `seen` takes what evaluations see with the
+    best weights. Checkpoints can be written in the
     background, which is meant for a GPU, and waits for one that measures it; on a CPU it would take from the steps.
     """
     assert plan.pictures is not None, "somebody has looked at them"
@@ -45,7 +55,7 @@ def go(plan: Plan, run: RunDir, note: str, show: Report, stop: Stop, save_in_bac
                     report(Warned(state.step, 1, message))
                 # ---- what it trains with
                 known = any(row["event"] == ClosedForm.event for row in metrics.rows)  # before a stop at step 0
-                training = make_ready(parts, plan.model, state, content, report, stop, compared=known)
+                training = make_ready(parts, plan.model, state, content, report, stop, known, seen)
                 # ---- the steps
                 save = Saver(run, plan, training, metrics, report, stop, save_in_background)
 

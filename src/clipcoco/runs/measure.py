@@ -24,8 +24,8 @@ from clipcoco.engine.analysis import geometry, hubs, rank_counts, similarities
 from clipcoco.engine.audit import definitions, matches
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.composition import Judged, judge
-from clipcoco.engine.device import choose_as_trained, choose_deterministic_kernels, encoding_in_memory
-from clipcoco.engine.embeddings import SCALED, Embeddings, read_embeddings
+from clipcoco.engine.device import Device, choose_as_trained, choose_deterministic_kernels, encoding_in_memory
+from clipcoco.engine.embeddings import SCALED, Embeddings, Seen, read_embeddings
 from clipcoco.engine.evaluate import Inputs, Retrieval, embed, in_order, retrievals_worth_showing
 from clipcoco.engine.extended import extended, installed, is_karpathys
 from clipcoco.engine.model_file import ModelFile, open_model
@@ -58,11 +58,13 @@ class Evaluation:
     judged: Judged | None = None  # where there are false captions
 
 
-def measure_run(run: RunDir, data: DataConfig | None, device_name: str | None, report: Report) -> Evaluation:
+def measure_run(
+    run: RunDir, data: DataConfig | None, device_name: str | None, report: Report, seen: Seen | None = None
+) -> Evaluation:
     """What `eval` says of the run's best checkpoint, kept as evaluation.json; `data` None: as it was trained."""
     model_file = open_model(Found(run, None).weights())
     data, both = data or model_file.config.data, ("own", "1k")
-    evaluation = evaluate_checkpoint(model_file, run.name, data, "val", None, both, device_name, report)
+    evaluation = evaluate_checkpoint(model_file, run.name, data, "val", None, both, device_name, report, seen=seen)
     write_record(evaluation, model_file, run.evaluation)
     return evaluation
 
@@ -77,9 +79,10 @@ def evaluate_checkpoint(
     device_name: str | None,
     report: Report,
     sugar_crepe: Path | None = None,
+    seen: Seen | None = None,
 ) -> Evaluation:
     """Measure a checkpoint on `split`, one of MEASURED; `fraction` None is the configuration's own. `sugar_crepe` is
-    the folder of SugarCrepe's files, None the one in data.root."""
+    the folder of SugarCrepe's files, None the one in data.root. What was `seen` by these weights is not seen again."""
     start = time.monotonic()
     device = choose_as_trained(device_name, model_file.content["state"].get("precision", "float32"))
     choose_deterministic_kernels(device.device)  # as in training, for the same digits
@@ -92,18 +95,16 @@ def evaluate_checkpoint(
     false, note = false_captions_of(data.folder, table, sugar_crepe)
     false_tokens = model_file.tokenizer.encode(false.false, context) if false else None
     workers, _ = choose_workers(data.workers, device.device.type, data.image_size, EVALUATION_BATCH)
-    with encoding_in_memory("an evaluation", device), device.made_current():
-        model = device.place(model_file.model)
-        inputs = Inputs(data, table, encoded.tokens, workers, false_tokens=false_tokens)
-        embeddings = embed(model, inputs, device, report, stop=lambda: None)
-    assert embeddings is not None, "only a stop gives none"
-    seen = learnt_from(recorded(model_file.content), table, source, report)
+    inputs = Inputs(data, table, encoded.tokens, workers, false_tokens=false_tokens)
+    kept = seen if seen and source.name == trained_on and _is_of(seen, model_file, inputs) else Seen()
+    embeddings = kept.embeddings or _embedded(model_file, inputs, device, report)
+    known = learnt_from(recorded(model_file.content), table, source, report)
     cautions = (
         model_file.config.model.text.caution,
-        _contaminated(seen, len(table.files)) if split == KARPATHY_TEST else "",
+        _contaminated(known, len(table.files)) if split == KARPATHY_TEST else "",
     )
     embeddings = replace(embeddings, caution="; ".join(filter(None, cautions)))
-    found = ranks(embeddings.images, embeddings.texts, embeddings.owners, report)
+    found = kept.ranks or ranks(embeddings.images, embeddings.texts, embeddings.owners, report)
     judged = judge(embeddings, false, table) if false else None
     result = {
         "schema": SCHEMA,
@@ -113,7 +114,7 @@ def evaluate_checkpoint(
         "split": table.name,
         "source": source.name,
         "trained_on": trained_on,
-        "trained_images": seen,
+        "trained_images": known,
         "captions_cut": encoded.cut,
         **_tables(embeddings, found, protocols, table.order),
         "composition": asdict(judged.composition()) if judged else None,
@@ -123,6 +124,23 @@ def evaluate_checkpoint(
     }
     doubts = say_cut(encoded.cut, encoded.equal, len(table.captions), context) + ([note] if note else [])
     return Evaluation(result, embeddings, found, table, doubts, judged)
+
+
+def _is_of(seen: Seen, model_file: ModelFile, inputs: Inputs) -> bool:
+    """Whether these weights saw it, in these images, captions and false captions."""
+    given, held = inputs.false_tokens, seen.embeddings.false if seen.embeddings else None
+    return (
+        seen.weights == weights_sha256(model_file.content["model"])
+        and model_file.content["data"].get("val") == inputs.table.fingerprint()
+        and (0 if given is None else len(given)) == (0 if held is None else len(held))
+    )
+
+
+def _embedded(model_file: ModelFile, inputs: Inputs, device: Device, report: Report) -> Embeddings:
+    with encoding_in_memory("an evaluation", device), device.made_current():
+        embeddings = embed(device.place(model_file.model), inputs, device, report, stop=lambda: None)
+    assert embeddings is not None, "only a stop gives none"
+    return embeddings
 
 
 def false_captions_of(root: Path, table: CaptionTable, sugar_crepe: Path | None) -> tuple[FalseCaptions | None, str]:

@@ -13,12 +13,12 @@ from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.closed_form import closed_form
 from clipcoco.engine.composition import judge
 from clipcoco.engine.device import encoding_in_memory
-from clipcoco.engine.embeddings import Embeddings
+from clipcoco.engine.embeddings import Embeddings, Seen
 from clipcoco.engine.evaluate import Inputs, embed, in_order, validation_loss
 from clipcoco.engine.features import cache_features, cache_sentences, feature_key
 from clipcoco.engine.model import DualEncoder
 from clipcoco.engine.optim import build_optimizer, learning_rate, restore_moments, set_learning_rate
-from clipcoco.engine.recall import recall_table
+from clipcoco.engine.recall import ranks, table_of
 from clipcoco.engine.results import RecallTable
 from clipcoco.engine.sentence import SentenceEncoder
 from clipcoco.engine.state import TrainState
@@ -36,9 +36,10 @@ def make_ready(
     report: Report,
     stop: Stop,
     compared: bool = True,
+    seen: Seen | None = None,
 ) -> Training:
     """All but the saving. `content` is of the checkpoint that the run goes on from; not yet `compared`, a run from kept
-    features is first told what these give without training."""
+    features is first told what these give without training. `seen` takes what evaluations see with the best weights."""
     # ---- what a frozen encoder sees or makes, once for all epochs in which it is frozen
     frozen = state.evaluated_epochs < parts.derived.frozen_epochs
     cached = backbone_features(parts, model, report, stop) if frozen else None
@@ -46,7 +47,7 @@ def make_ready(
         report_closed_form(parts, cached, report, stop)
     sentences = sentence_vectors(parts, model, report, stop)
     # ---- model, optimiser and random state, as they were where the run goes on
-    training = build_training(parts, model, state, cached, report, stop, sentences)
+    training = build_training(parts, model, state, cached, report, stop, sentences, seen)
     if content:
         restore(training, content)
     return training
@@ -136,22 +137,24 @@ def build_training(
     report: Report,
     stop: Stop,
     sentences: list[Sentences] | None = None,
+    seen: Seen | None = None,
 ) -> Training:
     """Model on its device, optimiser, loader and evaluation; saving comes with the run directory."""
     config, derived, device = parts.config, parts.derived, parts.device
     device.place(model)
     if not derived.cached:  # augmentation does what dropped features do
         model.visual.dropout.p = 0.0
-    train_tokens, val_tokens = parts.tokens
-    of_train, of_val = sentences or (None, None)
+    (train_tokens, val_tokens), (of_train, of_val) = parts.tokens, sentences or (None, None)
     val = Inputs(config.data, parts.val_table, val_tokens, parts.workers, None, of_val, parts.false_tokens)
 
     def evaluate() -> tuple[float, RecallTable, dict[str, float] | None] | None:
         frozen = cached is not None and state.evaluated_epochs < derived.frozen_epochs
         inputs = replace(val, features=cached.val) if cached is not None and frozen else val
+        best = seen if inputs.features is None else None  # those are rounded, by which a digit might differ at the end
         with encoding_in_memory("an evaluation", device):
-            embeddings = embed(model, inputs, device, report, stop, parts.group)
-            return parts.group.from_first(lambda: _measured(parts, model, embeddings)) if embeddings else None
+            if found := embed(model, inputs, device, report, stop, parts.group):
+                return parts.group.from_first(lambda: _measured(parts, model, found, state.best_r1, best))
+        return None
 
     return Training(
         model=model,
@@ -190,11 +193,15 @@ def build_training(
 
 
 def _measured(
-    parts: Parts, model: DualEncoder, found: Embeddings
+    parts: Parts, model: DualEncoder, found: Embeddings, best_r1: float, seen: Seen | None
 ) -> tuple[float, RecallTable, dict[str, float] | None]:
-    """Validation loss, recall, and of drawn scenes the accuracy on false captions."""
+    """Validation loss, recall, and of drawn scenes the accuracy on false captions. What is better than `best_r1` is
+    kept in `seen`."""
     ordered, batch_size = in_order(found, parts.val_table.order), parts.config.train.batch_size
     bias = None if model.logit_bias is None else model.logit_bias.detach().cpu()
     val_loss = validation_loss(ordered, parts.loss, batch_size, temperature(model), bias)
-    table, false = recall_table(found.images, found.texts, found.owners), parts.false
+    ranked, false = ranks(found.images, found.texts, found.owners), parts.false
+    table = table_of(ranked, found.owners)
+    if seen and table.r1 > best_r1:
+        seen.weights, seen.embeddings, seen.ranks = weights_sha256(model.state_dict()), found, ranked
     return val_loss, table, judge(found, false, parts.val_table).accuracies() if false else None
