@@ -7,16 +7,15 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipcoco.config.load import LoadedConfig, load_config, preset_names
-from clipcoco.config.messages import check_device, suggestion
-from clipcoco.config.schema import SETTINGS, choices
 from clipcoco.config.text import expanded, one_line
 from clipcoco.errors import ConfigError
-from clipcoco.runs.directory import RunDir
+
+if TYPE_CHECKING:  # to help and to complete asks for no settings
+    from clipcoco.config.load import LoadedConfig
 
 
 def expanded_path(value: Path | None) -> Path | None:
@@ -26,11 +25,15 @@ def expanded_path(value: Path | None) -> Path | None:
 
 def _known_device(value: str | None) -> str | None:
     if value is not None:
+        from clipcoco.config.messages import check_device
+
         check_device(value)
     return value
 
 
 def complete_preset(incomplete: str) -> list[str]:
+    from clipcoco.config.load import preset_names
+
     return [name for name in preset_names() if name.startswith(incomplete)]
 
 
@@ -41,6 +44,8 @@ def complete_config(incomplete: str) -> list[str]:
 
 def complete_setting(context: typer.Context, incomplete: str) -> list[str]:
     """`train.epochs=`, and behind it the values of a setting that has few; bash cuts the words at the `=`."""
+    from clipcoco.config.schema import SETTINGS, choices
+
     key, equals, value = incomplete.partition("=")
     typed = [word for words in context.params.values() if isinstance(words, list) for word in words]
     if not equals and typed[-1:] == ["="]:
@@ -128,8 +133,12 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback on errors
 
 def load_from(
     preset: str | None, file: Path | None, changes: list[str] | None, bare: list[str] | None, runs_dir: Path = RUNS
-) -> LoadedConfig:
+) -> "LoadedConfig":
     """The configuration that --preset or --config and --set name together."""
+    from clipcoco.config.load import load_config, preset_names
+    from clipcoco.config.messages import suggestion
+    from clipcoco.config.schema import SETTINGS
+
     words = [word for word in bare or [] if "=" not in word]
     if words and (preset or file or words[1:] or words[0] in SETTINGS):
         word = words[0] if preset or file else words[-1]
@@ -151,6 +160,8 @@ def load_from(
 
 def _refuse_run(word: str, runs_dir: Path) -> None:
     """A run or a checkpoint in the place of a preset or a file: what was meant is to go on with it."""
+    from clipcoco.runs.directory import RunDir
+
     folders = (folder for folder in (Path(word), runs_dir / word) if word and (folder / "config.yaml").is_file())
     if word.endswith(".pt") and os.path.isfile(word):
         kind, named = "checkpoint", shlex.quote(word)
@@ -164,6 +175,8 @@ def _refuse_run(word: str, runs_dir: Path) -> None:
 
 def data_changes(changes: list[str] | None, bare: list[str], what: str) -> list[str]:
     """The settings of a command that measures or uses a checkpoint, as far as they can be checked without it."""
+    from clipcoco.config.load import load_config
+
     given = [*(changes or []), *bare]
     if wrong := [change for change in given if not change.startswith("data.")]:
         raise ConfigError(f"{wrong[0]} would change the model, not {what} (--set). Only data.* can be set")

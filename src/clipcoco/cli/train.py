@@ -26,22 +26,21 @@ from clipcoco.cli.options import (
     print_json,
     split_words,
 )
-from clipcoco.cli.report import write_or_warn
 from clipcoco.cli.signals import stop_signals
-from clipcoco.config.load import LoadedConfig, flatten, load_config
-from clipcoco.config.schema import DataConfig
-from clipcoco.console import RunConsole, Terminal, composition_table, open_terminal, recall_tables, show, summary_rows
 from clipcoco.cores import processes
-from clipcoco.data.annotations import check_captions
 from clipcoco.errors import ExitCode
-from clipcoco.runs.directory import RunDir, check_name, free_name
-from clipcoco.runs.names import Found, find_resumable, find_run
-from clipcoco.runs.standing import where_it_stands
 
 if TYPE_CHECKING:
+    from clipcoco.config.load import LoadedConfig
+    from clipcoco.config.schema import DataConfig
+    from clipcoco.console import RunConsole, Terminal
     from clipcoco.engine.embeddings import Seen
     from clipcoco.events import RunEnded
+    from clipcoco.runs.directory import RunDir
+    from clipcoco.runs.names import Found
     from clipcoco.runs.plan import Plan
+
+    Went = tuple[RunDir, RunEnded, Seen]
 
 
 def train(
@@ -65,6 +64,12 @@ def train(
 
     [bold]clipcoco train --preset small --set seed=1 --name another-seed[/bold]
     """
+    from clipcoco.config.load import flatten
+    from clipcoco.console import RunConsole, open_terminal, show
+    from clipcoco.data.annotations import check_captions
+    from clipcoco.runs.directory import check_name
+    from clipcoco.runs.names import Found, find_resumable, find_run
+
     # ---- what needs no torch, whose import takes seconds
     loaded = load_from(preset, config, changes, words, runs_dir)
     asked = flatten(loaded.config)
@@ -98,11 +103,12 @@ def train(
             draw_missing_scenes(loaded, device, lambda line: show(terminal.err, line, ""))
         with _panel(console):
             plan = plan_run(loaded, **where, init=start_from, report=console, group=group).looked_at(console)
-            run, ended, seen = _go(plan, new_run(plan, runs_dir, name), asked, console)
-        return group.end(_finish(run, ended, seen, loaded.config.data, device, console, json_))
+            went = _go(plan, new_run(plan, runs_dir, name), asked, console)
+        return group.end(_finish(went, loaded.config.data, device, console, json_))
 
 
-def _rehearse(planned: Callable[[], "Plan"], console: RunConsole, json_: bool) -> int:
+def _rehearse(planned: Callable[[], "Plan"], console: "RunConsole", json_: bool) -> int:
+    from clipcoco.console import show, summary_rows
     from clipcoco.runs.follow import refuse_many_processes
     from clipcoco.runs.rehearse import rehearse
 
@@ -131,6 +137,10 @@ def resume(
 
     [bold]clipcoco resume small --set train.epochs=40[/bold]
     """
+    from clipcoco.config.load import load_config
+    from clipcoco.console import open_terminal
+    from clipcoco.runs.names import find_run
+
     word, bare = split_words(words)
     changes = [*(changes or []), *bare]
     load_config("base", overrides=changes)  # whether they are settings at all, without the checkpoint
@@ -141,19 +151,21 @@ def resume(
 
 
 def _resume(
-    found: Found,
+    found: "Found",
     changes: list[str],
     asked: Mapping[str, object],
     runs_dir: Path,
     device: str | None,
-    terminal: Terminal,
+    terminal: "Terminal",
     json_: bool,
-    same: LoadedConfig | None = None,
+    same: "LoadedConfig | None" = None,
 ) -> int:
     """A run goes on in its directory, a checkpoint of no run in a new one; `same` is what it must be of."""
+    from clipcoco.console import RunConsole, show
     from clipcoco.report.page import is_measured
     from clipcoco.runs.follow import together
     from clipcoco.runs.resume import check_same, open_saved, plan_resume, resumed_run
+    from clipcoco.runs.standing import where_it_stands
 
     console = RunConsole(terminal)
     with together() as group, open_saved(found, changes) as saved:
@@ -174,8 +186,8 @@ def _resume(
         show(terminal.err, where_it_stands(run, step) if run else alone, *saved.changed, "")
         with _panel(console):
             plan = plan_resume(saved, runs_dir=runs_dir, device_name=device, report=console, group=group)
-            run, ended, seen = _go(plan, resumed_run(saved, plan, runs_dir), asked, console)
-        return group.end(_finish(run, ended, seen, saved.config.data, device, console, json_))
+            went = _go(plan, resumed_run(saved, plan, runs_dir), asked, console)
+        return group.end(_finish(went, saved.config.data, device, console, json_))
 
 
 def _follow(asked: Mapping[str, object]) -> int:
@@ -191,19 +203,22 @@ def _follow(asked: Mapping[str, object]) -> int:
 
 
 @contextmanager
-def _panel(console: RunConsole) -> Iterator[None]:
+def _panel(console: "RunConsole") -> Iterator[None]:
     """After a second Ctrl-C, which ends a run at once, it says what is left."""
     try:
         with console:
             yield
     except KeyboardInterrupt:
         if console.run:
-            console.show(_what_remains(RunDir(console.run.folder)))
+            console.show(_what_remains(console.run.folder))
         raise
 
 
-def _what_remains(run: RunDir) -> str:
+def _what_remains(folder: Path) -> str:
     """After a second Ctrl-C: how to go on, or the same command under a name that is free."""
+    from clipcoco.runs.directory import RunDir, free_name
+
+    run = RunDir(folder)
     if any(run.checkpoints.glob("*.pt")):
         return f"Stopped at once. Go on with: clipcoco resume {run.words}"
     free = free_name(run.path.parent, run.name)
@@ -211,12 +226,12 @@ def _what_remains(run: RunDir) -> str:
     return f"Stopped at once, nothing was saved. Start again: {shlex.join(['clipcoco', *again])}"
 
 
-Directory = AbstractContextManager[tuple[RunDir, str]]
-
-
 def _go(
-    plan: "Plan", directory: Directory, asked: Mapping[str, object], console: RunConsole
-) -> tuple[RunDir, "RunEnded", "Seen"]:
+    plan: "Plan",
+    directory: AbstractContextManager[tuple["RunDir", str]],
+    asked: Mapping[str, object],
+    console: "RunConsole",
+) -> "Went":
     """From here on a signal asks the run to stop; until here it ended the process."""
     from clipcoco.engine.embeddings import Seen
     from clipcoco.report.live import LivePage
@@ -235,23 +250,17 @@ def _go(
             raise
 
 
-def _finish(
-    run: RunDir,
-    ended: "RunEnded",
-    seen: "Seen",
-    data: DataConfig,
-    device: str | None,
-    console: RunConsole,
-    json_: bool,
-) -> int:
+def _finish(went: "Went", data: "DataConfig", device: str | None, console: "RunConsole", json_: bool) -> int:
     """Of a finished run the best checkpoint is measured, shown and made into a page; of a stopped one the page."""
     from clipcoco.cli.evaluate import measure_best
+    from clipcoco.cli.report import write_or_warn
+    from clipcoco.console import composition_table, recall_tables, summary_rows
     from clipcoco.report.expected import read_expected
     from clipcoco.report.settings import command
     from clipcoco.report.verdict import read_verdict
     from clipcoco.runs.metrics import read_history
 
-    terminal = console.terminal
+    (run, ended, seen), terminal = went, console.terminal
     if ended.state == "stopped":
         with stop_signals(lambda signal: None) as stop:  # others have nothing to add, a second Ctrl-C still leaves
             stop.reason = ended.reason
