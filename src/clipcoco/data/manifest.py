@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any, Self
 
 from clipcoco.disk.files import open_to_append, read_own, write_atomically
-from clipcoco.disk.seal import seal, unsealed
+from clipcoco.disk.seal import read_sealed_text, seal
 
 _SUM = re.compile("[0-9a-f]{64}")
 _FILE = re.compile(r"(?!\.+/)[\w.-]+/(?!\.+$)[\w.-]+")
@@ -49,7 +49,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
     entries: dict[str, Entry] = {}
     for number, line in enumerate(lines):
         try:
-            row = unsealed(json.loads(line)) if line.endswith(b"\n") else None
+            row = read_sealed_text(line) if line.endswith(b"\n") else None
             if number == 0 and isinstance(row, dict):
                 settings = row
             elif number and row is not None:

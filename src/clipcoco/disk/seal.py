@@ -57,7 +57,11 @@ def unsealed(value: Any) -> Any:
 
 def read_sealed(path: Path) -> Any:
     """What `write_sealed` wrote, be it large. Raises OSError, ValueError."""
-    data = read_own(path, most=_MOST)
+    return read_sealed_text(read_own(path, most=_MOST))
+
+
+def read_sealed_text(data: bytes) -> Any:
+    """`unsealed` of JSON. Raises ValueError."""
     end = max(data.rfind(b', "checksum": '), 0)
     digest = hashlib.sha256(memoryview(data)[:end])
     digest.update(b"}")
