@@ -67,22 +67,21 @@ def train(
     from clipcoco.config.load import flatten
     from clipcoco.console import RunConsole, open_terminal, show
     from clipcoco.data.annotations import check_captions
-    from clipcoco.runs.directory import check_name
-    from clipcoco.runs.names import Found, find_resumable, find_run
+    from clipcoco.runs import directory, names
 
     # ---- what needs no torch, whose import takes seconds
     loaded = load_from(preset, config, changes, words, runs_dir)
     asked = flatten(loaded.config)
     if processes()[0] and not dry_run:
         return _follow(asked)
-    terminal = open_terminal(plain)
+    console = RunConsole(terminal := open_terminal(plain))
     show(terminal.err, *(f"warning: {note}" for note in loaded.notes))
-    there = find_resumable(runs_dir, name, clear=not dry_run) if or_resume else None
+    there = names.find_resumable(runs_dir, name, clear=not dry_run) if or_resume else None
     if or_resume and dry_run:  # what is there is resumed or cleared away, which a rehearsal does not do
         there = name = None
     if name is not None and there is None:
-        check_name(runs_dir, name)
-    start_from = find_run(runs_dir, init).weights() if init is not None else None
+        directory.check_name(runs_dir, name)
+    start_from = names.find_run(runs_dir, init).weights() if init is not None else None
     from clipcoco.prepare.scenes import to_be_drawn
 
     drawing = to_be_drawn(loaded) and not dry_run
@@ -92,8 +91,7 @@ def train(
     from clipcoco.runs.start import draw_missing_scenes, new_run, plan_run
 
     if there is not None:
-        return _resume(Found(there, None), [], asked, runs_dir, device, terminal, json_, same=loaded)
-    console = RunConsole(terminal)
+        return _resume(names.Found(there, None), [], asked, runs_dir, device, terminal, json_, same=loaded)
     where: dict[str, Any] = {"name": name, "runs_dir": runs_dir, "device_name": device}
     if dry_run:
         return _rehearse(lambda: plan_run(loaded, **where, init=start_from, report=console, keep=False), console, json_)
