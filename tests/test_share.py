@@ -4,7 +4,6 @@ import base64
 import gzip
 import json
 import re
-import struct
 import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,7 @@ from clipcoco.engine.sentence import SentenceEncoder
 from clipcoco.errors import ConfigError, NumericError
 from clipcoco.search.models import open_checkpoint
 from clipcoco.search.query import nearest
-from clipcoco.share import cost
+from clipcoco.share import bundle, cost
 from clipcoco.share.page import share_page
 from conftest import TOY
 
@@ -77,13 +76,12 @@ def tab(folder, tmp_path_factory):
 
 def unpacked(html: str) -> tuple[dict, dict[str, np.ndarray]]:
     """The header and the arrays of a page, by its own rules."""
-    content = gzip.decompress(base64.b64decode(re.search('id="model">(.*?)</script>', html)[1]))
-    (length,) = struct.unpack("<I", content[:4])
-    header = json.loads(content[4 : 4 + length])
-    arrays = {
-        name: np.frombuffer(content, "<" + kind, size, 4 + length + at)
-        for name, (kind, at, size) in header["arrays"].items()
-    }
+    header = json.loads(gzip.decompress(base64.b64decode(re.search('id="header">(.*?)</script>', html)[1])))
+    content = b"".join(map(base64.b64decode, re.findall('class="arrays">(.*?)</script>', html)))
+    assert len(content) == header["bytes"]
+    if header["gzip"]:
+        content = gzip.decompress(content)
+    arrays = {name: np.frombuffer(content, "<" + kind, size, at) for name, (kind, at, size) in header["arrays"].items()}
     return header, arrays
 
 
@@ -207,6 +205,23 @@ def test_vectors_and_order_are_those_of_python(tab, toy, html, folder):
     assert shown["order"] == best[7][0]
     assert shown["scores"] == [f"{score:.3f}" for score in best[7][1]]
     assert shown["names"] == [header["files"][row].lstrip("0") for row in best[7][0]]
+
+
+@needs_chromium
+def test_many_megabytes_come_in_pieces_without_gzip(tab, toy, html, monkeypatch):
+    _, arrays = unpacked(html)
+    gallery = bundle.Pictures(["a"], [], [], torch.ones(1, 16))
+    monkeypatch.setattr(bundle, "LITTLE", 0)
+    monkeypatch.setattr(bundle, "PIECE", 3 * 2**10)
+    header, pieces = bundle.model_texts(toy, toy.text, gallery, "toy", [], 8)
+    given = json.dumps([{"textContent": piece} for piece in pieces])
+    found = tab.run(
+        f"""unpack({json.dumps(header)}, {given}).then(({{ header, arrays }}) =>
+          [header.gzip, Object.fromEntries(Object.entries(arrays).map(([name, some]) => [name, Array.from(some)]))])"""
+    )
+    assert (found[0], len(pieces) > 5) == (False, True)
+    assert found[1].pop("pictures") == [127] * 16
+    assert found[1] == {name: array.tolist() for name, array in arrays.items() if name != "pictures"}
 
 
 @needs_chromium

@@ -1,10 +1,11 @@
-// The page: unpack, rank all pictures while one types, and let them move to their places.
+// The page: rank all pictures while one types, and let them move to their places.
 const FEW = 30; // pictures shown at first, and that many more each time
 const ALIKE = 0.01; // of the scores of a whole gallery: less apart, a model tells no picture from another
 const MOVE = { duration: 280, easing: "cubic-bezier(.2, .7, .2, 1)" };
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const byId = (id) => document.getElementById(id);
-const pictures = (number) => `${number.toLocaleString("en")} ${number === 1 ? "picture" : "pictures"}`;
+// Not toLocaleString, whose first number takes as long as the ranking.
+const pictures = (number) => `${String(number).replace(/\B(?=(\d{3})+$)/g, ",")} ${number === 1 ? "picture" : "pictures"}`;
 
 /** An element with properties, never markup: whatever a name or a caption says stands there as text. */
 function make(tag, properties, ...children) {
@@ -13,45 +14,14 @@ function make(tag, properties, ...children) {
   return element;
 }
 
-function fromBase64(text) {
-  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text); // of newer browsers, and faster
-  const packed = atob(text), bytes = new Uint8Array(packed.length);
-  for (let i = 0; i < bytes.length; i++) bytes[i] = packed.charCodeAt(i);
-  return bytes;
-}
-
-/** base64 of gzip -> {header, arrays}, as share/bundle.py packs them. */
-async function unpack(text) {
-  const stream = new Blob([fromBase64(text)]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const buffer = await new Response(stream).arrayBuffer();
-  const start = 4 + new Uint32Array(buffer, 0, 1)[0];
-  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, start - 4)));
-  const kinds = { f4: Float32Array, i2: Int16Array, i1: Int8Array };
-  const arrays = Object.entries(header.arrays).map(([name, [kind, at, length]]) => [
-    name,
-    new kinds[kind](buffer, start + at, length),
-  ]);
-  return { header, arrays: Object.fromEntries(arrays) };
-}
-
-/** Arrays by name -> weights by name: a matrix is {ints, scales}. */
-function weightsOf(arrays) {
-  const weights = {};
-  for (const [name, values] of Object.entries(arrays)) {
-    if (!name.endsWith(".scales")) {
-      const scales = arrays[name + ".scales"];
-      weights[name] = scales ? { ints: values, scales } : values;
-    }
-  }
-  return weights;
-}
-
 /** The pictures as unit vectors: rows of whole numbers, of which the direction alone counts. */
 class Gallery {
   constructor(rows, images) {
     this.rows = rows;
     this.D = rows.length / images;
-    this.lengths = Float64Array.from({ length: images }, (_, n) => Math.hypot(...this.row(n)));
+    this.lengths = new Float64Array(images);
+    for (let i = 0; i < rows.length; i++) this.lengths[Math.floor(i / this.D)] += rows[i] ** 2;
+    this.lengths = this.lengths.map(Math.sqrt);
   }
 
   row(n) {
@@ -240,7 +210,8 @@ async function type(words) {
 let page; // for whoever looks inside
 
 async function begin() {
-  page = new Page(await unpack(byId("model").textContent), byId("thumbnails").textContent.split(" "));
+  const model = await unpack(byId("header").textContent, document.getElementsByClassName("arrays"));
+  page = new Page(model, byId("thumbnails").textContent.split(" "));
   const query = byId("query");
   let waiting = false;
   query.addEventListener("input", () => {

@@ -18,12 +18,12 @@ from clipcoco.errors import ConfigError, DataError
 from clipcoco.events import Report
 from clipcoco.report.template import template
 from clipcoco.runs.measure import evaluate_checkpoint
-from clipcoco.share.bundle import Pictures, examples, model_text, of_split, thumbnails_text
+from clipcoco.share.bundle import Pictures, examples, model_texts, of_split, thumbnails_text
 from clipcoco.share.cost import Cost, cost_of
 from clipcoco.version import __version__
 
 MOST = 10_000  # pictures, some 100 MB: what a browser opens
-SCRIPTS = ("tokenizer.js", "text_tower.js", "page.js")
+SCRIPTS = ("unpack.js", "tokenizer.js", "text_tower.js", "page.js")
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ def _html(
         f"default-src 'none'; script-src {_sum(script)}; style-src {_sum(style)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
+    header, arrays = model_texts(file, tower, pictures, run, queries, bits)
     page: str = template("clipcoco.share").render(
         policy=policy,
         style=style,
@@ -111,7 +112,8 @@ def _html(
         bits=bits,
         recall=cost,
         version=__version__,
-        model=model_text(file, tower, pictures, run, queries, bits),
+        header=header,
+        arrays=arrays,
         thumbnails=thumbnails_text(pictures),
     )
     return page.encode("utf-8", "replace")
