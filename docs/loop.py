@@ -53,7 +53,10 @@ make_deterministic(config.seed, device.device)
 batch_size, is_cuda = config.train.batch_size, device.device.type == "cuda"
 largest = max(batch_size, EVALUATION_BATCH)
 workers, _ = choose_workers(config.data.workers, device.device.type, config.data.image_size, largest)
-loader = TrainingLoader(config.data, train.table, train_tokens, batch_size, config.seed, workers, pin_memory=is_cuda)
+loader = TrainingLoader(
+    config.data, train.table, train_tokens, batch_size, config.seed, workers, pin_memory=is_cuda,
+    captions=config.train.captions_per_image,
+)  # fmt: skip
 gallery = Inputs(config.data, val.table, val_tokens, workers)
 
 # ---- Model, loss, optimiser, schedule --------------------------------------------------------------------

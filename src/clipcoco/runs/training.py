@@ -142,8 +142,7 @@ def build_training(
     """Model on its device, optimiser, loader and evaluation; saving comes with the run directory."""
     config, derived, device = parts.config, parts.derived, parts.device
     device.place(model)
-    if not derived.cached:  # augmentation does what dropped features do
-        model.visual.dropout.p = 0.0
+    model.visual.dropout.p *= derived.cached  # else augmentation does what dropped features do
     (train_tokens, val_tokens), (of_train, of_val) = parts.tokens, sentences or (None, None)
     val = Inputs(config.data, parts.val_table, val_tokens, parts.workers, None, of_val, parts.false_tokens)
 
