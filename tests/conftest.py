@@ -30,6 +30,7 @@ TOY = (
     "train.log_every_steps=1",
     "train.precision=float32",
     "data.crop_scale=[0.8, 1.0]",
+    "model.temperature=0.07",
 )
 # With checkpoints of 36 MB, not 134: for runs that are about files. So small, it tells no picture from another.
 LIGHT = (*TOY, "model.vision.backbone=mobilenet_v3_large")

@@ -38,12 +38,13 @@ def toy(group, dtype):
         f"data.root={os.environ['ROOT']}",
         "train.batch_size=12",
         "train.micro_batch_size=3",
+        f"train.captions_per_image={3 if dtype == torch.float64 else 1}",
     )
     config = load_config("demo", overrides=(*changes, "data.train_fraction=0.85")).config
     parts = read_parts(config, "cpu", "float32", None, group=group)
     assert len(parts.train_table.files) == 41
     # With these weights, for with others a ReLU at its edge makes 1e-4 of one process's own 1e-7 too.
-    torch.manual_seed(4)
+    torch.manual_seed(0)
     model, state = build(config.model, parts.tokenizer.vocab_size), TrainState(micro_batch_size=parts.micro_batch)
     run = build_training(parts, model, state, None, lambda event: None, lambda: None)
     run.model.to(dtype)

@@ -295,6 +295,7 @@ def steps_into(steps: list[int]):
 
 
 def test_what_a_gpu_needs_is_brought_back_too(monkeypatch):
+    torch.use_deterministic_algorithms(False)  # imports torch's compiler, which leaves a variable in the environment
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     for setting in (None, ":16:8"):
         if setting:

@@ -111,7 +111,7 @@ def test_of_other_settings_nothing_is_claimed(folder):
     low, high = load_config("demo").config.expected.trained
     assert (
         f"Expected of the preset demo: {low:g} to {high:g} %, own gallery. That is not asked of this run: "
-        "changed settings: data.image_size, data.crop_scale, model.projection_dim, model.text.layers and"
+        "changed settings: data.image_size, data.crop_scale, model.projection_dim, model.temperature and"
     ) in words
 
 

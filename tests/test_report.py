@@ -276,6 +276,7 @@ def test_an_interrupted_run_has_a_page_and_report_completes_it(clipcoco, folder,
 
 LONG = """
 import pathlib, time
+import clipcoco.report.live as live
 import clipcoco.report.page as page
 def write_report(run):
     if run.status().state == "running":
@@ -284,7 +285,7 @@ def write_report(run):
         pathlib.Path("rounds.tmp").write_text(str(rounds))
         pathlib.Path("rounds.tmp").replace("rounds")
         time.sleep(0.01)
-page.write_report = write_report
+page.write_report = live.write_report = write_report
 """
 
 
@@ -334,13 +335,14 @@ def test_a_run_at_work_shows_a_page_that_reloads_itself_until_it_stops(clipcoco,
 
 
 WITHOUT = """
+import clipcoco.report.live as live
 import clipcoco.report.page as page
 made = page.write_report
 def write_report(run):
     if run.status().state == "running":
         raise RuntimeError("a fault of ours")
     return made(run)
-page.write_report = write_report
+page.write_report = live.write_report = write_report
 """
 
 
