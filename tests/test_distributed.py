@@ -60,6 +60,12 @@ def calm(clipcoco, scenes, folder) -> Path:
     return folder / "runs/calm"
 
 
+@pytest.fixture(scope="module")
+def two(clipcoco, scenes, folder):
+    """The same run by two processes: what each said."""
+    return finished(clipcoco, 2, *TRAIN, f"data.root={scenes}", "--name", "two", cwd=folder)
+
+
 @pytest.mark.parametrize(
     ("steps", "sizes"),
     [(4, (2,)), pytest.param(50, (2, 4), marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
@@ -91,9 +97,8 @@ def test_gradients_and_losses_are_those_of_one_process(clipcoco, scenes, tmp_pat
             assert each["features"] == one["features"]
 
 
-def test_two_processes_train_the_run_of_one_and_the_first_alone_speaks(clipcoco, scenes, folder, calm):
-    first, second = finished(clipcoco, 2, *TRAIN, f"data.root={scenes}", "--name", "two", cwd=folder)
-    run = folder / "runs/two"
+def test_two_processes_train_the_run_of_one_and_the_first_alone_speaks(folder, calm, two):
+    (first, second), run = two, folder / "runs/two"
     assert (first.ok().code, second.code) == (0, 0)
     assert "16 images in pieces of 4 with BatchNorm statistics of their own on 2 processes" in first.stderr
     assert second.stdout + second.stderr == ""
@@ -275,7 +280,7 @@ def test_several_processes_are_refused_where_one_is_meant(clipcoco, scenes, fold
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_run_that_lost_a_process_to_the_same_weights(scenes, folder, calm):
+def test_torchrun_restarts_a_run_that_lost_a_process_to_the_same_weights(scenes, folder, two):
     """The launcher itself: it ends the others, starts all again, and they resume."""
     words = [*TRAIN, f"data.root={scenes}", "checkpoint.every_steps=4", "--name", "elastic", "--or-resume", "--plain"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "3"]

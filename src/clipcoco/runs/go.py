@@ -37,8 +37,8 @@ def go(
     """Train from `plan.state` to the last step, or until `stop` gives a reason. The directory exists and is locked.
 
     `note` is what there is to say of that lock. A reason to stop is a text. `seen` takes what evaluations see with the
-    best weights. Checkpoints can be written in the
-    background, which is meant for a GPU, and waits for one that measures it; on a CPU it would take from the steps.
+    best weights. Checkpoints can be written in the background, which is meant for a GPU, and waits for one that
+    measures it; on a CPU it would take from the steps.
     """
     assert plan.pictures is not None, "somebody has looked at them"
     parts, state, content = plan.parts, plan.state, plan.content
