@@ -1,4 +1,4 @@
-"""The drawn world: which shapes, of which colour and size, stand in which rows of a scene.
+"""The drawn world: which shapes, of which colour and size, stand where in a scene.
 
 A scene is written in one way only: "a star above a heart" and "a heart below a star" are the same scene. A checksum
 of the composition decides its split, so that nothing of training is met again in validation. What chance decides
@@ -11,11 +11,18 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from clipcoco.prepare.drawing import COLOURS, SHAPES
+from clipcoco.prepare.drawing import COLOURS, PAPERS, SHAPES
 
 Split = Literal["train", "val"]
 
 SIZES = ("large", "small")
+PLACES = {  # of a single thing's middle, from left to right and from top to bottom
+    f"{y} {x}".strip() or "middle": (along, across)
+    for y, across in (("top", 0.26), ("", 0.5), ("bottom", 0.74))
+    for x, along in (("left", 0.26), ("", 0.5), ("right", 0.74))
+}
+COLOURED_SHAPES = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+ALONE = (True, True, False)  # of three scenes of the same coloured shape
 VALIDATION_SHARE = 8  # one composition in so many belongs to validation
 
 
@@ -28,13 +35,15 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Two or three things in rows, from top to bottom, each row from left to right.
+    """One thing somewhere on a sheet of paper, or two in rows, from top to bottom, each row from left to right.
 
-    One row of two: side by side. Two rows: one above the other, or two side by side above or below a third.
-    Equal scenes are equal compositions, however they are put into words.
+    One row of two: side by side. Two rows: one above the other. Equal scenes are equal compositions, however they are
+    put into words.
     """
 
     rows: tuple[tuple[Thing, ...], ...]
+    place: str = ""  # of a single thing, one of PLACES
+    paper: str = ""  # behind a single thing, one of PAPERS
 
     @property
     def things(self) -> tuple[Thing, ...]:
@@ -46,18 +55,28 @@ class Scene:
 
 
 def scenes(count: int, split: Split) -> list[Scene]:
-    """`count` different scenes of `split`, always the same ones; fewer are the first of more."""
+    """`count` different scenes of `split`, always the same ones; fewer are the first of more.
+
+    Coloured shapes are dealt like cards: each is there as often, alone and with another one.
+    """
     rng = Random(f"scenes {split}")
     found: dict[Scene, None] = {}
+    cards: list[tuple[tuple[str, str], bool]] = []
     while len(found) < count:
-        scene = _scene(rng)
-        if scene.split == split:
+        if not cards:
+            cards = [(coloured, alone) for coloured in COLOURED_SHAPES for alone in ALONE]
+            rng.shuffle(cards)
+        scene = _scene(rng, *cards[-1])
+        if scene.split == split and scene not in found:
             found[scene] = None
+            cards.pop()
     return list(found)
 
 
-def _scene(rng: Random) -> Scene:
-    layout = rng.choices(((2,), (1, 1), (1, 2), (2, 1)), weights=(8, 8, 2, 2))[0]
-    kinds = rng.sample([(shape, colour) for shape in SHAPES for colour in COLOURS], sum(layout))
-    things = (Thing(shape, colour, rng.choice(SIZES)) for shape, colour in kinds)
-    return Scene(tuple(tuple(itertools.islice(things, width)) for width in layout))
+def _scene(rng: Random, coloured: tuple[str, str], alone: bool) -> Scene:
+    one = Thing(*coloured, rng.choice(SIZES))
+    if alone:
+        return Scene(((one,),), rng.choice(list(PLACES)), rng.choice(list(PAPERS)))
+    others = [other for other in COLOURED_SHAPES if other != coloured]
+    first, second = rng.sample((one, Thing(*rng.choice(others), rng.choice(SIZES))), 2)
+    return Scene(rng.choice((((first, second),), ((first,), (second,)))))

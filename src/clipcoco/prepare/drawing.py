@@ -24,14 +24,14 @@ COLOURS = {
     "black": (44, 44, 54),
 }
 SUPERSAMPLING = 4  # outlines are drawn so many times larger, then averaged: smooth edges
-PAPERS = (  # of the sheet behind, lit from above, and of the wavy one before it
-    ((255, 250, 236), (253, 241, 216), (246, 228, 196)),  # cream
-    ((240, 248, 255), (222, 237, 250), (202, 224, 243)),  # sky
-    ((242, 252, 243), (223, 241, 227), (203, 229, 211)),  # mint
-    ((249, 244, 255), (235, 227, 248), (220, 209, 239)),  # lilac
-    ((255, 244, 238), (252, 228, 218), (245, 211, 198)),  # peach
-    ((250, 250, 249), (236, 237, 240), (220, 222, 228)),  # fog
-)
+PAPERS = {  # of the sheet behind, lit from above, and of the wavy one before it
+    "cream": ((255, 250, 236), (253, 241, 216), (246, 228, 196)),
+    "azure": ((240, 248, 255), (222, 237, 250), (202, 224, 243)),
+    "mint": ((242, 252, 243), (223, 241, 227), (203, 229, 211)),
+    "lilac": ((249, 244, 255), (235, 227, 248), (220, 209, 239)),
+    "peach": ((255, 244, 238), (252, 228, 218), (245, 211, 198)),
+    "grey": ((250, 250, 249), (236, 237, 240), (220, 222, 228)),
+}
 SHADOW = (58, 50, 82)
 
 
@@ -87,9 +87,9 @@ class Piece:
     turn: float
 
 
-def draw(pieces: Sequence[Piece], size: int, rng: Random) -> Image.Image:
-    """An RGB picture of `size` x `size` pixels; `rng` chooses the paper behind."""
-    picture = _paper(size, rng)
+def draw(pieces: Sequence[Piece], paper: str, size: int, rng: Random) -> Image.Image:
+    """An RGB picture of `size` x `size` pixels, on one of PAPERS or, of "", on one that `rng` chooses."""
+    picture = _sheet(paper or rng.choice(list(PAPERS)), size, rng)
     masks = [_mask(piece, size) for piece in pieces]
     corners = [
         (round(piece.centre[0] * size) - mask.width // 2, round(piece.centre[1] * size) - mask.height // 2)
@@ -112,16 +112,16 @@ def _gradient(top: tuple[int, ...], bottom: tuple[int, ...], side: int) -> Image
     return ends.resize((side, side), Image.Resampling.BICUBIC)
 
 
-def _paper(size: int, rng: Random) -> Image.Image:
-    top, bottom, wave = rng.choice(PAPERS)
-    paper = _gradient(top, bottom, size)
+def _sheet(paper: str, size: int, rng: Random) -> Image.Image:
+    top, bottom, wave = PAPERS[paper]
+    picture = _gradient(top, bottom, size)
     height, swing, phase = rng.uniform(0.55, 0.85), rng.uniform(0.03, 0.08), rng.uniform(0, math.tau)
     fine = 2 * size
     edge = [(x, round(fine * (height + swing * math.sin(phase + 5.0 * x / fine)))) for x in range(0, fine + 8, 8)]
     sheet = Image.new("L", (fine, fine))
     ImageDraw.Draw(sheet).polygon([*edge, (fine, fine), (0, fine)], fill=255)
-    paper.paste(wave, (0, 0), sheet.reduce(2))
-    return paper
+    picture.paste(wave, (0, 0), sheet.reduce(2))
+    return picture
 
 
 def _mask(piece: Piece, size: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The embedded data set: scenes of two or three coloured shapes with captions, in COCO's layout.
+"""The embedded data set: scenes of one or two coloured shapes with captions, in COCO's layout.
 
 What stands in a scene is said by composition.py, how it is told by wording.py, how it looks by drawing.py. What
 chance decides comes from generators seeded by split or scene: every drawing of the data set gives the same bytes.
@@ -17,23 +17,23 @@ from clipcoco.data.false_captions import Encode, FalseCaptions, FalseTexts
 from clipcoco.disk.files import open_new, read_own, sync_volume, write_atomically
 from clipcoco.disk.links import refuse_link
 from clipcoco.errors import DataError
-from clipcoco.prepare.composition import Scene, Split, scenes
+from clipcoco.prepare.composition import PLACES, Scene, Split, scenes
 from clipcoco.prepare.drawing import Piece, draw
 from clipcoco.prepare.wording import KINDS, captions, false_captions, kinds_told
 
 RADIUS = {"large": 0.215, "small": 0.15}  # of the picture's side
 
 _LOOKED_AT = 1000  # captions, until one is found that can be made false
-MOST_SCENES = 50_000  # of a split: there are a few more
+SCENES: dict[Split, int] = {"train": 6000, "val": 500}  # of the data set; there are a few more
 FIRST_ID: dict[Split, int] = {"train": 1, "val": 500_001}  # no image id occurs in both splits
-INFO = {"description": "clipcoco scenes", "version": "3", "year": 2026, "contributor": "clipcoco"}
+INFO = {"description": "clipcoco scenes", "version": "4", "year": 2026, "contributor": "clipcoco"}
 LICENCE = {"url": "https://creativecommons.org/publicdomain/zero/1.0/", "id": 1, "name": "CC0 1.0"}
 README = "README.txt"
-README_TEXT = """Scenes of coloured shapes with captions, drawn by clipcoco (drawing 3).
+README_TEXT = """Scenes of coloured shapes with captions, drawn by clipcoco (drawing 4).
 
 Every picture and every caption here was made by the program from random numbers with a fixed seed; nothing
 was photographed, copied or collected. The layout is that of COCO: train2017, val2017 and annotations. No
-composition (shapes, colours, sizes and how they stand) of val2017 occurs in train2017.
+composition (shapes, colours, sizes and where they stand) of val2017 occurs in train2017.
 
 Licence: CC0 1.0, https://creativecommons.org/publicdomain/zero/1.0/. To the extent possible under law, all
 copyright and related rights in these pictures and captions are waived: use them for anything.
@@ -65,7 +65,7 @@ def scenes_of(root: Path, table: CaptionTable) -> list[Scene] | None:
     None of other images, and of scenes of a version whose captions name other things."""
     split: Split = "train" if table.name == SPLITS["train"] else "val"
     numbers = table.image_ids - FIRST_ID[split]
-    if not _is_ours(root) or numbers[0] < 0 or numbers[-1] >= MOST_SCENES:
+    if not _is_ours(root) or numbers[0] < 0 or numbers[-1] >= SCENES[split]:
         return None
     drawn = scenes(int(numbers[-1]) + 1, split)
     found = [drawn[number] for number in numbers.tolist()]
@@ -118,8 +118,8 @@ def drawn_false_captions(root: Path, table: CaptionTable) -> tuple[FalseCaptions
 
 def draw_scenes(
     root: Path,
-    train: int = 6000,
-    val: int = 500,
+    train: int = SCENES["train"],
+    val: int = SCENES["val"],
     size: int = 96,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -141,7 +141,7 @@ def draw_scenes(
             image_id = FIRST_ID[split] + index
             name = f"{image_id:012d}.jpg"
             rng = Random(f"picture {scene}")
-            picture = draw(_pieces(scene, rng), size, rng)
+            picture = draw(_pieces(scene, rng), scene.paper, size, rng)
             # Full colour resolution: halved, the edges of small shapes would bleed.
             with open_new(folder / name) as file:
                 picture.save(file, "JPEG", quality=92, subsampling=0)
@@ -159,16 +159,18 @@ def draw_scenes(
 
 
 def _pieces(scene: Scene, rng: Random) -> list[Piece]:
-    """Where the things are: rows and columns are clear, but the hand is not a ruler's."""
+    """Where the things are: places are clear, but the hand is not a ruler's."""
+    if scene.place:
+        places, spread = [scene.place], (0.02, 0.02)
+    elif len(scene.rows) == 1:
+        places, spread = ["left", "right"], (0.015, 0.06)
+    else:
+        places, spread = ["top", "bottom"], (0.06, 0.015)
     pieces = []
-    for row, y in zip(scene.rows, (0.5,) if len(scene.rows) == 1 else (0.26, 0.74), strict=True):
-        for thing, x in zip(row, (0.26, 0.74) if len(row) == 2 else (0.5,), strict=True):
-            along, across = rng.uniform(-0.015, 0.015), rng.uniform(-0.06, 0.06)
-            if len(scene.things) == 3:
-                across /= 2
-            dx, dy = (along, across) if len(row) == 2 else (across, along)
-            radius = RADIUS[thing.size] * rng.uniform(0.96, 1.04)
-            pieces.append(Piece(thing.shape, thing.colour, (x + dx, y + dy), radius, rng.uniform(-8, 8)))
+    for thing, place in zip(scene.things, places, strict=True):
+        x, y = (middle + rng.uniform(-far, far) for middle, far in zip(PLACES[place], spread, strict=True))
+        radius = RADIUS[thing.size] * rng.uniform(0.96, 1.04)
+        pieces.append(Piece(thing.shape, thing.colour, (x, y), radius, rng.uniform(-8, 8)))
     return pieces
 
 

@@ -27,7 +27,7 @@ RELATIONS = {
 REVERSED = {"left": "right", "above": "below", "over": "under", "top": "bottom"}
 REVERSED |= {other: word for word, other in REVERSED.items()} | {"beneath": "above", "underneath": "over"}
 KINDS = ("colours swapped", "shapes swapped", "relation reversed", "colour replaced", "shape replaced")  # of falsehood
-LOOSE_SHARE = 0.4  # of the scenes have a caption that leaves open how the things stand
+LOOSE_SHARE = 0.4  # of the scenes of two things have a caption that leaves open how the things stand
 OTHER_WORD = 0.2  # of the colours and shapes in plain captions have one
 
 
@@ -48,17 +48,22 @@ Sentence = Callable[[Naming], str]
 def captions(scene: Scene) -> list[str]:
     """Five differing captions, as different people would word them.
 
-    Of validation each names every shape and its colour: three say all there is to know, one leaves out a size, and
-    sometimes one leaves open how they stand. Of training one says all, and the others are plain: two of a single thing,
-    and two of how two things stand.
+    Of validation each names every shape and its colour, and says all there is to know; but of two things one leaves out
+    a size, and sometimes one leaves open how they stand. Of training one says all, and the others are plain: two of a
+    single thing, and two of how or where they stand.
     """
     rng = Random(f"captions {scene}")
     told = _told(scene, rng)
     if scene.split == "val":
         return [text for text, _ in told]
-    plain = [_single(thing, rng) for thing in rng.sample(scene.things, 2)]
-    plain += [_pair(fact, rng) for fact in rng.sample(facts(scene), 2)]
-    return list(dict.fromkeys([*plain, *(text for text, whole in told if whole)]))[:5]
+    plain: dict[str, None] = {}
+    while len(plain) < 2:
+        plain[_single(scene.things[len(plain) % len(scene.things)], rng)] = None
+    if scene.place:
+        plain |= dict.fromkeys(f"{_plain(rng)(scene.things[0])} {where}" for where in _on_sheet(scene))
+    else:
+        plain |= dict.fromkeys(_pair(fact, rng) for fact in facts(scene))
+    return [*plain, *(text for text, whole in told if whole)][:5]
 
 
 def false_captions(scene: Scene, caption: str) -> Iterator[tuple[str, str]]:
@@ -72,13 +77,12 @@ def false_captions(scene: Scene, caption: str) -> Iterator[tuple[str, str]]:
     found = list(_MENTION.finditer(caption))
     parts = ("colour", "shape"), (COLOURS, SHAPES)
     for part in parts[0]:
-        swaps = list(itertools.combinations(found, 2))
-        for one, other in rng.sample(swaps, len(swaps)):
+        if len(found) == 2:
+            one, other = found
             new = with_words(caption, [(*one.span(part), other[part]), (*other.span(part), one[part])])
             if not kinds_told(new) <= there:  # else only their places are exchanged
                 yield f"{part}s swapped", new
-                break
-        if len(found) == 1:
+        elif found:
             others = [getattr(thing, part) for thing in scene.things]
             changed = [with_words(caption, [(*found[0].span(part), other)]) for other in others]
             if wrong := [new for new in changed if not kinds_told(new) <= there]:
@@ -98,12 +102,13 @@ def kinds_told(caption: str) -> set[tuple[str, str]]:
 
 def _told(scene: Scene, rng: Random) -> list[tuple[str, bool]]:
     """Five sentences about all things, and whether each says all there is to know."""
-    full, loose = (_three if len(scene.things) == 3 else _two)(scene, rng)
-    chosen, whole = rng.sample(full, 5), [True, True, True, False, True]  # one leaves out a size
-    if rng.random() < LOOSE_SHARE:
-        chosen[4], whole[4] = rng.choice(loose), False
-    unsized = rng.choice(range(len(scene.things)))
-    texts = [sentence(_naming(rng, scene.things[unsized] if i == 3 else None)) for i, sentence in enumerate(chosen)]
+    full, loose = (_one if scene.place else _two)(scene, rng)
+    chosen, whole, unsized = rng.sample(full, 5), [True] * 5, None
+    if loose:
+        unsized, whole[3] = rng.choice(scene.things), False
+        if rng.random() < LOOSE_SHARE:
+            chosen[4], whole[4] = rng.choice(loose), False
+    texts = [sentence(_naming(rng, unsized if i == 3 else None)) for i, sentence in enumerate(chosen)]
     order = list(range(5))
     rng.shuffle(order)
     return [(f"{texts[i][0].upper()}{texts[i][1:]}.", whole[i]) for i in order]
@@ -197,31 +202,23 @@ def _two(scene: Scene, rng: Random) -> tuple[list[Sentence], list[Sentence]]:
     return full, loose
 
 
-def _three(scene: Scene, rng: Random) -> tuple[list[Sentence], list[Sentence]]:
-    """The same for two things side by side above or below a third."""
-    pair_above = len(scene.rows[0]) == 2
-    (left, right), (single,) = scene.rows if pair_above else scene.rows[::-1]
-    over, under = rng.choice(RELATIONS["above"]), rng.choice(RELATIONS["below"])
-    pair_is, single_is = (over, under) if pair_above else (under, over)
-    pair_at, single_at = ("at the top", "at the bottom") if pair_above else ("at the bottom", "at the top")
-    alone = "below" if pair_above else "above"
-    told = (left, "left of", right) if rng.random() < 0.5 else (right, "right of", left)
-
-    def pair(name: Naming) -> str:
-        return f"{name(told[0])} {told[1]} {name(told[2])}"
-
-    opening = rng.choice(("there is", "we see"))
+def _one(scene: Scene, rng: Random) -> tuple[list[Sentence], list[Sentence]]:
+    """The same of a single thing on its sheet; others might be where one leaves that open."""
+    (thing,) = scene.things
+    place, paper = _on_sheet(scene)
+    opening, verb = rng.choice(("there is ", "we see ")), rng.choice(("is", "sits"))
+    picture = rng.choice(("a picture", "a drawing", "an image"))
     full: list[Sentence] = [
-        lambda name: f"{pair(name)}, both {pair_is} {name(single)}",
-        lambda name: f"{name(left)} on the left, {name(right)} on the right and {name(single)} {alone}",
-        lambda name: f"{pair_is} {name(single)} there is {pair(name)}",
-        lambda name: f"{opening} {pair(name)}, and {name(single)} {single_at}",
-        lambda name: f"{pair_at} {pair(name)}, {single_at} {name(single)}",
+        lambda name: f"{name(thing)} {place} {paper}",
+        lambda name: f"{opening}{name(thing)} {place} {paper}",
+        lambda name: f"{picture} of {name(thing)} {place} {paper}",
+        lambda name: f"{name(thing)} {verb} {place} {paper}",
+        lambda name: f"{paper} there is {name(thing)} {place}",
+        lambda name: f"{place} {paper} there is {name(thing)}",
     ]
-    one, other = rng.sample((left, right), 2)
-    loose: list[Sentence] = [
-        lambda name: f"{name(single)} {single_is} {name(one)} and {name(other)}",
-        lambda name: f"{name(one)} and {name(other)} {pair_is} {name(single)}",
-        lambda name: f"there are three shapes, {name(one)}, {name(single)} and {name(other)}",
-    ]
-    return full, loose
+    return full, []
+
+
+def _on_sheet(scene: Scene) -> tuple[str, str]:
+    preposition = {"left": "on", "right": "on", "middle": "in"}.get(scene.place, "at")
+    return f"{preposition} the {scene.place}", f"on {scene.paper} paper"
