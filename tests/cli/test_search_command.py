@@ -19,6 +19,7 @@ from cli.test_errors import assert_error
 from cli.test_terminal import Terminal
 from conftest import TOY
 
+SPLITS = ("val", "train")
 ENCODING = "kept for next time"
 
 
@@ -29,8 +30,15 @@ def work(clipcoco, scenes, tmp_path_factory) -> Path:
     clipcoco(
         "train", "--preset", "demo", "--name", "first", *TOY, f"data.root={scenes}", "checkpoint.keep=2", cwd=folder
     )
-    clipcoco("eval", "first", "--embeddings", "e.npz", "--json", cwd=folder)
+    for split in SPLITS:
+        clipcoco("eval", "first", "--split", split, "--embeddings", f"{split}.npz", "--json", cwd=folder).ok()
     return folder
+
+
+def embedded(work: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors and ids of all pictures of the run, as eval writes them."""
+    files = [np.load(work / f"{split}.npz") for split in SPLITS]
+    return tuple(np.concatenate([file[name] for file in files]) for name in ("image_embeddings", "image_ids"))
 
 
 @pytest.fixture
@@ -61,27 +69,27 @@ def query_vector(work: Path, text: str) -> np.ndarray:
 
 @pytest.mark.parametrize("text", ["a small red circle", "a blue star above a green heart"])
 def test_the_hits_are_those_of_the_product_with_the_embeddings_of_eval(clipcoco, work, scenes, text):
-    with np.load(work / "e.npz") as file:
-        images, ids = file["image_embeddings"], file["image_ids"]
+    images, ids = embedded(work)
     scores = images @ query_vector(work, text)
     best = np.argsort(-scores, kind="stable")[:5]
     found = clipcoco("search", text, "--json", cwd=work).json
     assert [int(Path(hit["file"]).stem) for hit in found["hits"]] == ids[best].tolist()
     assert [hit["score"] for hit in found["hits"]] == pytest.approx(scores[best].tolist(), abs=1e-3)
-    captions = json.loads((scenes / "annotations/captions_val2017.json").read_text())["annotations"]
+    annotations = [json.loads((scenes / f"annotations/captions_{split}2017.json").read_text()) for split in SPLITS]
+    captions = [row for document in annotations for row in document["annotations"]]
     first = min((row["id"], row["caption"]) for row in captions if row["image_id"] == ids[best[0]])[1]
     assert found["hits"][0]["caption"] == first
 
 
 def test_a_picture_asks_for_other_pictures_as_eval_would(clipcoco, work, scenes):
-    with np.load(work / "e.npz") as file:
-        scores, ids = file["image_embeddings"] @ file["image_embeddings"][3], file["image_ids"]
+    images, ids = embedded(work)
+    scores = images @ images[3]
     picture = scenes / "val2017" / f"{ids[3]:012}.jpg"
     found = clipcoco("search", "--image", picture, "-k", 99, "--json", cwd=work).json
     order = [row for row in np.argsort(-scores, kind="stable") if row != 3]
     assert [hit["score"] for hit in found["hits"]] == pytest.approx(scores[order].tolist(), abs=1e-3)
     assert sorted(int(Path(hit["file"]).stem) for hit in found["hits"]) == sorted(ids[order].tolist())  # each once
-    assert found["images"] == 23
+    assert found["images"] == 71
     assert found["query"] == str(picture)
 
 
@@ -89,8 +97,9 @@ def test_json_has_the_promised_shape_and_names_its_page(clipcoco, work):
     done = clipcoco("search", "a red square", "-k", "7", "--json", cwd=work)
     found = done.json
     assert found.keys() == {"schema", "query", "run", "model", "gallery", "images", "seconds", "hits", "page"}
-    assert (found["schema"], found["query"], found["run"], found["images"]) == (1, "a red square", "first", 24)
-    assert (found["gallery"], found["model"]) == ("val2017", "runs/first/checkpoints/best.pt")
+    assert (found["schema"], found["query"], found["run"], found["images"]) == (1, "a red square", "first", 72)
+    assert found["gallery"] == "val2017 and train2017, 48 of them trained on"
+    assert found["model"] == "runs/first/checkpoints/best.pt"
     assert [hit["rank"] for hit in found["hits"]] == list(range(1, 8))
     for hit in found["hits"]:
         assert hit.keys() == {"rank", "score", "file", "caption"}
@@ -116,7 +125,7 @@ def test_the_list_stands_on_stdout_whole_and_all_else_on_stderr(clipcoco, work):
     assert "…" not in done.stdout
     assert "\x1b" not in done.stdout
     assert done.stderr.splitlines()[0].startswith("first, best, step ")
-    assert "24 images of val2017 · " in done.stderr
+    assert "72 images of val2017 and train2017, 48 of them trained on · " in done.stderr
     assert "pictures  runs/first/search/a-red-square.html" in done.stderr
 
 
@@ -261,7 +270,7 @@ def test_a_terminal_gets_links_and_captions_cut_to_its_width(clipcoco, work, sce
     assert any(line.endswith("…") for line in hits)
     assert all(len(line) <= 80 for line in hits)
     for hit in hits:
-        assert (scenes / "val2017" / hit.split()[2]).as_uri().encode() + b"\x1b\\" in terminal.written
+        assert next(scenes.glob(f"*2017/{hit.split()[2]}")).as_uri().encode() + b"\x1b\\" in terminal.written
     assert (work / "runs/first/search/a-red-square.html").as_uri().encode() in terminal.written
 
 
@@ -441,7 +450,7 @@ class TestHonesty:
         torch.save(content, tmp_path / "collapsed.pt")
         done = clipcoco("search", "a star", "--run", tmp_path / "collapsed.pt", cwd=work).ok()
         note = next(line for line in done.stderr.splitlines() if line.startswith("note: "))
-        assert re.fullmatch(r"note: all 24 pictures score alike, from (\S+) to \1: the order means nothing", note)
+        assert re.fullmatch(r"note: all 72 pictures score alike, from (\S+) to \1: the order means nothing", note)
 
 
 def test_words_are_answered_without_torchvision_and_what_is_wrong_without_torch(clipcoco, work):

@@ -243,7 +243,7 @@ def _open(
     ours, file = models.open_checkpoint(found.weights())
     if gallery is None:
         data = override(file.config, changes).data if changes else file.config.data
-        gallery = galleries.validation_gallery(data, file.content.get("data", {}).get("source"))
+        gallery = galleries.own_gallery(data, file.content.get("data", {}).get("source"))
     if searched:
         return searched, gallery, ""
     total = found.run.status().total_steps if found.run else None

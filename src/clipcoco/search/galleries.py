@@ -1,4 +1,4 @@
-"""Where pictures are looked for: a run's validation set, or any folder."""
+"""Where pictures are looked for: a run's own, or any folder."""
 
 import os
 import stat
@@ -12,6 +12,7 @@ from clipcoco.data.captions import CaptionTable
 from clipcoco.data.helpers import is_helper
 from clipcoco.data.split import open_splits
 from clipcoco.errors import DataError, EnvironmentProblem
+from clipcoco.prepare.scenes import is_drawn
 from clipcoco.search import JPEG, PNG, check_folder
 from clipcoco.search.index import Item
 
@@ -24,15 +25,15 @@ class Gallery:
     folder: Path  # of what is encoded
     originals: Path  # of what is shown, where it is there
     items: list[Item]  # by name
-    table: CaptionTable | None  # of a validation set
+    tables: tuple[CaptionTable, ...]  # of a run's own pictures
     notes: tuple[str, ...]
 
     def captions(self) -> dict[str, str]:
         """The first caption of each picture, by name."""
-        if self.table is None:
-            return {}
-        firsts = self.table.offsets[:-1].tolist()
-        return {file: self.table.captions[first] for file, first in zip(self.table.files, firsts, strict=True)}
+        firsts = [(table, table.offsets[:-1].tolist()) for table in self.tables]
+        return {
+            file: table.captions[first] for table, rows in firsts for file, first in zip(table.files, rows, strict=True)
+        }
 
     def shown(self, name: str) -> Path:
         """The file to show for a picture, absolute."""
@@ -44,15 +45,18 @@ class Gallery:
         return read_picture(self.folder / name)
 
 
-def validation_gallery(data: DataConfig, trained_on: str | None) -> Gallery:
-    """The images that `eval` measures on. Raises DataError."""
-    [split] = open_splits(data, "val", like=trained_on)
-    root, table = data.folder, split.table
-    items = []
-    for file in sorted(table.files):
-        found = os.stat(table.folder / file)
+def own_gallery(data: DataConfig, trained_on: str | None) -> Gallery:
+    """The images that `eval` measures on, and of drawn scenes those of training, too: a search is to find what one may
+    ask for, and who reads its first line knows how many were trained on. Raises DataError."""
+    names = ("val", "train") if is_drawn(data.folder) else ("val",)
+    tables = tuple(split.table for split in open_splits(data, *names, like=trained_on))
+    folder, items = tables[0].folder, []
+    for file in sorted(file for table in tables for file in table.files):
+        found = os.stat(folder / file)
         items.append(Item(file, f"{found.st_size} {found.st_mtime_ns}"))
-    return Gallery(table.name, table.folder, root, items, table, ())
+    seen = f", {len(tables[1].files):,} of them trained on" if len(tables) > 1 else ""
+    words = " and ".join(table.name for table in tables) + seen
+    return Gallery(words, folder, data.folder, items, tables, ())
 
 
 def folder_gallery(folder: Path) -> Gallery:
@@ -75,7 +79,7 @@ def folder_gallery(folder: Path) -> Gallery:
         notes.append(f"{len(helpers):,} of the system's own folders left out: first {helpers[0]}")
     if not items:
         raise DataError(f"there is no picture in {folder} (--images). Give a folder of JPEG or PNG files")
-    return Gallery(str(folder), folder, folder, items, None, tuple(notes))
+    return Gallery(str(folder), folder, folder, items, (), tuple(notes))
 
 
 def _files_below(root: Path, closed: list[str], helpers: list[str]) -> Iterator[Item]:

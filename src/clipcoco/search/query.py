@@ -101,8 +101,8 @@ def _best(rows: Tensor, query: Tensor, scores: Tensor, count: int) -> tuple[list
 
 def open_index(model: Model, gallery: Gallery, indexes: Path) -> Index:
     """What is known of the gallery, in the folder `indexes`; it serves one question after another."""
-    name = gallery.words
-    if gallery.table is None:
+    name = "-".join(table.name for table in gallery.tables)
+    if not name:
         name = "folder-" + hashlib.sha256(os.fsencode(os.path.realpath(gallery.folder))).hexdigest()[:16]
     return Index(indexes / f"{name}-{model.label}.f16", model.key, model.width)
 
