@@ -1,10 +1,10 @@
 """What a search finds among the drawn scenes: every plain query of their grammar that has an answer there.
 
     clipcoco train --preset demo
-    python benchmarks/queries.py [RUN]
+    python benchmarks/queries.py runs/RUN
 
 Of "a COLOUR SHAPE" the precision of the first five pictures, of "a COLOUR SHAPE RELATION a COLOUR SHAPE" how often the
-first one is right; in the 500 unseen scenes alone, which `clipcoco search` looks through, and in all 6,500.
+first one is right; in the 500 unseen scenes alone, and in all 6,500, which `clipcoco search` looks through.
 """
 
 import sys
@@ -66,7 +66,7 @@ def precision(
 
 
 def main() -> None:
-    model = load(*sys.argv[1:])
+    model = load(sys.argv[1])
     root = Path(model.config.data.root)
     embedded, drawn = {}, {}
     for split in FIRST_ID:

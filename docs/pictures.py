@@ -22,7 +22,7 @@ from clipcoco.console.terminal import wrapped
 FOLDER = Path(__file__).with_suffix("")
 COLUMNS = 88
 TERMINAL = {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}
-SEARCH = 'clipcoco search "a green star above a yellow star"'
+SEARCH = 'clipcoco search "a blue star above a red square"'
 # In this order, in an empty folder; the last of each name is what the picture shows.
 STEPS = (
     ("", "clipcoco prepare-data --preset demo"),

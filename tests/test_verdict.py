@@ -60,10 +60,10 @@ def test_the_band_of_the_preset_decides_where_there_is_one(judged, r1, title):
     assert ("clipcoco prepare-data --preset medium" in commands(found)) == (r1 != 8.0)
 
 
-@pytest.mark.parametrize(("r1", "near"), [(90.9, False), (95.6, True)])
+@pytest.mark.parametrize(("r1", "near"), [(95.6, False), (97.6, True)])
 def test_the_ceiling_is_near_where_the_interval_nearly_reaches_it(r1, near):
     known = verdict._Known(r1, r1 - 1.3, 1.3, 500, 0.2)
-    title = verdict._title(known, Expected(88, 97, r1, "own", 500, False, ""), "it is known")
+    title = verdict._title(known, Expected(88, 98, r1, "own", 500, False, ""), "it is known")
     assert title == "As good as this preset promises" + (", and close to all that can be known." if near else ".")
 
 
