@@ -178,7 +178,7 @@ def main() -> None:
             print(label, *map("/".join, recalls), f"{time.monotonic() - began:.0f} s", flush=True)
 
     cpu = time.process_time()
-    report_closed_form(laptop.parts, laptop.cached, show, lambda: None)
+    report_closed_form(laptop.parts, laptop.cached, show, lambda: None, laptop.model)
     print(f"closed form: {time.process_time() - cpu:.1f} CPU s", flush=True)
     training, began, cpu = training_of(laptop, show), time.monotonic(), time.process_time()
     ended = train(training, show, lambda: None)

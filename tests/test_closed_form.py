@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import Counter
+from collections import Counter, OrderedDict
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +10,12 @@ import pytest
 import torch
 import torchvision
 
+from clipcoco.config.load import load_config
 from clipcoco.data.features import Features
 from clipcoco.data.tokenizer import END, PAD, START
 from clipcoco.engine import closed_form as closed
 from clipcoco.engine.evaluate import Inputs
+from clipcoco.engine.model import build
 from clipcoco.engine.recall import recall_table
 from clipcoco.events import ClosedForm, Progress, StepDone, Warned
 from clipcoco.runs import training as going
@@ -157,6 +159,38 @@ def test_a_stop_ends_it_at_the_next_part(monkeypatch):
     assert told[0].done < told[1].done < told[1].total == 150
 
 
+@pytest.mark.parametrize(
+    ("change", "share"),
+    [
+        ("model.text.layers=0", 0.8),
+        ("model.text.layers=2", 0.8),
+        ("model.projection_dim=6", 0.7),  # of twelve things
+        ("model.text.width=16", 0.7),
+    ],
+)
+def test_a_model_that_begins_with_it_finds_nearly_as_much_before_its_first_step(change, share):
+    train, val = paired(1, 300), paired(2, 60)
+    table, random, begun = closed.closed_form(train, val, quiet, lambda: None), None, None
+    for begins in (False, True):
+        torch.manual_seed(0)
+        settings = ["model.text.layers=0", "model.text.width=64", "model.projection_dim=32", "model.text.dropout=0"]
+        settings += ["model.vision.backbone=resnet18", "model.vision.weights=none", "model.text.heads=2", change]
+        model = build(load_config("base", overrides=settings).config.model, 100).eval()
+        model.visual.head = torch.nn.Sequential(
+            OrderedDict(proj=torch.nn.Linear(24, model.text.text_projection.shape[1], bias=False))
+        )
+        generator = torch.get_rng_state()
+        if begins:
+            closed.closed_form(train, val, quiet, lambda: None, model)
+        assert torch.equal(torch.get_rng_state(), generator), "what training draws is the same"
+        with torch.no_grad():
+            images = model.encode_features(torch.from_numpy(val.features.take(range(60), [0] * 60)).float())
+            texts = model.encode_texts(torch.from_numpy(val.tokens))
+        random, begun = begun, recall_table(images, texts, torch.from_numpy(val.table.owners))
+    assert random.r1 < 0.5 * table.r1
+    assert begun.r1 > share * table.r1
+
+
 # ---- its row in a run
 
 
@@ -165,8 +199,13 @@ def frozen(tmp_path_factory) -> tuple[str, ...]:
     """Random weights do: the features of drawn scenes still differ."""
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("weights") / "backbone.pth"
-    torch.save(torchvision.models.mobilenet_v3_large().state_dict(), path)
-    return (f"model.vision.weights={path}", "train.frozen_epochs=all", "model.text.context_length=32")
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    return (
+        "model.vision.backbone=resnet18",
+        f"model.vision.weights={path}",
+        "train.frozen_epochs=all",
+        "model.text.context_length=32",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -209,13 +248,16 @@ def test_a_resumed_run_has_the_same_row_once(scenes, frozen, tmp_path, calm, whe
 
 
 def test_memory_that_does_not_suffice_costs_a_warning(scenes, frozen, tmp_path, calm, monkeypatch):
+    random = rows(start(scenes, tmp_path / "random", *frozen, "model.start=random").path)
+    assert random[0] == rows(calm.path)[0]
+    assert rows(calm.path)[1]["loss"] < random[1]["loss"], "what it begins with is worth something"
     monkeypatch.setattr(going, "closed_form", raising(MemoryError()))
     events = []
     run = start(scenes, tmp_path, *frozen, events=events)
     assert [e.message for e in events if isinstance(e, Warned)] == [
         "the closed form is left out: it does not fit into the memory"
     ]
-    assert [row for row in rows(run.path) if row["event"] != "warning"] == rows(calm.path)[1:]
+    assert [row for row in rows(run.path) if row["event"] != "warning"] == random[1:]
 
 
 def test_a_person_sees_it_beside_the_result(clipcoco, scenes, frozen, tmp_path):

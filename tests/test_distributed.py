@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 from clipcoco.engine import checkpoint
 from conftest import LIGHT
@@ -120,6 +121,19 @@ def test_the_share_of_a_process_is_written_down_so_that_one_can_repeat_the_run(c
     clipcoco("train", "--config", config, "--name", "again", cwd=folder).ok()
     for ours, theirs in zip(step_losses(folder / "runs/again"), step_losses(folder / "runs/shares"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_from_features_all_begin_where_the_closed_form_of_the_first_ends(clipcoco, scenes, folder):
+    torch.manual_seed(1)
+    torch.save(torchvision.models.resnet18().state_dict(), folder / "backbone.pth")
+    words = ["train", "--preset", "demo", *LIGHT, f"data.root={scenes}", "train.frozen_epochs=all", "train.lr=1e-5"]
+    words += ["train.micro_batch_size=4"]  # which draws what is dropped
+    words += ["model.vision.backbone=resnet18", f"model.vision.weights={folder / 'backbone.pth'}"]
+    clipcoco(*words, "--name", "alone", cwd=folder).ok()
+    for done in finished(clipcoco, 2, *words, "--name", "together", cwd=folder):
+        assert done.code == 0, done.stderr
+    for ours, theirs in zip(step_losses(folder / "runs/together"), step_losses(folder / "runs/alone"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def stop_after(run, step, processes, rank=0):

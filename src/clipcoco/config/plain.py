@@ -17,6 +17,7 @@ LATER = {
     "data.exclude": "none",
     "data.prepared_size": 0,
     "data.cached_crops": 0,
+    "model.start": "random",
     "model.vision.stages": 1,
     "model.vision.feature_dropout": 0.0,
     "model.text.weights": "none",

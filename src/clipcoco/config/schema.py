@@ -127,8 +127,14 @@ class ModelConfig(Section):
     projection_dim: int = Field(ge=2, le=4096)  # of the shared space
     temperature: float = Field(ge=0.01, le=1)  # divides cosine similarities
     learn_temperature: bool  # in log space, from `temperature`, clamped at 1/100
+    start: Literal["closed-form", "random"]  # of words and projections, where all epochs are frozen
     vision: VisionConfig
     text: TextConfig
+
+    @property
+    def begins_closed(self) -> bool:
+        """Whether a run whose epochs are all frozen begins with what the closed form finds: a mean of words can."""
+        return self.start == "closed-form" and self.text.weights == "none" and self.text.pool == "mean"
 
 
 class CachedConfig(Section):

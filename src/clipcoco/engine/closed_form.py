@@ -2,8 +2,10 @@
 
 CCA (Hotelling 1936) with a ridge on either side (Vinod 1976; Hardoon et al. 2004) and coordinates weighted by their
 correlation (Gong et al. 2014). Exact, and without a seed: the same bits from the same features at one thread count.
+A model may begin as what it found: training then starts where guessing the words' meaning would have ended.
 
-Letters: N images, M captions, F features, D words, K coordinates; b images and c captions at once.
+Letters: N images, M captions, F features, D words, K coordinates; b images and c captions at once; of a model W is
+the width of its text tower.
 """
 
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from clipcoco.data.captions import CaptionTable
 from clipcoco.data.features import Features
 from clipcoco.data.tokenizer import END, PAD, START
 from clipcoco.engine.evaluate import Inputs
+from clipcoco.engine.model import DualEncoder, TextEncoder
 from clipcoco.engine.recall import recall_table
 from clipcoco.engine.results import RecallTable
 from clipcoco.engine.step import Stop
@@ -26,19 +29,25 @@ from clipcoco.events import Progress, Report
 WORDS = 1500
 COORDINATES = 384
 RIDGES = (1.0, 0.3)  # of images and of captions, in mean variances
+_LEFT_OVER = 0.3  # of the random weights of coordinates that nothing was found for
 _CAPTIONS = 10_240  # in memory at once, with the features of their images
 
 
-def closed_form(train: Inputs, val: Inputs, report: Report, stop: Stop) -> RecallTable | None:
+def closed_form(
+    train: Inputs, val: Inputs, report: Report, stop: Stop, model: DualEncoder | None = None
+) -> RecallTable | None:
     """Recall in `val`, by protocol `own`, of what `train` alone determines; None when stopped. Both bring features.
 
-    On the CPU. A training image that could not be read, or has a feature that is not finite, does not count. Where
-    nothing tells images or captions apart, as of one image or of constant features, all embeddings are equal: misses.
+    With `model`, whose text tower reads the mean, its words and projections become what was found. On the CPU. A
+    training image that could not be read, or has a feature that is not finite, does not count. Where nothing tells
+    images or captions apart, as of one image or of constant features, all embeddings are equal: misses.
     """
     words = _Words(train.tokens)
     found = _correlate(train, words, report, stop)
     if found is None:
         return None
+    if model is not None:
+        found.begin(model, words)
     return recall_table(*found.embed(val, words), torch.from_numpy(val.table.owners))
 
 
@@ -87,6 +96,43 @@ class _Correlations:
     from_images: Tensor  # (F,K)
     word_mean: Tensor  # (D,)
     from_words: Tensor  # (D,K)
+    steady: Tensor  # (F,), the weighted sum of features that is nearest to 1 in all images
+
+    @torch.no_grad()
+    def begin(self, model: DualEncoder, words: _Words) -> None:
+        """Words and projections of `model` become these coordinates, as many as fit: a mean of words in the place of
+        tf-idf, and where there is no bias, what is the same in all images and captions. What is left over stays random.
+        """
+        text, head = model.text, model.visual.head.get_submodule("proj").get_parameter("weight")
+        assert isinstance(text, TextEncoder)
+        (vocabulary, width), (dimensions, _) = text.token_embedding.weight.shape, head.shape
+        count = min(self.from_words.shape[1], dimensions, width - 2)
+        projection = (self.from_images - self.steady.outer(self.image_mean @ self.from_images))[:, :count]
+        vectors = torch.from_numpy(words.weights).float()[:, None] * self.from_words[:, :count]
+        longest = float(vectors.norm(dim=1).max()) if len(vectors) else 0.0
+        if not longest or not projection.any():  # nothing tells images or captions apart
+            return
+        # ---- images: as large as random weights, on which Adam's steps are made
+        head[:count] = projection.T * float(head[:count].norm() / projection.norm())
+        head[count:] *= _LEFT_OVER
+        # ---- captions: what the mean one holds is taken off by the token that begins each
+        starts = -(torch.from_numpy(np.exp(-words.weights)).float() @ vectors)
+        size = max(longest, float(starts.norm()))
+        coordinates = torch.zeros(vocabulary, count)
+        known = np.flatnonzero(words.column[:-1] >= 0)
+        coordinates[known] = vectors[words.column[known]]
+        coordinates[START] = starts
+        # ---- each token as long as any other and of mean 0, so that LayerNorm leaves it as it is: the rest of its
+        # length lies where the projection does not look. A generator of its own: a run that goes on begins alike
+        chance, embedding = torch.Generator().manual_seed(0), text.token_embedding.weight
+        rest = normalize(torch.randn(vocabulary, width - 1 - count, generator=chance), dim=1)
+        rest *= (size**2 - coordinates.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
+        turned = torch.cat([torch.ones(width, 1), torch.randn(width, width - 1, generator=chance)], dim=1)
+        axes = torch.linalg.qr(turned).Q[:, 1:]
+        length = float(embedding.norm()) / vocabulary**0.5
+        embedding.copy_(torch.cat([coordinates, rest], dim=1) @ axes.T * (length / size))
+        text.text_projection[:, :count] = axes[:, :count]
+        text.text_projection[:, count:] *= _LEFT_OVER
 
     def embed(self, inputs: Inputs, words: _Words) -> tuple[Tensor, Tensor]:
         """Unit vectors (N,K) and (M,K), of images as an evaluation sees them, and of captions."""
@@ -125,12 +171,15 @@ def _correlate(inputs: Inputs, words: _Words, report: Report, stop: Stop) -> _Co
             return None
     for total in sums:
         total /= max(1, counted)
-    from_images, from_words = _solve(xx - x.outer(x), xy - x.outer(y), yy - y.outer(y))
-    return _Correlations(origin + x.float(), from_images.float(), y.float(), from_words.float())
+    mean = origin + x.float()
+    found = _solve(xx - x.outer(x), xy - x.outer(y), yy - y.outer(y), mean.double())
+    from_images, from_words, steady = (part.float() for part in found)
+    return _Correlations(mean, from_images, y.float(), from_words, steady)
 
 
-def _solve(xx: Tensor, xy: Tensor, yy: Tensor) -> tuple[Tensor, Tensor]:
-    """From covariances (F,F), (F,D), (D,D): what projects onto coordinates weighted by their correlation.
+def _solve(xx: Tensor, xy: Tensor, yy: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From covariances (F,F), (F,D), (D,D) and the mean image (F,): what projects onto coordinates weighted by their
+    correlation, and the weighted sum of features that is nearest to 1 in all images.
 
     The stages of a backbone differ in scale: each feature is divided by the square root of its standard deviation.
     """
@@ -143,7 +192,9 @@ def _solve(xx: Tensor, xy: Tensor, yy: Tensor) -> tuple[Tensor, Tensor]:
     squares, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(right, half.T, upper=False))
     squares, vectors = squares.flip(0)[:COORDINATES], vectors.flip(1)[:, :COORDINATES]
     words = torch.linalg.solve_triangular(right.T, vectors, upper=True)
-    return scale[:, None] * (predicted @ words), words * squares.clamp(min=0).sqrt()
+    steady = scale * torch.cholesky_solve((scale * mean)[:, None], left)[:, 0]
+    steady /= 1 + steady @ mean
+    return scale[:, None] * (predicted @ words), words * squares.clamp(min=0).sqrt(), steady
 
 
 def _with_ridge(covariance: Tensor, ridge: float) -> Tensor:

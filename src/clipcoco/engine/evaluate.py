@@ -46,7 +46,7 @@ class Inputs:
     def kept(self, rows: Sequence[int]) -> Iterator[Tensor]:
         """The same images in the same batches, as a frozen backbone saw them: float16 (B,F)."""
         assert self.features is not None
-        for some in torch.tensor(rows).split(EVALUATION_BATCH):
+        for some in torch.tensor(rows).split(EVALUATION_BATCH) if rows else ():
             yield torch.from_numpy(self.features.take(some.tolist(), [0] * len(some)))
 
 

@@ -157,7 +157,8 @@ def _take_checkpoint(run: RunDir, plan: Plan, content: dict[str, object]) -> Non
 
 def _with_model_of(loaded: LoadedConfig, other: Config, init: Path) -> LoadedConfig:
     """The architecture comes with the weights; settings that contradict it would be lost in silence."""
-    asked, given = flatten(loaded.config), flatten(other)
+    model = other.model.model_copy(update={"start": "random"})  # nothing begins anew
+    asked, given = flatten(loaded.config), flatten(other.model_copy(update={"model": model}))
     lost = [key for key, at in loaded.source.items() if key.startswith("model.") and at == "--set"]
     for key in lost:
         if asked[key] != given[key]:
@@ -166,6 +167,6 @@ def _with_model_of(loaded: LoadedConfig, other: Config, init: Path) -> LoadedCon
             )
     return replace(
         loaded,
-        config=loaded.config.model_copy(update={"model": other.model}),
+        config=loaded.config.model_copy(update={"model": model}),
         source={key: f"--init {init}" if key.startswith("model.") else at for key, at in loaded.source.items()},
     )

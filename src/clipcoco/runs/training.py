@@ -43,8 +43,10 @@ def make_ready(
     # ---- what a frozen encoder sees or makes, once for all epochs in which it is frozen
     frozen = state.evaluated_epochs < parts.derived.frozen_epochs
     cached = backbone_features(parts, model, report, stop) if frozen else None
-    if cached and parts.derived.cached and not state.step and not compared:
-        report_closed_form(parts, cached, report, stop)
+    if cached and parts.derived.cached and not state.step:
+        if not compared:
+            report_closed_form(parts, cached, report, stop, model)
+        model.load_state_dict(parts.group.spread(model.state_dict()))
     sentences = sentence_vectors(parts, model, report, stop)
     # ---- model, optimiser and random state, as they were where the run goes on
     training = build_training(parts, model, state, cached, report, stop, sentences, seen)
@@ -98,13 +100,14 @@ def backbone_features(parts: Parts, model: DualEncoder, report: Report, stop: St
     return Cached(val=cached[0], train=cached[1])
 
 
-def report_closed_form(parts: Parts, cached: Cached, report: Report, stop: Stop) -> None:
-    """What the features give without training, told before its first step; not when stopped meanwhile."""
+def report_closed_form(parts: Parts, cached: Cached, report: Report, stop: Stop, model: DualEncoder) -> None:
+    """What the features give without training, told before its first step; not when stopped meanwhile. `model` begins
+    so where it says that."""
     began, data = time.monotonic(), parts.config.data
     train = Inputs(data, parts.train_table, parts.tokens[0], parts.workers, cached.train)
     val = Inputs(data, parts.val_table, parts.tokens[1], parts.workers, cached.val)
     try:
-        table = closed_form(train, val, report, stop)
+        table = closed_form(train, val, report, stop, model if parts.config.model.begins_closed else None)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
