@@ -112,7 +112,7 @@ def test_the_cells_of_the_notebook_run_in_their_order(tmp_path, monkeypatch, cap
     assert re.search(r"epoch 1: R@1 \d+\.\d %\nfinished at step 3 in demo-", said)
     assert f"{names['own']['i2t']['r1']:5.1f} %" in said
     assert [getattr(one, "size", None) for one in shown] == [(520, 96), None, (520, 96), (520, 96), (520, 96)]
-    assert names["order"][0] == 0  # itself
+    assert names["likeness"][0] == pytest.approx(names["likeness"].max(), abs=1e-6)  # itself; a toy sees others alike
     assert "'model.safetensors'" in said
 
 
