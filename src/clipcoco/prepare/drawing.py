@@ -101,11 +101,12 @@ def draw(pieces: Sequence[Piece], paper: str, size: int, rng: Random) -> Image.I
     picture.paste(SHADOW, (0, 0), shade.filter(ImageFilter.GaussianBlur(0.022 * size)))
     for piece, mask, corner in zip(pieces, masks, corners, strict=True):
         picture.paste(_paint(piece.colour, mask.width), corner, mask)
-        rim = ImageChops.subtract(mask, ImageChops.offset(mask, 1, 1))
-        picture.paste((255, 255, 255), corner, rim.point([level * 2 // 5 for level in range(256)]))
+        rim = ImageChops.subtract(mask, ImageChops.offset(mask, 1, 1), scale=2.5)
+        picture.paste((255, 255, 255), corner, rim)
     return picture
 
 
+@cache
 def _gradient(top: tuple[int, ...], bottom: tuple[int, ...], side: int) -> Image.Image:
     ends = Image.new("RGB", (1, 2), top)
     ends.putpixel((0, 1), bottom)
@@ -114,7 +115,7 @@ def _gradient(top: tuple[int, ...], bottom: tuple[int, ...], side: int) -> Image
 
 def _sheet(paper: str, size: int, rng: Random) -> Image.Image:
     top, bottom, wave = PAPERS[paper]
-    picture = _gradient(top, bottom, size)
+    picture = _gradient(top, bottom, size).copy()
     height, swing, phase = rng.uniform(0.55, 0.85), rng.uniform(0.03, 0.08), rng.uniform(0, math.tau)
     fine = 2 * size
     edge = [(x, round(fine * (height + swing * math.sin(phase + 5.0 * x / fine)))) for x in range(0, fine + 8, 8)]
