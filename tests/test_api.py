@@ -669,7 +669,7 @@ def test_a_script_without_a_guard_trains_once_whatever_the_workers(folder, tmp_p
         "before = vars(sys.modules['__main__']).copy()\n"
         "config = clipcoco.load_config(file='toy.yaml', overrides=['data.workers=2', 'train.epochs=1'])\n"
         "print(clipcoco.train(config, runs_dir='unguarded').state, __file__ == before['__file__'], __spec__)\n"
-        "assert 'torch._dynamo' not in sys.modules  # the compiler, which optimisers import\n"
+        "assert not {'torch._dynamo', 'sympy'} & sys.modules.keys()  # which optimisers and gradients import\n"
     )
     done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "finished True None\n"), done.stderr
