@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from clipcoco.errors import CheckpointError
 
 FORMAT = 1
 LEAST = 2**19  # bytes of captions: fewer are read within a tenth of a second
+Result = TypeVar("Result")
 _NAME = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-\n"  # what names of files are made of
 
 
@@ -108,19 +109,16 @@ def encode_captions(root: Path, tokenizer: Tokenizer, texts: Sequence[str], cont
         tokens, *counts = tokenizer.encode_counted(texts, context)
         return {"tokens": tokens, "counts": np.array(counts), "words": _bytes(joined(words_in(texts)))}
 
-    def sound(made: Arrays) -> bool:
-        tokens, counts = made["tokens"], made["counts"]
-        form = tokens.dtype.str, tokens.shape, counts.shape
-        in_the_vocabulary = tokens.min(initial=0) >= 0 and tokens.max(initial=0) < tokenizer.vocab_size
-        return (
-            form == ("<i4", (len(texts), context), (2,))
-            and in_the_vocabulary
-            and bool(made["words"].tobytes().decode())
-        )
+    def read(made: Arrays) -> Encoded:
+        tokens, counts, words = made["tokens"], made["counts"], made["words"].tobytes().decode().split()
+        if (tokens.dtype.str, tokens.shape, counts.shape) != ("<i4", (len(texts), context), (2,)):
+            raise ValueError("of another form")
+        if tokens.view(np.uint32).max(initial=0) >= tokenizer.vocab_size:  # so a negative one is, too
+            raise ValueError("not in the vocabulary")
+        cut, equal = counts.tolist()
+        return Encoded(tokens, cut, equal, words)
 
-    made = _kept(root, "tokens", [tokenizer.sha256, context], texts, make, sound, keep)
-    cut, equal = made["counts"].tolist()
-    return Encoded(made["tokens"], cut, equal, made["words"].tobytes().decode().split())
+    return _kept(root, "tokens", [tokenizer.sha256, context], texts, make, read, keep)
 
 
 def learn_tokenizer(root: Path, texts: Sequence[str], vocab_size: int, keep: bool = True) -> Tokenizer:
@@ -132,7 +130,7 @@ def learn_tokenizer(root: Path, texts: Sequence[str], vocab_size: int, keep: boo
     def read(made: Arrays) -> Tokenizer:
         return Tokenizer.from_plain(json.loads(made["plain"].tobytes()))
 
-    return read(_kept(root, "tokenizer", [vocab_size], texts, make, read, keep))
+    return _kept(root, "tokenizer", [vocab_size], texts, make, read, keep)
 
 
 def _kept(
@@ -141,21 +139,21 @@ def _kept(
     how: list[Any],
     texts: Sequence[str],
     make: Callable[[], Arrays],
-    sound: Callable[[Arrays], object],
+    read: Callable[[Arrays], Result],
     keep: bool,
-) -> Arrays:
-    """What `make` makes of `texts`, `how` it does so deciding with them; made again where what is kept is not `sound`,
-    or an error to it."""
+) -> Result:
+    """`read` of what `make` makes of `texts`, `how` it does so deciding with them; made again where what is kept is an
+    error to `read`."""
     if not keep or len(joined(texts)) < LEAST:
-        return make()
+        return read(make())
     key = [FORMAT, unicodedata.unidata_version, tokenizers.__version__, sha256_of(texts), *how]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     path = root / ".clipcoco" / f"{what}-{digest[:12]}.arrays"
     with suppress(LookupError, ValueError, TypeError, CheckpointError):  # of a stranger's
-        if (kept := read_arrays(path, key)) and sound(kept):
-            return kept
+        if kept := read_arrays(path, key):
+            return read(kept)
     keep_arrays(path, key, made := make())
-    return made
+    return read(made)
 
 
 def _bytes(content: Any) -> npt.NDArray[np.uint8]:
