@@ -104,7 +104,7 @@ def _scalars(event: StepDone | Evaluated) -> "list[Summary.Value]":
 def _image(tag: str, description: str, picture: "Image.Image") -> "Summary.Value":
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 
-    picture.save(png := io.BytesIO(), "PNG", optimize=True)
+    picture.save(png := io.BytesIO(), "PNG")
     width, height = picture.size
     image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png.getvalue())
     return Summary.Value(tag=tag, metadata=SummaryMetadata(summary_description=description), image=image)
