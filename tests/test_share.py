@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -29,6 +30,7 @@ from clipcoco.share.page import share_page
 from conftest import TOY
 
 HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\"> {{ 7 * 7 }}"
+LATIN = os.fsdecode(b"caf\xe9")  # a folder whose name is no UTF-8
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 
 
@@ -69,7 +71,7 @@ def tab(folder, tmp_path_factory):
     with browser(tmp_path_factory.mktemp("chromium")) as tab:
         tab.open(folder / "runs/toy/search.html")
         yield tab
-        pages = ("runs/toy/search.html", "shots.html")
+        pages = ("runs/toy/search.html", "shots.html", f"{LATIN}/search.html")
         assert set(tab.asked) <= {(folder / page).as_uri() for page in pages}, "a request left the page"
         assert not tab.complaints
 
@@ -331,6 +333,10 @@ def test_keys_do_what_a_mouse_does_and_all_has_a_name(tab):
     ask(tab, "a red circle")
     tab.run("document.activeElement.blur()")
     press("/", "/")
+    press("Enter", "\r")
+    tab.run(
+        "byId('query').dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape', isComposing: true, bubbles: true }))"
+    )
     assert tab.run("[document.activeElement.id, byId('query').value]") == ["query", "a red circle"]
     for node in tab("Accessibility.getFullAXTree")["nodes"]:
         if node.get("role", {}).get("value") in ("button", "image", "link", "searchbox", "table"):
@@ -341,10 +347,59 @@ def test_keys_do_what_a_mouse_does_and_all_has_a_name(tab):
 
 @needs_chromium
 @pytest.mark.parametrize("width", [360, 1200])
-def test_nothing_is_wider_than_the_window(tab, width):
+def test_nothing_is_wider_than_the_window_and_notes_leave_room_for_pictures(tab, width):
     tab("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=True)
     ask(tab, "a" * 300)
     assert tab.run("document.documentElement.scrollWidth") <= width
+    assert len(ask(tab, " ".join(f"zq{n}x" for n in range(99)))["notes"]) == 2
+    assert tab.run("document.querySelector('header').offsetHeight") < 400
+    assert tab.run("Math.min(...Array.from(document.querySelectorAll('summary'), (one) => one.offsetHeight))") >= 24
+
+
+@needs_chromium
+def test_what_has_the_focus_is_seen(tab):
+    """Not below the header, which stays where it is; nor by a shadow alone, which forced colours leave out."""
+    tab("Emulation.setDeviceMetricsOverride", width=360, height=800, deviceScaleFactor=1, mobile=False)
+    ask(tab, "a red circle")
+    tab.run("document.querySelector('#results li:last-child button').focus()")
+    for _ in range(20):
+        tab("Input.dispatchKeyEvent", type="keyDown", key="Tab", windowsVirtualKeyCode=9, modifiers=8)
+        place = "document.activeElement.getBoundingClientRect().top"
+        assert tab.run(f"{place} >= document.querySelector('header').getBoundingClientRect().bottom")
+    tab("Emulation.setEmulatedMedia", features=[{"name": "forced-colors", "value": "active"}])
+    assert tab.run("byId('query').focus(); getComputedStyle(byId('query')).outlineStyle") == "solid"
+    tab("Emulation.setEmulatedMedia", features=[])
+
+
+@needs_chromium
+def test_the_browser_refuses_what_the_policy_does_not_name(tab):
+    known = len(tab.asked)
+    broken, ran = tab.run(
+        """(async () => {
+          const broken = new Set(), ran = window.ran = [];
+          addEventListener("securitypolicyviolation", (event) => broken.add(event.effectiveDirective));
+          const place = document.body.appendChild(document.createElement("div"));
+          place.innerHTML = `<img src="http://a.example/" onerror="ran.push('onerror')"><p style="color: red"></p>
+            <style>p { color: red }</style><iframe src="http://a.example/"></iframe><base href="http://a.example/">
+            <form action="http://a.example/"></form><a href="javascript:ran.push('link')"></a>`;
+          place.append(make("script", { textContent: "ran.push('script')" }));
+          place.querySelector("a").click();
+          await new Promise((done) => setTimeout(done, 20)); // from here on it is the page that acts, not the debugger
+          place.querySelector("form").submit();
+          const acts = [() => eval("ran.push('eval')"), () => new Worker("data:,"), () => new WebSocket("ws://a.example")];
+          for (const act of acts) try { act(); } catch {}
+          await fetch("http://a.example/").then(() => ran.push("fetch"), () => {});
+          for (let i = 0; i < 100 && !broken.has("form-action"); i++) await new Promise((done) => setTimeout(done, 10));
+          place.remove();
+          return [Array.from(broken), ran];
+        })()"""
+    )
+    assert not ran
+    directives = "script-src script-src-elem script-src-attr style-src-elem style-src-attr img-src frame-src base-uri"
+    assert {*directives.split(), "form-action", "worker-src", "connect-src"} <= set(broken)
+    assert all("Content Security Policy" in one for one in tab.complaints)
+    tab.complaints.clear()  # these were asked for
+    del tab.asked[known:]
 
 
 @needs_chromium
@@ -419,7 +474,7 @@ def shots(clipcoco, folder) -> Path:
     place = folder / "shots" / "summer"
     place.mkdir(parents=True)
     Image.new("RGB", (40, 30), "red").save(place / HOSTILE.replace("/", ""), "PNG")
-    Image.new("RGB", (40, 30), "blue").save(folder / "shots/2.jpg")
+    Image.new("RGB", (40, 30), "blue").save(folder / "shots/\u202egpj.2\n.jpg")
     (folder / "shots/notes.txt").write_text("none")
     words = ("share", "toy", "--images", "shots", "--bits", "16", "--output", "shots.html", "data.root=far-away")
     done = clipcoco(*words, cwd=folder).ok()
@@ -431,7 +486,7 @@ def shots(clipcoco, folder) -> Path:
 def test_a_folder_of_pictures_has_names_and_no_captions(shots):
     html = shots.read_text()
     header, arrays = unpacked(html)
-    assert header["files"] == ["2.jpg", "summer/" + HOSTILE.replace("/", "")]
+    assert header["files"] == ["summer/" + HOSTILE.replace("/", ""), "\ufffdgpj.2\ufffd.jpg"]
     assert header["captions"] == []
     assert arrays["pictures"].dtype == np.int16
     assert "Its recall was not measured" in html
@@ -444,6 +499,26 @@ def test_a_hostile_name_stands_there_as_text_and_the_report_is_far(tab, shots):
     tab.open(shots)
     assert HOSTILE.replace("/", "") in " ".join(ask(tab, "red")["names"])
     assert tab.run("[document.title, byId('report').hidden]") == ["Search 2 pictures", True]
+    end = "(name) => { const end = document.createRange(); end.selectNode(name.lastChild); return end"
+    inside = ".getBoundingClientRect().right <= name.getBoundingClientRect().right + 1; }"
+    assert tab.run(f"Array.from(document.querySelectorAll('.name'), {end}{inside})") == [True, True]
+
+
+@needs_chromium
+def test_it_works_wherever_it_lies(tab, folder, html):
+    (folder / LATIN).mkdir()
+    (folder / LATIN / "search.html").write_text(html, "utf-8")
+    tab.open(folder / LATIN / "search.html")
+    tab("Page.navigate", url=tab.run(f"URL.createObjectURL(new Blob([{json.dumps(html)}], {{ type: 'text/html' }}))"))
+    tab.run(
+        "new Promise((ready) => { const wait = () => page?.order.length ? ready() : setTimeout(wait, 5); wait(); })"
+    )
+    ask(tab, "a red circle")
+    tab.run("page.remember()")
+    tab.asked = [url for url in tab.asked if not url.startswith("blob:null/")]
+    assert tab.run("location.hash") == "#q=a+red+circle"
+    tab.run("byId('clear').click()")
+    assert tab.run("[location.hash, byId('query').value]") == ["", ""]
 
 
 def test_the_report_leads_there_and_train_says_how(folder):

@@ -6,6 +6,7 @@ Letters: N pictures, D dimensions.
 import base64
 import gzip
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ THUMBNAIL = 240  # pixels, the longer side
 PIECE = 3 * 2**18  # bytes of the arrays, 1 MB in base64: an element as long as that is read fastest
 LITTLE = 4_000_000  # bytes of arrays: of so many gzip saves 4 to 9 % in 10 ms, of more it takes most of the time
 EXAMPLES, DRAWN = 5, 60
+STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # a name with them is read as another
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def model_texts(
         "vocab": list(plain["vocab"]),
         "merges": [" ".join(pair) for pair in plain["merges"]],
         "words": None if words is None else sorted(words),  # of all captions together, in no order of theirs
-        "files": pictures.names,
+        "files": [STEERING.sub("\N{REPLACEMENT CHARACTER}", name) for name in pictures.names],
         "captions": pictures.captions,
         "examples": queries,
         "arrays": places,

@@ -3,7 +3,10 @@ const FEW = 30; // pictures shown at first, and that many more each time
 const ALIKE = 0.01; // of the scores of a whole gallery: less apart, a model tells no picture from another
 const MOVE = { duration: 280, easing: "cubic-bezier(.2, .7, .2, 1)" };
 const still = matchMedia("(prefers-reduced-motion: reduce)");
+const touch = matchMedia("(pointer: coarse)"); // there a keyboard covers the pictures
 const byId = (id) => document.getElementById(id);
+// Whole, for to what a message or a mail opens (blob:) no address is relative.
+const address = (hash) => location.href.split("#")[0] + hash;
 // Not toLocaleString, whose first number takes as long as the ranking.
 const pictures = (number) => `${String(number).replace(/\B(?=(\d{3})+$)/g, ",")} ${number === 1 ? "picture" : "pictures"}`;
 
@@ -20,8 +23,11 @@ class Gallery {
     this.rows = rows;
     this.D = rows.length / images;
     this.lengths = new Float64Array(images);
-    for (let i = 0; i < rows.length; i++) this.lengths[Math.floor(i / this.D)] += rows[i] ** 2;
-    this.lengths = this.lengths.map(Math.sqrt);
+    for (let n = 0, at = 0; n < images; n++) {
+      let sum = 0;
+      for (const end = at + this.D; at < end; at++) sum += rows[at] * rows[at];
+      this.lengths[n] = Math.sqrt(sum);
+    }
   }
 
   row(n) {
@@ -73,7 +79,7 @@ class Page {
   /** Keep the words in the address, so that one comes back to them. */
   remember() {
     const words = byId("query").value.trim(), hash = words ? `#${new URLSearchParams({ q: words })}` : "";
-    if (this.picture < 0) history.replaceState(null, "", location.pathname + hash);
+    if (this.picture < 0) history.replaceState(null, "", address(hash));
   }
 
   /** Rank the gallery by words, or by what is like a picture; show all of it where there is neither. */
@@ -135,7 +141,8 @@ class Page {
     byId("status").textContent = this.scores ? `${many}, ranked in ${Math.max(1, Math.round(took))} ms by this page` : many;
     byId("notes").replaceChildren(...notes.map((note) => make("li", { textContent: note })));
     clearTimeout(this.speaking); // a screen reader hears of it once the typing rests
-    const found = this.scores && best !== undefined ? `The nearest: ${captions[best]?.[0] ?? files[best]}. ` : "";
+    const nearest = (captions[best]?.[0] ?? files[best])?.replace(/[.\s]*$/, ". ");
+    const found = this.scores && nearest ? `The nearest: ${nearest}` : "";
     this.speaking = setTimeout(() => {
       byId("spoken").textContent = found + notes.join(". ");
       this.remember();
@@ -169,6 +176,7 @@ class Page {
     let card = this.cards.get(n);
     if (!card) {
       const name = this.header.files[n], [first, ...others] = this.header.captions[n] ?? [];
+      const short = name.replace(/^0+(?=\d)/, ""), end = short.match(/[ -~]{0,8}$/)[0]; // in sight, however long the name is
       const image = make("img", { src: this.source(n), alt: first ?? name });
       const picture = make("button", { className: "picture", type: "button", title: "Pictures like this" }, image);
       picture.addEventListener("click", () => {
@@ -178,14 +186,14 @@ class Page {
       const about = make(
         "p",
         { className: "about" },
-        make("bdi", { className: "name", textContent: name.replace(/^0+(?=\d)/, ""), title: name }),
+        make("bdi", { className: "name", title: name }, make("span", { textContent: short.slice(0, short.length - end.length) }), end),
         make("span", { className: "score", title: "cosine similarity" }),
       );
       card = make("li", { className: "card" }, picture, about);
       if (first) card.append(make("p", { className: "caption", textContent: first, dir: "auto" }));
       if (others.length) {
         const rest = others.map((text) => make("li", { textContent: text, dir: "auto" }));
-        card.append(make("details", {}, make("summary", { textContent: `${others.length} more` }), make("ul", {}, ...rest)));
+        card.append(make("details", {}, make("summary", { textContent: `${others.length} more`, ariaLabel: `${others.length} more captions` }), make("ul", {}, ...rest)));
       }
       this.cards.set(n, card);
     }
@@ -197,7 +205,7 @@ class Page {
 /** Type a query letter by letter, so that one sees the pictures follow. */
 async function type(words) {
   const query = byId("query");
-  if (matchMedia("(pointer: fine)").matches) query.focus(); // elsewhere a keyboard would cover the pictures
+  if (!touch.matches) query.focus();
   for (let end = still.matches ? words.length : 1; end <= words.length; end++) {
     query.value = words.slice(0, end);
     query.dispatchEvent(new Event("input"));
@@ -225,7 +233,7 @@ async function begin() {
     });
   });
   const startOver = () => {
-    history.pushState(null, "", location.pathname);
+    if (page.scores) history.pushState(null, "", address(""));
     page.open();
     query.focus();
   };
@@ -237,7 +245,7 @@ async function begin() {
     }
   });
   addEventListener("keydown", (event) => {
-    if (event.key === "Escape") startOver();
+    if (event.key === "Escape" && !event.isComposing) startOver(); // what ends a composition ends no search
     if (event.key === "/" && document.activeElement !== query) {
       event.preventDefault();
       query.focus();
@@ -245,7 +253,7 @@ async function begin() {
   });
   byId("form").addEventListener("submit", (event) => {
     event.preventDefault();
-    query.blur(); // a phone's keyboard goes
+    if (touch.matches) query.blur(); // its keyboard goes
   });
   byId("clear").addEventListener("click", startOver);
   byId("more").addEventListener("click", () => {
@@ -261,11 +269,16 @@ async function begin() {
       return make("li", {}, button);
     }),
   );
-  byId("report").hidden = !decodeURIComponent(location.pathname).endsWith(`/${page.header.run}/search.html`);
+  let place = location.pathname;
+  try {
+    place = decodeURIComponent(place);
+  } catch {} // a folder whose name is no UTF-8, or has a percent sign
+  byId("report").hidden = !place.endsWith(`/${page.header.run}/search.html`);
   page.open();
   performance.mark("first result");
 }
 
 begin().catch((error) => {
-  byId("status").textContent = `This page can't be opened here: ${error.message}. It needs a browser of 2023 or newer.`;
+  const textContent = `This page can't be opened here: ${error.message}. It needs a browser of 2023 or newer.`;
+  Object.assign(byId("status"), { role: "alert", textContent });
 });
