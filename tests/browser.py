@@ -61,9 +61,9 @@ class Tab:
         elif event == "Log.entryAdded":
             self.complaints.append(about["entry"]["text"])
 
-    def open(self, path: Path, search: str = "") -> None:
-        """Until it has answered for the first time."""
-        self("Page.navigate", url=path.absolute().as_uri() + search)
+    def open(self, place: Path | str, search: str = "") -> None:
+        """A file, or an address, until it has answered for the first time."""
+        self("Page.navigate", url=(place if isinstance(place, str) else place.absolute().as_uri()) + search)
         ready = "new Promise((ready) => { const wait = () => window.ready ? ready() : setTimeout(wait, 5); wait(); })"
         self.run(ready.replace("window.ready", "performance.getEntriesByName('first result').length"))
 

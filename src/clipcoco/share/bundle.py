@@ -85,8 +85,6 @@ def model_texts(
         "captions": pictures.captions,
         "examples": queries,
         "arrays": places,
-        "bytes": len(packed),
-        "gzip": packed is not content,
     }
     pieces = [_base64(packed[at : at + PIECE]) for at in range(0, len(packed), PIECE)]
     return _base64(gzip.compress(json.dumps(header).encode(), mtime=0)), pieces

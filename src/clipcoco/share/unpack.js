@@ -1,11 +1,14 @@
 // What share/bundle.py packs -> a header and arrays.
 
-/** Base64 into `bytes` from `at` on; -> where it ends. */
-function readBase64(text, bytes, at) {
-  if (bytes.setFromBase64) return at + bytes.subarray(at).setFromBase64(text).written; // of newer browsers, and faster
-  const packed = atob(text);
-  for (let i = 0; i < packed.length; i++) bytes[at + i] = packed.charCodeAt(i);
-  return at + packed.length;
+/** Base64 in parts, each of whole bytes -> bytes, at the start of their buffer. */
+function fromBase64(texts) {
+  const bytes = new Uint8Array(texts.reduce((sum, text) => sum + (text.length / 4) * 3, 0));
+  let at = 0;
+  for (const text of texts) {
+    if (bytes.setFromBase64) at += bytes.subarray(at).setFromBase64(text).written; // of newer browsers, and faster
+    else for (const character of atob(text)) bytes[at++] = character.charCodeAt(0);
+  }
+  return bytes.subarray(0, at);
 }
 
 function gunzip(packed) {
@@ -17,10 +20,10 @@ function gunzip(packed) {
 
 /** Base64 of a header, of gzip, and base64 of the arrays, in pieces, as share/bundle.py packs them. */
 async function unpack(text, pieces) {
-  const packed = new Uint8Array((text.length / 4) * 3), length = readBase64(text, packed, 0);
-  const header = await gunzip(packed.subarray(0, length)).json(), bytes = new Uint8Array(header.bytes);
-  Array.from(pieces).reduce((at, piece) => readBase64(piece.textContent, bytes, at), 0);
-  const buffer = header.gzip ? await gunzip(bytes).arrayBuffer() : bytes.buffer;
+  // Both at once: a new browser takes long to begin a stream, whatever its length.
+  const reading = gunzip(fromBase64([text])).json(), bytes = fromBase64(Array.from(pieces, (piece) => piece.textContent));
+  const zipped = [0x1f, 0x8b, 8, 0, 0, 0].every((byte, i) => bytes[i] === byte); // as a float32 it would be 8e-40
+  const buffer = zipped ? await gunzip(bytes).arrayBuffer() : bytes.buffer, header = await reading;
   const kinds = { f4: Float32Array, i2: Int16Array, i1: Int8Array };
   const arrays = Object.entries(header.arrays).map(([name, [kind, at, size]]) => [name, new kinds[kind](buffer, at, size)]);
   return { header, arrays: Object.fromEntries(arrays) };
