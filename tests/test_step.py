@@ -9,14 +9,16 @@ import torch
 from clipcoco.config.derive import micro_batch
 from clipcoco.config.load import load_config
 from clipcoco.engine.device import make_deterministic
+from clipcoco.engine.distributed import Group
 from clipcoco.engine.loss import LOSSES, text_keys
 from clipcoco.engine.model import build
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.step import gradient, settle_micro_batch, start_epoch, step_seed, train_step
-from clipcoco.errors import ConfigError
+from clipcoco.errors import ConfigError, DistributedError
 from clipcoco.runs.plan import read_parts
 from clipcoco.runs.training import build_training
 from conftest import TOY
+from harness import raising
 
 
 def training(root, *changes, pretrained=False, dtype=torch.float64, frozen=False, size=0):
@@ -105,11 +107,17 @@ def test_running_statistics_move_once_a_step_by_the_mean_of_the_pieces(scenes):
     assert norm.num_batches_tracked == 1
 
 
-def test_a_step_in_pieces_that_is_not_finite_moves_no_statistics(scenes):
+def test_a_step_in_pieces_that_comes_to_nothing_moves_no_statistics(scenes, monkeypatch):
+    """Where its gradient is not finite, and where another process is gone before it is known."""
     run = training(scenes, size=4)
-    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    batch, before = next(run.loader.epoch(0)), {name: one.clone() for name, one in run.model.state_dict().items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(Group, "add_gradients", raising(DistributedError("process 1 of 2 is gone")))
+        with pytest.raises(DistributedError):
+            train_step(run, batch, 1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     run.model.text.text_projection.register_hook(lambda grad: grad * float("inf"))
-    assert not math.isfinite(train_step(run, next(run.loader.epoch(0)), 1e-3).grad_norm)
+    assert not math.isfinite(train_step(run, batch, 1e-3).grad_norm)
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
 
 

@@ -81,16 +81,19 @@ def start_epoch(model: DualEncoder, epoch: int, frozen_epochs: int) -> None:
 def train_step(training: Training, batch: Batch, rate: float) -> Step:
     """One step of the optimiser at the learning rate `rate`; `batch` has the rows of this process.
 
-    When its loss or gradient is not finite, every parameter, buffer and moment is afterwards what it was before.
+    When its loss or gradient is not finite, or an error ends it, every parameter, buffer and moment stays what it was.
     """
     model = training.model
     # One bad forward would leave NaN in BatchNorm's running statistics before any loss is looked at.
     buffers = running_statistics(model.visual)
     before = [buffer.clone() for buffer in buffers]
-    loss, norm, calibrating = update(training, gradient(training, batch), rate)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
+    loss = norm = math.nan
+    try:
+        loss, norm, calibrating = update(training, gradient(training, batch), rate)
+    finally:
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
     return Step(loss, norm, rate, calibrating, batch.image_ids)
 
 

@@ -46,18 +46,18 @@ def train(training: Training, report: Report, stop: Stop) -> RunEnded:
                 batch = None if stop() else next(batches, None)
                 reason = None if batch else stop() or "stopped"
                 reason, replaced = group.agreed(reason, batch.replaced if batch else ())
+                if reason or batch is None:
+                    break
+                state.interval_waited += time.monotonic() - start
+                note_replaced(state, epoch + 1, training.loader.table, replaced, report)
+                settle_micro_batch(training, batch, epoch + 1, report)
+                rate = learning_rate(state.step, schedule.total_steps, schedule.warmup_steps, schedule.config.lr)
+                # ------------------------------ one training step ------------------------------
+                step = train_step(training, batch, rate)
             except ClipcocoError:  # of the images, of a worker or of another process
                 if state.step % per_epoch:  # what was learnt since the last save is kept
                     save()
                 raise
-            if reason or batch is None:
-                break
-            state.interval_waited += time.monotonic() - start
-            note_replaced(state, epoch + 1, training.loader.table, replaced, report)
-            settle_micro_batch(training, batch, epoch + 1, report)
-            rate = learning_rate(state.step, schedule.total_steps, schedule.warmup_steps, schedule.config.lr)
-            # ------------------------------ one training step ------------------------------
-            step = train_step(training, batch, rate)
             state.step += 1
             # -------------------------------------------------------------------------------
 

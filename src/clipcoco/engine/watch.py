@@ -100,15 +100,15 @@ def note_replaced(
         image_id = int(table.image_ids[row])
         if image_id in state.unreadable:
             continue
-        state.unreadable.append(image_id)
-        report(ImageReplaced(state.step, epoch, table.files[row]))
         # 0.1 % of the images, or 100 where that is more, but never over 5 %
         limit = max(1, len(table.files) // 1000, min(100, len(table.files) // 20))
-        if len(state.unreadable) > limit:
+        if len(state.unreadable) >= limit:
             raise DataError(
-                f"{len(state.unreadable)} of {len(table.files):,} training images can't be read, the last "
+                f"{len(state.unreadable) + 1} of {len(table.files):,} training images can't be read, the last "
                 f"{table.files[row]} (data.root). Fetch them again; up to {limit} would be replaced"
             )
+        state.unreadable.append(image_id)
+        report(ImageReplaced(state.step, epoch, table.files[row]))
 
 
 def _warn_once(state: TrainState, epoch: int, kind: str, message: str, report: Report) -> None:
