@@ -20,10 +20,11 @@ from conftest import TOY
 
 
 def main() -> None:
-    """Steps in float64, 10 in float32, one whose gradient is spoilt on the last process alone."""
+    """Steps in float64, up to ten in float32, one whose gradient is spoilt on the last process alone."""
     group = join()
-    double, kept = steps(group, torch.float64, int(os.environ["STEPS"]))
-    single, _ = steps(group, torch.float32, 10)
+    count = int(os.environ["STEPS"])
+    double, kept = steps(group, torch.float64, count)
+    single, _ = steps(group, torch.float32, min(2 * count, 10))
     found = {"float64": double, "float32": single, "gradient": kept, "skipped": spoilt(group)}
     found |= {"embeddings": embedded(group), "features": filled(group)}
     torch.save(found, Path(os.environ["FOUND"]) / f"{group.size}-{group.rank}.pt")
@@ -34,7 +35,6 @@ def toy(group, dtype):
     """41 images in batches of 12, in pieces of 3."""
     changes = (
         *TOY,
-        "data.image_size=64",
         f"data.root={os.environ['ROOT']}",
         "train.batch_size=12",
         "train.micro_batch_size=3",
