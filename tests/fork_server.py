@@ -199,12 +199,15 @@ def _serve() -> None:
     import matplotlib.style  # noqa: F401
     import pycocotools.coco  # noqa: F401
     import tensorboard.summary.writer.record_writer  # noqa: F401
+    import torch.fx.experimental.symbolic_shapes  # by the first backward, with sympy
     import torch.utils.serialization  # noqa: F401
     from PIL import Image
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2  # noqa: F401
 
     import clipcoco.cli
     import clipcoco.cli.evaluate
+    import clipcoco.cli.report
+    import clipcoco.cli.search
     import clipcoco.cli.train
     import clipcoco.engine.extended
     import clipcoco.report.live
