@@ -17,14 +17,14 @@ from clipcoco.report.page import write_report
 from clipcoco.report.settings import commands, read_settings
 from clipcoco.runs.config_file import write_settings
 from clipcoco.runs.directory import RunDir
-from conftest import TOY
+from conftest import LIGHT, TOY
 from harness import Page
 
 
-def presets_with(folder: Path, band: str) -> str:
+def presets_with(folder: Path, band: str, epochs: int = 1) -> str:
     """What a process runs so that its preset demo is a toy of 48 + 24 scenes, of which `band` is expected."""
     shutil.copytree(presets_folder(), folder)
-    text = dump(load_config("demo", overrides=[*TOY, f"expected.trained={band}"]))
+    text = dump(load_config("demo", overrides=[*TOY, f"train.epochs={epochs}", f"expected.trained={band}"]))
     (folder / "demo.yaml").write_text(text.replace("extends: demo", "extends: base"))
     return (
         "import pathlib, clipcoco.config.derive as derive, clipcoco.config.load as load\n"
@@ -43,7 +43,9 @@ def folder(clipcoco, scenes, tmp_path_factory) -> Path:
     own = ("seed=3", "data.workers=0", "checkpoint.every_steps=4", "train.log_every_steps=2")
     done = clipcoco("train", "--preset", "demo", "--name", "as-it-is", *own, cwd=folder, prelude=toy).ok()
     (folder / "said").write_text(done.stdout)
-    done = clipcoco("train", "--preset", "demo", "--name", "changed", "--json", *TOY, "train.epochs=1", cwd=folder).ok()
+    done = clipcoco(
+        "train", "--preset", "demo", "--name", "changed", "--json", *LIGHT, "train.epochs=1", cwd=folder
+    ).ok()
     (folder / "changed.json").write_text(done.stdout)
     return folder
 
@@ -75,9 +77,9 @@ def test_report_says_the_same_again(clipcoco, folder):
 
 @pytest.mark.parametrize(("band", "verdict"), [("[0, 0]", "above")])  # below is a test of its own
 def test_beside_its_band_a_run_says_so_through_a_stop(clipcoco, folder, tmp_path, band, verdict):
-    toy = presets_with(tmp_path / "presets", band)
+    toy = presets_with(tmp_path / "presets", band, epochs=2)
     (tmp_path / "data").symlink_to(folder / "data")
-    slow = toy + "import time, clipcoco.engine.step as step\nstep.set_learning_rate = lambda *_: time.sleep(0.05)\n"
+    slow = toy + "import time, clipcoco.engine.step as step\nstep.set_learning_rate = lambda *_: time.sleep(0.1)\n"
     process = clipcoco.start("train", "--preset", "demo", "--name", "run", cwd=tmp_path, prelude=slow)
     process.wait_for("eval epoch 1 ")
     process.signal(signal.SIGINT)
@@ -89,7 +91,7 @@ def test_beside_its_band_a_run_says_so_through_a_stop(clipcoco, folder, tmp_path
     words = Page(tmp_path / "runs/run/report.html").words
     assert f"lies {verdict}." in words
     assert ("then at another seed" in words) == (verdict == "below")
-    longer = clipcoco("resume", "run", "train.epochs=4", cwd=tmp_path, prelude=toy).ok()
+    longer = clipcoco("resume", "run", "train.epochs=3", cwd=tmp_path, prelude=toy).ok()
     assert "lies" not in longer.stdout
     assert (
         "That is not asked of this run: changed settings: train.epochs."

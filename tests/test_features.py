@@ -367,7 +367,7 @@ def test_a_run_goes_from_the_cache_into_fine_tuning_and_resumes_to_the_bit(clipc
 
 
 def test_on_a_cpu_pretrained_weights_are_frozen_for_all_epochs(clipcoco, data, weights, tmp_path):
-    words = ["--preset", "demo", *TOY, f"data.root={data}", f"model.vision.weights={weights}"]
+    words = ["--preset", "demo", *TOY, f"data.root={data}", f"model.vision.weights={weights}", "train.epochs=2"]
     done = clipcoco("train", *words, "--device", "cpu", "--name", "laptop", "--json", cwd=tmp_path).ok()
     assert "backbone frozen for all epochs (on a CPU each image then passes the backbone once)" in done.stderr
     # the table at the end comes through the whole model, the rows before from the cache
@@ -376,41 +376,41 @@ def test_on_a_cpu_pretrained_weights_are_frozen_for_all_epochs(clipcoco, data, w
     assert done.json["r1"] == pytest.approx(best, abs=5)
     again = clipcoco("eval", "laptop", "--json", cwd=tmp_path).json
     assert again["protocols"] == done.json["protocols"]
-    clipcoco("resume", "laptop", "train.epochs=4", cwd=tmp_path).ok()
+    clipcoco("resume", "laptop", "train.epochs=3", cwd=tmp_path).ok()
     content = torch.load(tmp_path / "runs/laptop/checkpoints/last.pt", weights_only=True)
-    assert content["state"]["step"] == 24
-    assert content["state"]["frozen_epochs"] == 4  # also where this longer run is stopped and resumed
+    assert content["state"]["step"] == 18
+    assert content["state"]["frozen_epochs"] == 3  # also where this longer run is stopped and resumed
     trunk = torch.load(weights, weights_only=True)["conv1.weight"]
     assert torch.equal(content["model"]["visual.trunk.conv1.weight"], trunk)
 
 
 def test_where_all_epochs_are_frozen_train_cached_holds_and_a_resume_keeps_it(clipcoco, data, light, tmp_path):
-    cached = ["train.cached.epochs=4", "train.cached.batch_size=12", "train.cached.lr=2e-3"]
+    cached = ["train.cached.epochs=2", "train.cached.batch_size=12", "train.cached.lr=2e-3"]
     words = [*light, f"data.root={data}", *cached, "--name", "laptop"]
     done = clipcoco("train", *words, cwd=tmp_path).ok()
-    assert "4 epochs x 4 steps x 12 images, lr 0.002" in done.stderr
+    assert "2 epochs x 4 steps x 12 images, lr 0.002" in done.stderr
     assert "hence as train.cached says" in done.stderr
     folder = tmp_path / "runs/laptop"
     config = load_config(file=folder / "config.yaml").config
-    assert (config.train.epochs, config.train.batch_size, config.train.lr) == (4, 12, 2e-3)
+    assert (config.train.epochs, config.train.batch_size, config.train.lr) == (2, 12, 2e-3)
     assert config.train.frozen_epochs == "all"  # so that no device decides at a resume, or when it is trained again
     content = torch.load(folder / "checkpoints/last.pt", weights_only=True)
-    assert content["state"]["step"] == 16
+    assert content["state"]["step"] == 8
     # the same command again is the same run; more epochs by either name are more of the same
     assert "finished" in clipcoco("train", *words, "--or-resume", cwd=tmp_path).ok().stderr
-    for setting, epochs in (("train.epochs=5", 5), ("train.cached.epochs=6", 6)):
+    for setting, epochs in (("train.epochs=3", 3), ("train.cached.epochs=4", 4)):
         clipcoco("resume", "laptop", setting, cwd=tmp_path).ok()
         content = torch.load(folder / "checkpoints/last.pt", weights_only=True)
         assert (content["state"]["step"], content["config"]["train"]["epochs"]) == (4 * epochs, epochs)
     # what it is trained by stays: neither that nor a word that says nothing about it is taken in silence
     for words_, said in (("train.cached.lr=0.5", "train.lr can't change at a resume: 0.002 -> 0.5"),):
         assert said in clipcoco("resume", "laptop", words_, cwd=tmp_path).stderr
-    fixed = [*words[:-1], "fixed", "train.frozen_epochs=3"]
-    assert "3 epochs x 6 steps x 8 images" in clipcoco("train", *fixed, cwd=tmp_path).ok().stderr  # train's own
+    fixed = [*words[:-1], "fixed", "train.frozen_epochs=1", "train.epochs=1"]
+    assert "1 epoch x 6 steps x 8 images" in clipcoco("train", *fixed, cwd=tmp_path).ok().stderr  # train's own
     refused = clipcoco("resume", "fixed", "train.cached.epochs=9", cwd=tmp_path)
     assert (refused.code, "train.cached.epochs has no effect on this run" in refused.stderr) == (2, True)
     again = clipcoco("train", "--config", folder / "config.yaml", "--name", "again", "--dry-run", cwd=tmp_path).ok()
-    assert "6 epochs x 4 steps x 12 images, lr 0.002" in again.stdout
+    assert "4 epochs x 4 steps x 12 images, lr 0.002" in again.stdout
     assert "finished" in clipcoco("train", *words, "train.frozen_epochs=all", "--or-resume", cwd=tmp_path).ok().stderr
     # fine-tuned, the same words mean the other recipe
     plan = [*words[:-1], "other", "train.frozen_epochs=0", "--dry-run"]
