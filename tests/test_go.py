@@ -28,16 +28,16 @@ from clipcoco.runs.measure import measure_run
 from clipcoco.runs.names import Found
 from clipcoco.runs.resume import open_saved, plan_resume, resumed_run
 from clipcoco.runs.start import new_run, plan_run
-from conftest import TOY
+from conftest import LIGHT
 from harness import raising, rows
 
-QUICK = ("train.epochs=2", "train.batch_size=24", "checkpoint.keep=0", "model.vision.backbone=mobilenet_v3_large")
+QUICK = ("train.epochs=2", "train.batch_size=6", "data.train_fraction=0.25", "checkpoint.keep=0")
 HERE = {"device_name": "cpu", "init": None}
 
 
 def loaded(root, *changes) -> LoadedConfig:
     """Two epochs of two steps, unless `changes` say otherwise."""
-    return load_config("demo", overrides=[*TOY, *QUICK, f"data.root={root}", *changes])
+    return load_config("demo", overrides=[*LIGHT, *QUICK, f"data.root={root}", *changes])
 
 
 def start(root, folder, *changes, events=None, stop=lambda: None, behind=False, seen=None) -> RunDir:
