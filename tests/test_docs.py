@@ -48,8 +48,8 @@ def test_the_loss_is_changed_in_ten_lines(clipcoco, scenes, tmp_path):
     body = code[code.index("def ") :].strip().splitlines()
     assert len(body) <= 10
     there = f"import clipcoco.engine.loss as loss\nexec({code!r}, vars(loss))"  # as if it stood at the module's end
-    words = ["train", "--preset", "demo", f"data.root={scenes}", *LIGHT, "train.epochs=2", "--name"]
-    clipcoco(*words, "ours", "train.epochs=1", cwd=tmp_path).ok()
+    words = ["train", "--preset", "demo", f"data.root={scenes}", *LIGHT, "train.epochs=1", "--name"]
+    clipcoco(*words, "ours", cwd=tmp_path).ok()
     clipcoco(*words, "theirs", cwd=tmp_path, prelude=there).ok()
     losses = {}
     for name in ("ours", "theirs"):
@@ -61,7 +61,7 @@ def test_the_loss_is_changed_in_ten_lines(clipcoco, scenes, tmp_path):
 
 
 def test_the_flat_loop_gives_the_bits_of_train_through_a_kill(clipcoco, scenes, tmp_path):
-    settings = [f"data.root={scenes}", *LIGHT]
+    settings = [f"data.root={scenes}", *LIGHT, "train.epochs=2"]
     clipcoco("train", "--preset", "demo", *settings, "--name", "run", cwd=tmp_path).ok()
     recorded = rows(tmp_path / "runs/run")
 

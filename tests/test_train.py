@@ -118,7 +118,7 @@ def test_a_gradient_that_no_scale_helps_ends_a_float16_run_too(scenes):
 
 
 def test_a_huge_learning_rate_ends_in_one_line_not_in_nan_weights(scenes):
-    run = training(scenes, "train.lr=10", "train.epochs=6", "train.grad_clip=1000000", "train.warmup_steps=0")
+    run = training(scenes, "train.lr=10", "train.epochs=3", "train.grad_clip=1000000", "train.warmup_steps=0")
     with contextlib.suppress(NumericError):
         train(run, lambda event: None, stop=lambda: None)
     assert all(value.isfinite().all() for value in run.model.state_dict().values())
