@@ -18,11 +18,13 @@ from clipcoco.engine.checkpoint import weights_sha256
 from conftest import LIGHT, TOY
 from harness import python, rows
 
+FIRST = (*TOY, "train.epochs=2")
+
 
 @pytest.fixture(scope="module")
 def folder(clipcoco, scenes, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("work")
-    words = "train", "--preset", "demo", "--json", "--name", "first", *TOY, f"data.root={scenes}"
+    words = "train", "--preset", "demo", "--json", "--name", "first", *FIRST, f"data.root={scenes}"
     no_more = "import clipcoco.runs.measure; clipcoco.runs.measure.embed = None"  # than what training saw
     (folder / "trained.json").write_text(clipcoco(*words, cwd=folder, prelude=no_more).ok().stdout)
     return folder
@@ -122,7 +124,7 @@ def test_a_run_directory_holds_what_it_promises(folder):
     } <= {path.name for path in run.iterdir()}
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "finished"
-    assert (status["step"], status["total_steps"], status["exit_code"]) == (18, 18, 0)
+    assert (status["step"], status["total_steps"], status["exit_code"]) == (12, 12, 0)
     assert status["best"]["r1"] == json.loads((folder / "trained.json").read_text())["r1"]
     assert (run / "report.html").read_text().count("data:image/jpeg;base64") >= 12
 
@@ -132,7 +134,7 @@ def test_a_checkpoint_is_plain_data_and_self_contained(folder):
     promised = "format model optimizer scaler state rng config tokenizer metrics versions data"
     assert set(promised.split()) <= content.keys()
     assert content["format"] == 1
-    assert content["state"]["step"] == 18
+    assert content["state"]["step"] == 12
     assert set(content["tokenizer"]) == {"vocab", "merges"}
 
 
@@ -147,7 +149,7 @@ def test_runs_are_found_by_prefix_path_and_part(clipcoco, folder):
 
 
 def test_or_resume_is_the_same_run_and_another_config_is_refused(clipcoco, folder, scenes):
-    words = ["train", "--preset", "demo", *TOY, f"data.root={scenes}", "--name", "first", "--or-resume"]
+    words = ["train", "--preset", "demo", *FIRST, f"data.root={scenes}", "--name", "first", "--or-resume"]
     again = clipcoco(*words, cwd=folder).ok()
     assert "first is finished" in again.stderr
     other = clipcoco(*words, "train.lr=0.5", cwd=folder)
@@ -167,9 +169,9 @@ def test_init_starts_from_the_weights_with_a_fresh_schedule(clipcoco, folder, sc
 
 
 def test_a_finished_run_can_be_prolonged(clipcoco, folder):
-    done = clipcoco("resume", "first", "--set", "train.epochs=4", cwd=folder).ok()
-    assert "train.epochs: 3 -> 4" in done.stderr
-    assert [row["step"] for row in rows(folder / "runs/first") if row["event"] == "step"] == list(range(1, 25))
+    done = clipcoco("resume", "first", "--set", "train.epochs=3", cwd=folder).ok()
+    assert "train.epochs: 2 -> 3" in done.stderr
+    assert [row["step"] for row in rows(folder / "runs/first") if row["event"] == "step"] == list(range(1, 19))
 
 
 def test_a_dry_run_takes_real_steps_and_writes_nothing(clipcoco, scenes, tmp_path):
