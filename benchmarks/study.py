@@ -23,6 +23,7 @@ import study_page
 SEEDS = (0, 1, 2)
 EARLIER = {
     "model.projection_dim": 512,
+    "model.start": "random",
     "model.text.layers": 2,
     "model.text.pool": "end",
     "model.text.vocab_size": 10000,
@@ -40,7 +41,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "vocabulary 3,000": {"model.text.vocab_size": 3000},
     "lr 1e-3, 30 epochs": {"train.cached.lr": 1e-3, "train.cached.epochs": 30},
 }
-RECIPE = {key: value for change in ({}, EARLIER, *CHANGES.values()) for key, value in change.items()}
+TOGETHER = {key: value for change in (EARLIER, *CHANGES.values()) for key, value in change.items()}
+START = {"model.start": "closed-form", "train.cached.lr": 5e-4, "train.cached.epochs": 20}
+RECIPE = TOGETHER | START
 FRACTIONS = {0.125: 64, 0.25: 128, 0.5: 256}  # and the batch: so few images would give few steps
 
 
@@ -61,10 +64,12 @@ def entries() -> list[Entry]:
     planned = [Entry("recipes", study_page.BEFORE, EARLIER, slow=True)]
     for name, change in CHANGES.items():
         planned.append(Entry("recipes", f"+ {name}", EARLIER | change, slow="no layers" not in name))
+    planned.append(Entry("recipes", "all of these", TOGETHER))
     planned.append(Entry("recipes", study_page.ALL, RECIPE))
+    planned.append(Entry("recipes", "the recipe without the closed form", RECIPE | {"model.start": "random"}))
     kept = {"model.text.layers": 2}
     planned.append(Entry("recipes", "the recipe with 2 layers", RECIPE | kept, slow=True))
-    for name, change in list(CHANGES.items())[2:]:
+    for name, change in list(CHANGES.items())[2:-1]:
         back = {key: EARLIER[key] for key in change}
         planned.append(Entry("recipes", f"the recipe without {name}", RECIPE | back))
     for fraction, batch in FRACTIONS.items():
@@ -153,7 +158,7 @@ def measure(root: str, out: Path, entry: Entry, seed: int, changes: Sequence[str
 
 def ours(laptop: Any) -> Any:
     """clipcoco's own loop, but for the recalls between its epochs: they change no weight, and take time."""
-    from laptop import quiet, training_of
+    from laptop import quiet, report_closed_form, training_of
 
     from clipcoco.engine.evaluate import Inputs, embed
     from clipcoco.engine.results import RecallTable
@@ -163,6 +168,7 @@ def ours(laptop: Any) -> Any:
     none = {"r1": 0.0, "r5": 0.0, "r10": 0.0, "median_rank": math.inf}
     unmeasured = RecallTable(i2t=none, t2i=none, r1=0.0, rsum=0.0, chance={"i2t": {}, "t2i": {}}, images=0, captions=0)
     began, used = time.monotonic(), time.process_time()
+    report_closed_form(parts, laptop.cached, quiet, lambda: None, laptop.model)
     train(replace(training_of(laptop, quiet), evaluate=lambda: (0.0, unmeasured, None)), quiet, lambda: None)
     cost = time.monotonic() - began, time.process_time() - used
     inputs = Inputs(parts.config.data, parts.val_table, parts.tokens[1], 0, laptop.cached.val)

@@ -15,7 +15,7 @@ _HEAD_STEPS = 2_000  # before the backbone's pretrained features are exposed to 
 _BYTES_A_PARAMETER = 12  # a float32 weight and AdamW's two moments
 _BYTES_A_FROZEN_ONE = 4
 _CHECKPOINTS = 3  # last, previous and best
-_STEPS, _EPOCHS = 11, 30  # from cached features: of an epoch, and how many epochs of as many
+_STEPS, _EPOCHS = 11, 20  # from cached features: of an epoch, and how many epochs of as many
 
 
 @dataclass(frozen=True)
