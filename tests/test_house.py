@@ -38,13 +38,13 @@ def test_no_file_is_longer_than_300_lines_and_no_function_than_60():
 
 
 def test_the_evening_path_is_an_evening():
-    assert sum(lines(PACKAGE / f"{name}.py") for name in EVENING) <= 1990
+    assert sum(lines(PACKAGE / f"{name}.py") for name in EVENING) <= 1994
 
 
 # Lines of Python. A change raises one of them by what it adds less what it deletes, in a commit that says both.
 WINGS = {
-    "core": (("engine", "data", "config", "disk", "runs", ""), 12_430),
-    "prepare": (("prepare",), 4_140),
+    "core": (("engine", "data", "config", "disk", "runs", ""), 12_488),
+    "prepare": (("prepare",), 4_155),
     "faces": (("cli", "console"), 3_880),
     "uses": (("report", "search", "share", "export", "api"), 4_440),
 }

@@ -90,16 +90,20 @@ def test_captions_that_are_cut_are_told_before_training_and_by_eval(clipcoco, fo
         found = re.search(r"(\d+) of them are then equal to another", told)
         return int(found[1]) if found else 0
 
+    annotations = data / "annotations/captions_val2017.json"
+    content = json.loads(annotations.read_text())
+
+    def say(*texts: str) -> None:
+        for row, text in zip(content["annotations"], texts, strict=False):
+            row["caption"] = text
+        annotations.write_text(json.dumps(content))
+
+    say("a red star", "a red ring", "a red moon")
     first = clipcoco("eval", "first", f"data.root={data}", "--json", cwd=folder)
     words = ("train", "--preset", "demo", *TOY, f"data.root={data}", "--dry-run")
     dry_before = equal(clipcoco(*words, cwd=tmp_path).ok().stderr)
     before = first.json["captions_cut"]
-    annotations = data / "annotations/captions_val2017.json"
-    content = json.loads(annotations.read_text())
-    short = sorted(content["annotations"], key=lambda row: len(row["caption"]))
-    for row, last in zip(short, ("house", "tree", "house"), strict=False):  # 40 words; two are one text already
-        row["caption"] = "a red square " * 13 + last
-    annotations.write_text(json.dumps(content))
+    say(*("a red square " * 13 + last for last in ("house", "tree", "house")))  # 40 words; two are one text already
     told = f"{before + 3} of 120 captions are longer than 16 tokens and are cut (model.text.context_length), "
     evaluated = clipcoco("eval", "first", f"data.root={data}", "--json", cwd=folder)
     assert evaluated.json["captions_cut"] == before + 3

@@ -208,10 +208,8 @@ def _completed(
                 report(Warned(0, 1, f"{file.note}: recomputing"))
             need_room(path.parent, len(rows) * file.row_bytes, f"the {phase} need", "data.root", instead)
             group.said((rows, path))
-            if not rows:  # another program was faster
-                return file
             whole = _fill(file, group.in_turn(compute, rows, EVALUATION_BATCH, stop), named, len(rows), phase, report)
-            return file if group.said(whole) else None
+            return file if not rows or group.said(whole) else None
     except OSError as error:
         mend = "Free space" if error.errno in FULL else "Make it writable"
         raise EnvironmentProblem(
@@ -230,11 +228,10 @@ def _followed(
     rows, path = group.said((list[int](), Path()))
     if path is None:
         return None
-    if rows:
-        for _ in group.in_turn(compute, rows, EVALUATION_BATCH, stop):
-            pass
-        if not group.said(True):
-            return None
+    for _ in group.in_turn(compute, rows, EVALUATION_BATCH, stop):
+        pass
+    if rows and not group.said(True):
+        return None
     file = open_file(path)
     if missing(file):
         raise EnvironmentProblem(f"{path} is not what the first process has there (data.root). Share that folder")
