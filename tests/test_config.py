@@ -390,10 +390,10 @@ def test_every_value_has_its_source() -> None:
     assert loaded.source["data.root"] == line_of("base", "root:")
     assert loaded.source["train.epochs"] == loaded.source["seed"] == "--set"
     lines = (presets_folder() / "small.yaml").read_text().splitlines()
-    cached = next(number for number, line in enumerate(lines, 1) if line == "    epochs: 30")
+    cached = next(number for number, line in enumerate(lines, 1) if line == "    epochs: 20")
     epochs = {
         "train.epochs": f"{line_of('small', 'epochs:')} says 10",
-        "train.cached.epochs": f"presets/small.yaml:{cached} says 30",
+        "train.cached.epochs": f"presets/small.yaml:{cached} says 20",
     }
     assert loaded.replaced == {**epochs, "seed": "my.yaml:2 says 4"}
     assert (loaded.name, loaded.chain) == ("my", ("base", "small"))
@@ -511,13 +511,13 @@ def cached_of(*overrides: str, file: str = "") -> tuple[object, ...]:
 
 
 def test_what_is_said_of_train_is_said_of_train_cached_unless_that_is_said_apart() -> None:
-    assert cached_of() == (30, 256, 1e-3)
-    assert cached_of("train.epochs=3") == (3, 256, 1e-3)
-    assert cached_of("train.epochs=3", "train.cached.epochs=7") == (7, 256, 1e-3)
-    assert cached_of(file="extends: small\ntrain:\n  batch_size: 20\n") == (30, 20, 1e-3)
+    assert cached_of() == (20, 256, 5e-4)
+    assert cached_of("train.epochs=3") == (3, 256, 5e-4)
+    assert cached_of("train.epochs=3", "train.cached.epochs=7") == (7, 256, 5e-4)
+    assert cached_of(file="extends: small\ntrain:\n  batch_size: 20\n") == (20, 20, 5e-4)
     own = "extends: small\ntrain:\n  batch_size: 20\n  cached:\n    batch_size: 40\n"
-    assert cached_of(file=own) == (30, 40, 1e-3)
-    assert cached_of("train.lr=2e-3", file=own) == (30, 40, 2e-3)
+    assert cached_of(file=own) == (20, 40, 5e-4)
+    assert cached_of("train.lr=2e-3", file=own) == (20, 40, 2e-3)
 
 
 def test_an_older_configuration_means_by_train_cached_what_it_says_of_train() -> None:
@@ -545,7 +545,7 @@ def test_the_presets_are_the_files() -> None:
 @pytest.mark.parametrize(
     ("name", "images", "gallery", "per_epoch", "total", "frozen"),
     [
-        ("tiny", 1_183, 250, 18, 540, 30),  # all frozen on every device
+        ("tiny", 1_183, 250, 18, 360, 20),  # all frozen on every device
         ("small", 11_829, 1_000, 369, 3_690, 6),
         ("medium", 59_144, 5_000, 924, 18_480, 3),
         ("full", 118_287, 5_000, 924, 46_200, 3),
@@ -557,7 +557,7 @@ def test_steps_of_the_presets(name: str, images: int, gallery: int, per_epoch: i
     assert derived.cached == (name == "tiny")
     on_a_cpu = derive(config, OFFICIAL["train"], OFFICIAL["val"], "the official table", "cpu")
     assert on_a_cpu.cached
-    assert on_a_cpu.total_steps == 30 * (images // config.train.cached.batch_size)
+    assert on_a_cpu.total_steps == 20 * (images // config.train.cached.batch_size)
     assert (derived.train_images, derived.val_images) == (images, gallery)
     assert (derived.steps_per_epoch, derived.total_steps) == (per_epoch, total)
     assert derived.frozen_epochs == frozen

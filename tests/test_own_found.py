@@ -461,16 +461,16 @@ def test_batches_and_epochs_follow_from_the_number_of_pictures() -> None:
     cached = load_config("own").config.train.cached
     found = {n: (fitting(cached, n).batch_size, fitting(cached, n).epochs) for n in (5, 22, 100, 387, 750, 3000, 10**5)}
     assert found == {
-        5: (5, 330),
-        22: (16, 330),
-        100: (16, 55),
-        387: (32, 30),
-        750: (64, 30),
-        3000: (256, 30),
-        10**5: (256, 30),
+        5: (5, 220),
+        22: (16, 220),
+        100: (16, 37),
+        387: (32, 20),
+        750: (64, 20),
+        3000: (256, 20),
+        10**5: (256, 20),
     }
     given = load_config("own", overrides=["train.cached.batch_size=8"]).config.train.cached
-    assert (fitting(given, 100).batch_size, fitting(given, 100).epochs) == (8, 30)
+    assert (fitting(given, 100).batch_size, fitting(given, 100).epochs) == (8, 20)
 
 
 def test_a_run_of_own_pictures_from_the_folder_to_the_search(clipcoco: ForkServer, tmp_path: Path) -> None:
