@@ -72,7 +72,7 @@ def opened(tab: Tab, page: Path, words: str) -> list[float]:
 
 def idle(page: Path, folder: Path) -> Path:
     """A page of as many bytes, without its program."""
-    path = folder / f"idle {page.name}"
+    path = folder / f"idle {len(list(folder.iterdir()))}.html"
     without = re.sub("<meta http-equiv=.*?>", "", page.read_text("utf-8"))
     path.write_text(re.sub("<script>.*?</script>", lambda _: IDLE, without, flags=re.DOTALL), "utf-8")
     return path

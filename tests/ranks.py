@@ -35,6 +35,8 @@ def toy(group, dtype):
     """41 images in batches of 12, in pieces of 3."""
     changes = (
         *TOY,
+        # BatchNorm over 3 single places, as of 32 px, makes 1e-9 of rounding within a dozen steps.
+        f"data.image_size={64 if int(os.environ['STEPS']) > 4 else 32}",
         f"data.root={os.environ['ROOT']}",
         "train.batch_size=12",
         "train.micro_batch_size=3",
@@ -44,7 +46,7 @@ def toy(group, dtype):
     parts = read_parts(config, "cpu", "float32", None, group=group)
     assert len(parts.train_table.files) == 41
     # With these weights, for with others a ReLU at its edge makes 1e-4 of one process's own 1e-7 too.
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     model, state = build(config.model, parts.tokenizer.vocab_size), TrainState(micro_batch_size=parts.micro_batch)
     run = build_training(parts, model, state, None, lambda event: None, lambda: None)
     run.model.to(dtype)
