@@ -2,7 +2,7 @@
 
 CCA (Hotelling 1936) with a ridge on either side (Vinod 1976; Hardoon et al. 2004) and coordinates weighted by their
 correlation (Gong et al. 2014). Exact, and without a seed: the same bits from the same features at one thread count.
-A model may begin as what it found: training then starts where guessing the words' meaning would have ended.
+The towers of a model may begin with what it finds, and training goes on from there.
 
 Letters: N images, M captions, F features, D words, K coordinates; b images and c captions at once; of a model W is
 the width of its text tower.

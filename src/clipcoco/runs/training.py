@@ -102,7 +102,7 @@ def backbone_features(parts: Parts, model: DualEncoder, report: Report, stop: St
 
 def report_closed_form(parts: Parts, cached: Cached, report: Report, stop: Stop, model: DualEncoder) -> None:
     """What the features give without training, told before its first step; not when stopped meanwhile. `model` begins
-    so where it says that."""
+    with it where model.start says so."""
     began, data = time.monotonic(), parts.config.data
     train = Inputs(data, parts.train_table, parts.tokens[0], parts.workers, cached.train)
     val = Inputs(data, parts.val_table, parts.tokens[1], parts.workers, cached.val)
