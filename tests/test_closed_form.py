@@ -13,15 +13,18 @@ import torchvision
 from clipcoco.config.load import load_config
 from clipcoco.data.features import Features
 from clipcoco.data.tokenizer import END, PAD, START
+from clipcoco.engine import checkpoint
 from clipcoco.engine import closed_form as closed
 from clipcoco.engine.evaluate import Inputs
 from clipcoco.engine.model import build
 from clipcoco.engine.recall import recall_table
 from clipcoco.events import ClosedForm, Progress, StepDone, Warned
 from clipcoco.runs import training as going
+from clipcoco.runs.start import plan_run
+from clipcoco.runs.training import make_ready
 from conftest import LIGHT
 from harness import Page, raising, rows
-from test_go import resume, start
+from test_go import HERE, loaded, resume, start
 
 FIRST_WORD = 3  # behind the special tokens
 
@@ -258,6 +261,14 @@ def test_memory_that_does_not_suffice_costs_a_warning(scenes, frozen, tmp_path, 
         "the closed form is left out: it does not fit into the memory"
     ]
     assert [row for row in rows(run.path) if row["event"] != "warning"] == random[1:]
+
+
+def test_weights_that_are_given_begin_as_they_are(scenes, frozen, calm, tmp_path):
+    init = calm.checkpoints / "last.pt"
+    plan = plan_run(loaded(scenes, *frozen), **HERE | {"init": init}, name="two", runs_dir=tmp_path, report=quiet)
+    before = checkpoint.load(init)["model"]["text.token_embedding.weight"]
+    make_ready(plan.parts, plan.model, plan.state, None, quiet, lambda: None, compared=False)
+    assert torch.equal(plan.model.text.token_embedding.weight, before)
 
 
 def test_a_person_sees_it_beside_the_result(clipcoco, scenes, frozen, tmp_path):
