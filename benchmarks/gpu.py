@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from faster import variants
+from faster import saved_by_a_thread, variants
 
 from clipcoco import load, recall_at_k
 from clipcoco.config.load import load_config
@@ -312,6 +312,8 @@ def whole() -> None:
     more = {"config": {}, "tokenizer": {}, "state": {}}
     _, seconds = checkpoint.save(target, content | more, best=False, epoch=None, keep=0)
     say(f"saving: {seconds:.2f} s, written, synced and verified; a bare torch.save {bare:.2f} s")
+    by_thread = saved_by_a_thread(run, moved, rate, many, target)
+    say("saved by a thread:", {name: round(value, 3) for name, value in by_thread.items()})
 
 
 def limit(run: Training, batch: Batch) -> float:

@@ -2,8 +2,7 @@
 
     python benchmarks/saving.py [--rounds N] [--folder DIR]
 
-Ours is written beside, synced, read back against its sums, and takes its name. Beside it what a training loop waits for
-where a thread does that, as on a GPU: the copy into kept buffers.
+Ours is written beside, synced, read back against its sums, and takes its name.
 """
 
 import argparse
@@ -20,7 +19,6 @@ from clipcoco.config.load import load_config
 from clipcoco.engine import checkpoint
 from clipcoco.engine.model import build
 from clipcoco.engine.optim import build_optimizer
-from clipcoco.runs.saving import copied_out
 
 
 def main() -> None:
@@ -34,12 +32,10 @@ def main() -> None:
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": {"step": 1}}
-    buffers: dict = {}
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         ways: dict[str, Callable[[], object]] = {
             "torch.save": lambda: torch.save(content, Path(folder, "bare.pt")),
             "clipcoco's": lambda: checkpoint.save(Path(folder), content, best=True, epoch=None, keep=0),
-            "copy into buffers": lambda: copied_out(content, buffers),
         }
         taken: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(given.rounds + 1):

@@ -5,8 +5,6 @@ import itertools
 import math
 import os
 import shutil
-import threading
-import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -40,12 +38,12 @@ def loaded(root, *changes) -> LoadedConfig:
     return load_config("demo", overrides=[*LIGHT, *QUICK, f"data.root={root}", *changes])
 
 
-def start(root, folder, *changes, events=None, stop=lambda: None, behind=False, seen=None) -> RunDir:
+def start(root, folder, *changes, events=None, stop=lambda: None, seen=None) -> RunDir:
     events = [] if events is None else events
     plan = plan_run(loaded(root, *changes), **HERE, name="run", runs_dir=folder, report=events.append)
     plan = plan.looked_at(events.append)
     with new_run(plan, folder, "run") as (run, note):
-        going.go(plan, run, note, events.append, stop, behind, seen)
+        going.go(plan, run, note, events.append, stop, seen)
     return run
 
 
@@ -221,77 +219,6 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(scenes, tmp_path, calm,
     best = checkpoint.load(run.checkpoints / "best.pt")["state"]
     assert best["evaluated_epochs"] == best["best_epoch"] == run.status().best.epoch
     assert not list(run.checkpoints.glob(".*"))
-
-
-@NEEDS_FULL
-@pytest.mark.parametrize("saves", [set(), {2, 3}, {3}])
-def test_what_a_thread_writes_is_what_was_there_when_it_was_due(scenes, tmp_path, calm, disk, monkeypatch, saves):
-    disk |= saves
-    events, writing, written = [], threading.Lock(), {}
-    real = checkpoint.save
-
-    def slow(folder, content, **how):
-        assert threading.current_thread() is not threading.main_thread()
-        assert writing.acquire(blocking=False), "two at once"
-        try:
-            before = checkpoint.weights_sha256(content["model"])
-            time.sleep(0.3)  # while the next steps are taken
-            return real(folder, content, **how)
-        finally:
-            written.setdefault((content["state"]["step"], content["state"]["evaluated_epochs"]), before)
-            assert checkpoint.weights_sha256(content["model"]) == before
-            writing.release()
-
-    monkeypatch.setattr(checkpoint, "save", slow)
-    run = start(scenes, tmp_path, "checkpoint.every_steps=1", events=events, behind=True)
-    monkeypatch.undo()
-    assert list(written) == [(1, 0), (2, 0), (2, 1), (3, 1), (4, 1), (4, 2)]
-    assert len(set(written.values())) == 4, "one of each step"
-    of_epochs = [row["weights_sha256"] for row in rows(run.path) if row["event"] == "evaluation"]
-    assert [written[2, 1], written[4, 2]] == of_epochs
-    assert [row for row in rows(run.path) if row["event"] != "warning" or not row["step"]] == rows(calm.path)
-    assert_same(run, calm)
-    assert len([event for event in events if isinstance(event, Warned) and event.step]) == len(saves)
-    saved = [event.step for event in events if isinstance(event, CheckpointSaved)]
-    assert saved == sorted(saved)
-    assert saved[-1] == 4
-    assert isinstance(events[-1], RunEnded), "it ended before its checkpoint was there"
-    best = checkpoint.load(run.checkpoints / "best.pt")["state"]
-    assert best["evaluated_epochs"] == best["best_epoch"] == run.status().best.epoch
-    assert not list(run.checkpoints.glob(".*"))
-
-
-@NEEDS_FULL
-def test_a_thread_that_can_not_save_ends_the_run_as_ever(scenes, tmp_path, disk):
-    disk |= set(range(2, 99))
-    with pytest.raises(EnvironmentProblem, match=r"Free space\. Step 1 is saved, go on there with clipcoco resume"):
-        start(scenes, tmp_path / "steps", "checkpoint.every_steps=1", behind=True)
-    disk.difference_update(range(2, 7))
-    with pytest.raises(EnvironmentProblem, match="No space left"):  # the last one is waited for
-        start(scenes, tmp_path / "end", "checkpoint.every_steps=4", "train.epochs=1", behind=True)
-
-
-def test_a_stop_waits_for_the_thread_and_an_error_too(scenes, tmp_path, monkeypatch):
-    begun, real = threading.Event(), checkpoint.save
-
-    def slow(*given, **how):
-        begun.set()
-        time.sleep(0.3)
-        return real(*given, **how)
-
-    monkeypatch.setattr(checkpoint, "save", slow)
-    run = start(
-        scenes,
-        tmp_path / "stop",
-        "checkpoint.every_steps=1",
-        behind=True,
-        stop=lambda: "enough" if begun.is_set() else None,
-    )
-    assert run.status().state == "stopped"
-    assert checkpoint.newest(run.checkpoints)[1]["state"]["step"] == run.status().step > 0
-    monkeypatch.setattr(training, "embed", raising(DataError("a picture is gone")))
-    with pytest.raises(DataError, match=r"a picture is gone\. Step 2 is saved, go on there"):
-        start(scenes, tmp_path / "error", behind=True)
 
 
 def test_a_checkpoint_is_due_after_ten_minutes_too(scenes, tmp_path, calm, monkeypatch):

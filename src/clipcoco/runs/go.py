@@ -25,20 +25,11 @@ from clipcoco.runs.tensorboard import TensorBoard
 from clipcoco.runs.training import make_ready
 
 
-def go(
-    plan: Plan,
-    run: RunDir,
-    note: str,
-    show: Report,
-    stop: Stop,
-    save_in_background: bool = False,
-    seen: Seen | None = None,
-) -> RunEnded:
+def go(plan: Plan, run: RunDir, note: str, show: Report, stop: Stop, seen: Seen | None = None) -> RunEnded:
     """Train from `plan.state` to the last step, or until `stop` gives a reason. The directory exists and is locked.
 
     `note` is what there is to say of that lock. A reason to stop is a text. `seen` takes what evaluations see with the
-    best weights. Checkpoints can be written in the background, which is meant for a GPU, and waits for one that
-    measures it; on a CPU it would take from the steps.
+    best weights.
     """
     assert plan.pictures is not None, "somebody has looked at them"
     parts, state, content = plan.parts, plan.state, plan.content
@@ -57,14 +48,8 @@ def go(
                 known = any(row["event"] == ClosedForm.event for row in metrics.rows)  # before a stop at step 0
                 training = make_ready(parts, plan.model, state, content, report, stop, known, seen)
                 # ---- the steps
-                save = Saver(run, plan, training, metrics, report, stop, save_in_background)
-
-                def heard(event: Event) -> None:
-                    save.poll()
-                    report(event)
-
-                with contextlib.closing(save):
-                    return train(replace(training, save=save), heard, stop)
+                save = Saver(run, plan, training, metrics, report, stop)
+                return train(replace(training, save=save), report, stop)
         except BaseException as error:
             saved = run.status()
             _note_failure(run, state, error)
