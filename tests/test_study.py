@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ def measured(root, out, entries, page):
     named = {entry.name: entry for entry in study.entries()}
     shutil.copy(ROOT / "docs/study.md", page)
     study.study(str(root), out, [named[name] for name in entries], page, [0], TOY)
-    return [json.loads(line) for line in (out / "study.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
 
 def test_a_study_runs_small_and_goes_on_where_it_was(scenes, tmp_path):
@@ -98,7 +99,20 @@ def test_a_study_runs_small_and_goes_on_where_it_was(scenes, tmp_path):
     assert rows[0] == first[0]  # its seconds too: it was not measured again
     assert [(row["name"], row["seed"], row["seen"]) for row in rows] == [(names[0], 0, 48), (names[1], 0, 240)]
     assert page.read_text() == study_page.page((ROOT / "docs/study.md").read_text(), rows)
-    assert page.with_suffix(".jsonl").read_text() == (tmp_path / "out/study.jsonl").read_text()
+    assert page.with_suffix(".jsonl").read_text() == (tmp_path / "out/rows.jsonl").read_text()
+
+
+def test_what_is_published_stays_until_it_is_measured_again(scenes, tmp_path):
+    names, page = [study_page.ALL, "course, 1 epoch of all captions"], tmp_path / "study.md"
+    _, published = measured(scenes, tmp_path / "theirs", names, page)
+    import study
+
+    recipe, course = (entry for entry in study.entries() if entry.name in names)
+    with pytest.raises(TypeError):  # stopped between the first and the second
+        study.study(str(scenes), tmp_path / "ours", [recipe, replace(course, epochs=None)], page, [0], TOY)
+    (row,) = (json.loads(line) for line in (tmp_path / "ours/rows.jsonl").read_text().splitlines())
+    assert [json.loads(line) for line in page.with_suffix(".jsonl").read_text().splitlines()] == [row, published]
+    assert page.read_text() == study_page.page((ROOT / "docs/study.md").read_text(), [row, published])
 
 
 @pytest.mark.slow
