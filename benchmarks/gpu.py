@@ -394,7 +394,10 @@ def dry_run() -> None:
 
 
 def recipe() -> None:
-    """What is right for a frozen backbone, fine-tuned through images: the readout, layers, earlier stages."""
+    """What is right for a frozen backbone, fine-tuned through images: the readout, layers, earlier stages.
+
+    Feature dropout is not asked for: the program drops features only where all epochs are frozen.
+    """
     epochs, seeds = (1, (0,)) if CPU else (12, (0, 1, 2))
     little = ("data.train_fraction=0.1", "data.val_fraction=0.1")
     fixed = [*SETTINGS, *(little if CPU else ("data.train_fraction=1", "data.image_size=224", "train.batch_size=128"))]

@@ -70,7 +70,8 @@ def open_clip_trainer(laptop: Laptop, folder: Path, seed: int, epochs: int) -> t
     name = f"seed-{seed}-epochs-{epochs}"
     options = {"model": f"local-dir:{folder}", "train-data": folder / "train.tsv", "logs": folder, "name": name}
     options |= {"batch-size": batch, "epochs": epochs, "warmup": steps // 20, "seed": seed, "workers": 2}
-    options |= {"precision": "amp_bf16", "device": laptop.parts.device.device.type, "save-frequency": 0}
+    precision = "amp_bf16" if laptop.parts.device.precision == "bfloat16" else "fp32"  # as ours
+    options |= {"precision": precision, "device": laptop.parts.device.device.type, "save-frequency": 0}
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     (folder / name / "out.log").unlink(missing_ok=True)
     began, used = time.monotonic(), _children()

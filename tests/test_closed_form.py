@@ -283,6 +283,8 @@ def test_a_person_sees_it_beside_the_result(clipcoco, scenes, frozen, tmp_path):
     assert lines[place + 1].split()[:3] == ["closed", "form", f"{row['r1']:.2f}"]
     assert f"  closed form: CCA, no training; i2t {i2t}, t2i {t2i}" in lines
     assert max(map(len, lines[:10])) <= 80
+    again = clipcoco("runs", "one", cwd=tmp_path).ok().stdout.splitlines()
+    assert lines[place + 1] in again
     page = Page(tmp_path / "runs/one/report.html")
     beside = [cells[1:4] for cells in page.cells if cells and cells[0] == "closed form"]
     assert beside == [i2t.split("/"), t2i.split("/")]

@@ -53,6 +53,12 @@ def test_the_first_format_opens_to_the_bit(golden):
     assert file.content["state"]["step"] == 8
     digest = "c8eee80c2164e8789b327b1251dc007c3335ca0318603ee98689b7fdce837932"
     assert weights_sha256(file.model.state_dict()) == digest
+    # And means what it meant to the version that wrote it: end token, one stage, unscaled words.
+    tokens = torch.tensor([[1, 5, 9, 7, 2, 0], [1, 9, 2, 0, 0, 0], [1, 30, 31, 32, 33, 2]])
+    pixels = (torch.arange(3 * 32 * 32) * 37 % 251).to(torch.uint8).view(1, 3, 32, 32)
+    with torch.inference_mode():
+        similar = file.model.eval().encode_images(pixels) @ file.model.encode_texts(tokens).T
+    assert similar.tolist()[0] == pytest.approx([-0.8918, 0.2053, 0.3834], abs=1e-3)
 
 
 def first_drawing(scenes: Path, folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """A finished run says whether it lies in the band of its preset, and nothing where it is another run than that."""
 
 import json
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -87,7 +88,8 @@ def test_beside_its_band_a_run_says_so_through_a_stop(clipcoco, folder, tmp_path
     assert "Expected of the preset" not in Page(tmp_path / "runs/run/report.html").words
     done = clipcoco("resume", "run", "--json", cwd=tmp_path, prelude=toy).ok()
     low, high = json.loads(band)
-    assert done.json["expected"] == {"low": low, "high": high, "protocol": "own", "verdict": verdict}
+    wanted = {"low": low, "high": high, "protocol": "own", "verdict": verdict, "by": "preset"}
+    assert done.json["expected"] == wanted
     words = Page(tmp_path / "runs/run/report.html").words
     assert f"lies {verdict}." in words
     assert ("then at another seed" in words) == (verdict == "below")
@@ -132,7 +134,7 @@ def test_nothing_is_claimed_of_what_began_with_other_weights(clipcoco, folder, t
 
 
 def dressed(
-    run: RunDir, preset: str, *changes: str, cached: bool = False, r1: float, images: tuple[int, int]
+    run: RunDir, preset: str, *changes: str, cached: bool = False, r1: float, images: tuple[int, int], weights=""
 ) -> RunDir:
     """The records of `run` as if it were of `preset`: its configuration, its counts, and `r1` by either protocol."""
     loaded = load_config(preset, overrides=changes)
@@ -141,6 +143,7 @@ def dressed(
     own = record["result"]["protocols"]["own"]
     record["result"]["protocols"] = {"own": {**own, "r1": r1}, "1k": {**own, "r1": r1, "folds": 5}}
     record["result"]["images"], record["provenance"]["data"]["train_images"] = images[1], images[0]
+    record["provenance"]["data"]["weights"] = weights
     run.evaluation.write_text(json.dumps(record))
     return run
 
@@ -184,7 +187,6 @@ def test_every_preset_but_base_and_own_states_a_band():
     assert all((band.cached, band.trained) != ("none", "none") for band in stated.values())
 
 
-BANDS = ("expected.cached=[20, 30]", "expected.trained=[10, 20]")  # whatever is measured of small
 ANOTHER = {  # of each kind of setting another value than small's
     "seed": 7,
     "data.root": "elsewhere",
@@ -208,7 +210,7 @@ ANOTHER = {  # of each kind of setting another value than small's
 
 @pytest.mark.parametrize("name", ANOTHER)
 def test_a_band_allows_for_place_pace_and_luck_alone(run, name):
-    dressed(run, "small", *BANDS, f"{name}={ANOTHER[name]}", r1=15.0, images=SIZES["small"])
+    dressed(run, "small", f"{name}={ANOTHER[name]}", r1=15.0, images=SIZES["small"])
     found = read_expected(run)
     assert (found is not None) == (name in FREE)
     words = Page(write_report(run)).words
@@ -219,27 +221,101 @@ def test_a_band_allows_for_place_pace_and_luck_alone(run, name):
 
 def test_cached_features_are_what_auto_came_to_and_what_may_be_asked_for(run):
     for asked in ((), ("train.frozen_epochs=all",)):
-        found = read_expected(dressed(run, "small", *BANDS, *asked, cached=True, r1=25.0, images=SIZES["small"]))
+        found = read_expected(dressed(run, "small", *asked, cached=True, r1=25.0, images=SIZES["small"]))
         assert (found.verdict, found.cached) == ("within", True)
         settings = read_settings(run)
         assert [at.name for at in settings.differing] == ["train.frozen_epochs"]
         again = commands(run, settings)[1].split("--set ")[1:]
         before = load_config(file=run.config).config
-        trained = as_cached(load_config("small", overrides=[*BANDS, *again]).config)
+        trained = as_cached(load_config("small", overrides=again).config)
         assert trained == before  # on whatever device
-    dressed(run, "small", *BANDS, "train.cached.epochs=3", cached=True, r1=25.0, images=SIZES["small"])
+    dressed(run, "small", "train.cached.epochs=3", cached=True, r1=25.0, images=SIZES["small"])
     assert "changed settings: train.epochs." in Page(write_report(run)).words
+
+
+@pytest.mark.parametrize(
+    ("cached", "change", "published"),
+    [
+        (False, "train.micro_batch_size=8", ""),  # BatchNorm is frozen: the same gradient
+        (True, "train.backbone_lr_scale=0.5", ""),  # of no backbone that is trained
+        (True, "data.crop_scale=[0.2, 1.0]", ""),  # of no image that is read again
+        (False, "model.vision.weights=/disk/resnet.pth", "0676ba61" + 56 * "0"),
+    ],
+)
+def test_what_changes_nothing_in_such_a_run_costs_no_band(run, cached, change, published):
+    def expected(*more, cached=cached, weights=published):
+        return read_expected(
+            dressed(run, "small", change, *more, cached=cached, r1=15.0, images=SIZES["small"], weights=weights)
+        )
+
+    assert expected()
+    if published:
+        assert not expected(weights="0676ba62" + 56 * "0")
+    elif cached:
+        assert not expected("train.frozen_epochs=1", cached=False)
+        assert "crop_scale" not in change or not expected("data.cached_crops=2")
+    else:
+        assert not expected("model.vision.weights=none")
+
+
+def test_a_band_of_ones_own_is_judged_and_is_not_called_the_presets(run, tmp_path):
+    """Set for the run: of whatever settings and data, it is what was asked."""
+    band = "expected.trained=[40, 60]"
+    for preset, *changes in (("small", "train.epochs=7"), ("own", "train.frozen_epochs=1")):
+        dressed(run, preset, band, *changes, r1=15.0, images=(90, 10))
+        found = read_expected(run)
+        assert (found.verdict, found.to_plain()["by"]) == ("below", "settings")
+        words = Page(write_report(run)).words
+        assert "Expected by the settings of this run: 40 to 60 %, own gallery of 10; 15.00 lies below." in words
+        assert "Expected of the preset" not in words
+    dressed(run, "small", "expected.protocol=1k", r1=15.0, images=SIZES["small"])
+    assert read_expected(run).to_plain()["by"] == "settings"
+    # As a run of a version whose preset said otherwise: its own file names that preset.
+    dressed(run, "small", band, r1=15.0, images=SIZES["small"])
+    text = run.config.read_text()
+    said = "# --set (small.yaml:"
+    (at,) = (line for line in text.splitlines() if "trained: [40" in line)
+    assert said in at
+    older = "".join(text.replace(at, f"{at.partition('#')[0]}# small.yaml:36").splitlines(keepends=True)[1:])
+    run.config.write_text(seal_text(older))
+    assert read_expected(run).to_plain() == {
+        "low": 40,
+        "high": 60,
+        "protocol": "own",
+        "verdict": "below",
+        "by": "preset",
+    }
+
+
+def test_the_readme_promises_what_the_presets_do():
+    """Of each preset its epochs, batches and bands; of a measured one the recall lies inside."""
+    readme = (presets_folder().parent / "README.md").read_text()
+    for name in SIZES:
+        (line,) = (line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))
+        config = load_config(name).config
+        bands = [(config.expected.cached, config.train.cached), (config.expected.trained, config.train)]
+        for band, steps in bands:
+            if band != "none":
+                assert f"{steps.epochs} x {steps.batch_size}" in line
+            if band != "none" and "measured" not in line:
+                assert f"{band[0]:g} to {band[1]:g} %" in line
+        stated = sum(band != "none" for band, _ in bands)
+        assert len(re.findall(r"\d+ to \d+ %", line)) == (0 if "measured" in line else stated)
+        if "measured" in line:
+            (r1,) = re.findall(r"\*\*([\d.]+) %\*\*", line)
+            assert config.expected.trained[0] <= float(r1) <= config.expected.trained[1]
+        assert ("in folds of 1,000" in line) == (config.expected.protocol == "1k")
 
 
 @pytest.mark.parametrize("state", ["stopped", "failed", "running"])
 def test_a_run_without_its_end_is_not_judged(run, state):
-    dressed(run, "small", *BANDS, r1=15.0, images=SIZES["small"]).write_status(state=state, exit_code=1)
+    dressed(run, "small", r1=15.0, images=SIZES["small"]).write_status(state=state, exit_code=1)
     assert read_expected(run) is None
     assert "Expected of" not in Page(write_report(run)).words
 
 
 def test_an_older_run_and_an_edited_one_are_not_judged(run):
-    dressed(run, "small", *BANDS, r1=15.0, images=SIZES["small"])
+    dressed(run, "small", r1=15.0, images=SIZES["small"])
     text = run.config.read_text()
     run.config.write_text(text.replace("seed: 0", "seed: 1"))
     assert read_expected(run) is None

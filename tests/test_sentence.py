@@ -396,6 +396,10 @@ def test_every_recall_says_that_it_is_not_held_out(clipcoco, data, toy, tmp_path
     assert [one["caution"] for one in clipcoco("runs", "--json", cwd=tmp_path).json["runs"] if one["run"] == "one"] == [
         CAUTION
     ]
+    assert clipcoco("runs", "one", "--json", cwd=tmp_path).ok().json["caution"] == CAUTION
+    assert CAUTION in " ".join(clipcoco("runs", "one", cwd=tmp_path).ok().stdout.split())
+    clipcoco("runs", "one", "two", "--page", cwd=tmp_path).ok()
+    assert CAUTION in Page(tmp_path / "runs/compare.html").words
     assert f"A: {CAUTION}" in " ".join(clipcoco("runs", "one", "two", cwd=tmp_path).ok().stdout.split())
     assert f"A: {CAUTION}" in clipcoco("runs", "one", "two", "--json", cwd=tmp_path).ok().json["notes"]
     assert clipcoco("eval", "two", "--json", cwd=tmp_path).ok().json["caution"] == ""
@@ -405,6 +409,8 @@ def test_every_recall_says_that_it_is_not_held_out(clipcoco, data, toy, tmp_path
     worth = f"mean R@1 {result['r1']:.2f} over 12 images (chance 8.33); {CAUTION}"
     assert any(line.startswith("one, best, step ") and line.endswith(worth) for line in told)
     assert CAUTION in clipcoco("resume", "one", "train.epochs=2", cwd=tmp_path).ok().stdout
+    (run / "evaluation.json").unlink()  # then as the training saw it
+    assert CAUTION in " ".join(clipcoco("runs", "one", cwd=tmp_path).ok().stdout.split())
 
 
 @pytest.mark.filterwarnings("ignore")  # of the packages

@@ -30,6 +30,10 @@ from clipcoco.share.page import share_page
 from conftest import TOY
 
 HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\"> {{ 7 * 7 }}"
+TOWERS = {  # beside the toy's layer whose tokens are averaged
+    "bag": ("model.text.layers=0", "model.vision.stages=3"),
+    "end": ("model.text.layers=2", "model.text.pool=end"),
+}
 LATIN = os.fsdecode(b"caf\xe9")  # a folder whose name is no UTF-8
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 
@@ -71,7 +75,12 @@ def tab(folder, tmp_path_factory):
     with browser(tmp_path_factory.mktemp("chromium")) as tab:
         tab.open(folder / "runs/toy/search.html")
         yield tab
-        pages = ("runs/toy/search.html", "shots.html", f"{LATIN}/search.html")
+        pages = (
+            "runs/toy/search.html",
+            "shots.html",
+            f"{LATIN}/search.html",
+            *(f"runs/{name}/search.html" for name in TOWERS),
+        )
         assert set(tab.asked) <= {(folder / page).as_uri() for page in pages}, "a request left the page"
         assert not tab.complaints
 
@@ -517,6 +526,22 @@ def test_it_works_wherever_it_lies(tab, folder, html):
     assert tab.run("location.hash") == "#q=a+red+circle"
     tab.run("byId('clear').click()")
     assert tab.run("[location.hash, byId('query').value]") == ["", ""]
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", TOWERS)
+def test_each_kind_of_tower_has_the_vectors_of_python(clipcoco, tab, folder, name):
+    words = ["train", "--preset", "demo", "--name", name, *TOY, *TOWERS[name], "data.root=data", "train.epochs=1"]
+    clipcoco(*words, cwd=folder).ok()
+    clipcoco("share", name, cwd=folder).ok()
+    tab.open(folder / f"runs/{name}/search.html")
+    model = open_model(folder / f"runs/{name}/checkpoints/best.pt")
+    captions = read_captions(folder / "data", "val2017").captions
+    with torch.inference_mode():
+        tower = quantize.rounded(model.text, 8).eval()
+        expected = F.normalize(tower(torch.from_numpy(model.tokenizer.encode(captions, 16))), dim=1)
+    found = tab.run(f"{json.dumps(captions)}.map((text) => Array.from(page.tower.encode(page.tokenizer.encode(text))))")
+    assert float((torch.tensor(found) - expected).abs().max()) < 1e-5
 
 
 def test_the_report_leads_there_and_train_says_how(folder):

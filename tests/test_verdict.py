@@ -51,10 +51,11 @@ def test_a_run_that_learnt_nothing_is_said_to_guess(judged):
 
 
 @pytest.mark.parametrize(("r1", "title"), [(8.0, "Less than"), (20.0, "As good as"), (40.0, "More than")])
-def test_the_band_of_the_preset_decides_where_there_is_one(judged, r1, title):
-    expected = Expected(12, 25, r1, "own", 1000, False, "")
+@pytest.mark.parametrize(("by_hand", "whose"), [(False, "this preset"), (True, "its settings")])
+def test_the_band_of_the_preset_decides_where_there_is_one(judged, r1, title, by_hand, whose):
+    expected = Expected(12, 25, r1, "own", 1000, False, "", by_hand)
     found = judged("small", history([r1], [2.0], [1.9]), expected)
-    assert found.title.startswith(title)
+    assert found.title.startswith(f"{title} {whose}")
     again = "clipcoco train --config runs/one/config.yaml seed=1"
     assert (again in commands(found)) == (r1 == 8.0)
     assert ("clipcoco prepare-data --preset medium" in commands(found)) == (r1 != 8.0)
@@ -63,13 +64,17 @@ def test_the_band_of_the_preset_decides_where_there_is_one(judged, r1, title):
 @pytest.mark.parametrize(("r1", "near"), [(95.6, False), (97.6, True)])
 def test_the_ceiling_is_near_where_the_interval_nearly_reaches_it(r1, near):
     known = verdict._Known(r1, r1 - 1.3, 1.3, 500, 0.2)
-    title = verdict._title(known, Expected(88, 98, r1, "own", 500, False, ""), "it is known")
+    title = verdict._title(known, Expected(88, 98, r1, "own", 500, False, "", False), "it is known")
     assert title == "As good as this preset promises" + (", and close to all that can be known." if near else ".")
 
 
 def test_of_a_changed_run_no_band_is_asked(judged):
-    expected = Expected(12, 25, 8.0, "own", 1000, False, "changed settings: train.lr")
+    expected = Expected(12, 25, 8.0, "own", 1000, False, "changed settings: train.lr", False)
     assert judged("small", history([8.0], [2.0], [1.9]), expected).title.startswith("80 times as good as guessing")
+
+
+def test_little_above_chance_is_said_in_tenths(judged):
+    assert judged("small", history([0.29], [2.0], [1.9])).title.startswith("2.9 times as good as guessing")
 
 
 def test_overfitting_is_seen_in_the_losses(judged):

@@ -39,6 +39,7 @@ def show_run(terminal: Terminal, runs_dir: Path, words: str, json_: bool) -> int
                 "path": str(run.path),
                 "state": one.state,
                 "r1": one.r1,
+                "caution": one.caution,
                 "settings": {at.name: {"value": at.value, "preset": at.preset} for at in settings.differing},
                 "files": files,
                 "verdict": verdict.title,
@@ -64,17 +65,22 @@ def show_run(terminal: Terminal, runs_dir: Path, words: str, json_: bool) -> int
 def _recalls(run: RunDir, one: Standing, width: int) -> Sequence[str | Text]:
     """Of the best checkpoint as it was measured, or else R@1 as the training saw it."""
     record, why_not = read_record(run)
-    if record and is_of_best(record, read_history(run)):
+    history = read_history(run)
+    if record and is_of_best(record, history):
         own, folds = record.result.protocols["own"], record.result.protocols.get("1k")
         protocols = {"own": own.to_plain()} | ({"1k": folds.to_plain()} if folds else {})
         best = f"epoch {one.best_epoch}" if one.best_epoch else None
-        tables = recall_tables(record.result.split, protocols, best, record.result.caution, width=width)
+        closed = history.closed_form
+        beside = vars(closed) if closed else None
+        notes = best, record.result.caution
+        tables = recall_tables(record.result.split, protocols, *notes, closed_form=beside, width=width)
         composition = asdict(record.result.composition) if record.result.composition else None
         return [*tables, *composition_table(composition, width)]
     if one.r1 is None:
         return indented("It was never evaluated.", width)
     why = why_not or "it is of an earlier checkpoint"
-    return indented(f"R@1 {one.r1:.2f} as the training saw it in epoch {one.best_epoch}; not measured: {why}.", width)
+    seen = f"R@1 {one.r1:.2f} as the training saw it in epoch {one.best_epoch}; not measured: {why}."
+    return indented(f"{seen} {one.caution}".strip(), width)
 
 
 def _settings(settings: Settings, width: int) -> Sequence[str | Text]:

@@ -1,7 +1,9 @@
-"""Whether a finished run lies in the band of recall that its preset states for itself, on its own data."""
+"""Whether a finished run lies in the band of recall that its preset states for itself, or that was set for this run."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from clipcoco.config.backbones import BACKBONES
 from clipcoco.config.derive import DRAWN, OFFICIAL, subset_size
 from clipcoco.report.settings import Settings, read_settings
 from clipcoco.runs.directory import RunDir
@@ -24,7 +26,8 @@ class Expected:
     protocol: str
     images: int  # measured on
     cached: bool  # from a frozen backbone's features
-    why_not: str  # what makes it another run than the band is about; "" for nothing
+    why_not: str  # what makes it another run than the preset's band is about; "" for nothing
+    by_hand: bool  # set for this run: not the preset's
 
     @property
     def verdict(self) -> str:
@@ -39,7 +42,8 @@ class Expected:
 
     def to_plain(self) -> dict[str, object]:
         """Of `train --json`."""
-        return {"low": self.low, "high": self.high, "protocol": self.protocol, "verdict": self.verdict}
+        by = "settings" if self.by_hand else "preset"
+        return {"low": self.low, "high": self.high, "protocol": self.protocol, "verdict": self.verdict, "by": by}
 
 
 def read_expected(run: RunDir) -> Expected | None:
@@ -58,17 +62,16 @@ def judge(settings: Settings, record: Record | None, finished: bool) -> Expected
     table = record.result.protocols.get(protocol)
     if band == "none" or table is None:
         return None
-    why_not = _why_not(settings, record)
-    return Expected(band[0], band[1], table.r1, protocol, record.result.images, cached, why_not)
+    why_not = "" if settings.own_band else _why_not(settings, record)
+    return Expected(band[0], band[1], table.r1, protocol, record.result.images, cached, why_not, settings.own_band)
 
 
 def _why_not(settings: Settings, record: Record) -> str:
     assert settings.config is not None
     if settings.init:
         return f"it began with the weights of {settings.init}"
-    changed = [at.name for at in settings.differing if at.name not in FREE and not at.name.startswith("train.cached.")]
-    if settings.config.train.frozen_epochs == "all":  # as auto comes to where a band of cached features is stated
-        changed = [name for name in changed if name != "train.frozen_epochs"]
+    free = _free(settings, record)
+    changed = [at.name for at in settings.differing if at.name not in free and not at.name.startswith("train.cached.")]
     if changed:
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         return f"changed settings: {', '.join(changed[:4])}{more}"
@@ -79,3 +82,20 @@ def _why_not(settings: Settings, record: Record) -> str:
     if found != wanted:
         return f"other data than its {wanted['train']:,} + {wanted['val']:,} images"
     return ""
+
+
+def _free(settings: Settings, record: Record) -> Collection[str]:
+    """FREE, and what changes nothing in this run."""
+    assert settings.config is not None
+    vision, free = settings.config.model.vision, set(FREE)
+    if vision.weights != "none":  # BatchNorm keeps its statistics, so that pieces have the gradient of the batch
+        free.add("train.micro_batch_size")
+    if settings.config.train.frozen_epochs == "all":  # as auto comes to where a band of cached features is stated
+        free |= {"train.frozen_epochs", "train.backbone_lr_scale"}
+        free |= set() if settings.config.data.cached_crops else {"data.crop_scale"}
+    # A file of one's own may be the published one, whose name ends in the first digits of its sum.
+    asked = next((at.preset for at in settings.differing if at.name == "model.vision.weights"), "")
+    digits = BACKBONES[vision.backbone].published.get(asked, "").removesuffix(".pth").rpartition("-")[2]
+    if digits and str(record.provenance.data.get("weights", "")).startswith(digits):
+        free.add("model.vision.weights")
+    return free

@@ -29,6 +29,7 @@ class Settings:
     preset: str  # the nearest one, or "base"
     differing: tuple[Setting, ...]  # from the preset
     init: str  # where the weights came from, when not from the preset
+    own_band: bool = False  # the recall expected of it was set for this run
 
 
 def read_settings(run: RunDir) -> Settings:
@@ -56,7 +57,13 @@ def read_settings(run: RunDir) -> Settings:
         for name, value in flatten(loaded.config).items()
         if value != theirs[name] and not name.startswith("expected.")
     )
-    return Settings(text, loaded.config, ". ".join(loaded.notes), preset, differing, init)
+    own_band = any(
+        name.startswith("expected.")
+        and value != theirs[name]
+        and not _comment(lines, loaded.source[name]).startswith((f"{preset}.yaml:", "base.yaml:"))
+        for name, value in flatten(loaded.config).items()
+    )
+    return Settings(text, loaded.config, ". ".join(loaded.notes), preset, differing, init, own_band)
 
 
 def _comment(lines: list[str], place: str) -> str:

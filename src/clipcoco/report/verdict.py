@@ -93,12 +93,16 @@ def _title(known: _Known, expected: Expected | None, ceiling: str) -> str:
         return f"No better than guessing{among}: the interval of {known.r1:.2f} % holds what chance gives."
     if expected and not expected.why_not:
         if expected.verdict == "below":
-            return "Less than this preset gives: something went wrong, or luck did."
+            whose = "its settings expect" if expected.by_hand else "this preset gives"
+            return f"Less than {whose}: something went wrong, or luck did."
         as_good = "More than" if expected.verdict == "above" else "As good as"
         near = ceiling and known.r1 + known.half >= fmean(CEILING.values()) - 1  # a point below is none to strive for
-        return f"{as_good} this preset promises" + (", and close to all that can be known." if near else ".")
+        whose = "its settings expect" if expected.by_hand else "this preset promises"
+        return f"{as_good} {whose}" + (", and close to all that can be known." if near else ".")
     if known.chance:
-        return f"{known.r1 / known.chance:,.0f} times as good as guessing{among}; no band is known to measure it by."
+        times = known.r1 / known.chance
+        times_as_good = f"{times:,.0f} times" if times >= 10 else f"{times:.1f} times"
+        return f"{times_as_good} as good as guessing{among}; no band is known to measure it by."
     return f"{known.r1:.2f} % of the first answers are right{among}."
 
 
