@@ -52,7 +52,7 @@ def test_what_is_kept_of_val2017_is_what_is_read(shared, tmp_path, request):
         assert equal(table, fresh)
         assert tokenizer.to_plain() == learnt.to_plain()
         assert (encoded.tokens == tokens).all()
-        assert encoded.tokens.dtype == np.int32
+        assert encoded.tokens.dtype == np.int16
         assert (encoded.cut, encoded.equal, encoded.words) == (cut, same, list(words_in(fresh.captions)))
         half, other = table.subset(0.5, 0), fresh.subset(0.5, 0)
         assert equal(half, other)
@@ -120,9 +120,10 @@ def test_what_is_damaged_or_of_another_file_is_made_anew(data, damage):
 @pytest.mark.parametrize(
     ("what", "change"),
     [
-        ("tokens", {"tokens": np.full((120, CONTEXT), 10**6, np.int32)}),
-        ("tokens", {"tokens": np.full((120, CONTEXT), -1, np.int32)}),
-        ("tokens", {"tokens": np.zeros((3, CONTEXT), np.int32)}),
+        ("tokens", {"tokens": np.full((120, CONTEXT), 2**14, np.int16)}),
+        ("tokens", {"tokens": np.full((120, CONTEXT), -1, np.int16)}),
+        ("tokens", {"tokens": np.zeros((3, CONTEXT), np.int16)}),
+        ("tokens", {"tokens": np.zeros((120, CONTEXT), np.int32)}),
         ("tokens", {"counts": np.zeros(5)}),
         ("tokens", {"words": bytes_of(b"\xff")}),
         ("tokenizer", {"plain": bytes_of({"vocab": {"a": 7}, "merges": []})}),

@@ -26,7 +26,7 @@ from clipcoco.disk.arrays import Arrays, keep_arrays, read_arrays
 from clipcoco.disk.sums import sums_of
 from clipcoco.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 LEAST = 2**19  # bytes of captions: fewer are read within a tenth of a second
 Result = TypeVar("Result")
 _NAME = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-\n"  # what names of files are made of
@@ -96,7 +96,7 @@ def _table(kept: Arrays, root: Path, split: str) -> CaptionTable | None:
 class Encoded:
     """What a tokenizer makes of M captions."""
 
-    tokens: npt.NDArray[np.int32]  # (M,L)
+    tokens: npt.NDArray[np.integer]  # (M,L), int16 where they fit: half of what is read, checked and mapped
     cut: int  # captions that are longer than L
     equal: int  # of them, those that are then equal to another
     words: Sequence[str]  # each word of the captions once, in lower case
@@ -104,16 +104,17 @@ class Encoded:
 
 def encode_captions(root: Path, tokenizer: Tokenizer, texts: Sequence[str], context: int, keep: bool = True) -> Encoded:
     """Encoded to `context` tokens L, as `Tokenizer.encode_counted` does."""
+    dtype = np.dtype("<i2" if tokenizer.vocab_size < 2**15 else "<i4")
 
     def make() -> Arrays:
         tokens, *counts = tokenizer.encode_counted(texts, context)
-        return {"tokens": tokens, "counts": np.array(counts), "words": _bytes(joined(words_in(texts)))}
+        return {"tokens": tokens.astype(dtype), "counts": np.array(counts), "words": _bytes(joined(words_in(texts)))}
 
     def read(made: Arrays) -> Encoded:
         tokens, counts, words = made["tokens"], made["counts"], made["words"].tobytes().decode().split()
-        if (tokens.dtype.str, tokens.shape, counts.shape) != ("<i4", (len(texts), context), (2,)):
+        if (tokens.dtype, tokens.shape, counts.shape) != (dtype, (len(texts), context), (2,)):
             raise ValueError("of another form")
-        if tokens.view(np.uint32).max(initial=0) >= tokenizer.vocab_size:  # so a negative one is, too
+        if tokens.view(f"<u{dtype.itemsize}").max(initial=0) >= tokenizer.vocab_size:  # so a negative one is, too
             raise ValueError("not in the vocabulary")
         cut, equal = counts.tolist()
         return Encoded(tokens, cut, equal, words)

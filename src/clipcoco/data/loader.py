@@ -186,8 +186,9 @@ class TrainingLoader:
         false: FalseTexts | None = None,
         captions: int = 1,
     ) -> None:
-        """`tokens`: int32 (M,context), one row a caption of `table`, as are the rows of `sentences`. `stop` is asked
-        while a worker is waited for. `share`: which rows of each batch are this process's; `captions`: of an image."""
+        """`tokens`: int16 or int32 (M,context), one row a caption of `table`, as are the rows of `sentences`.
+        `stop` is asked while a worker is waited for. `share`: which rows of each batch are this process's; `captions`:
+        of an image."""
         self.table, self.stop, self.sentences, self.false = table, stop, sentences, false
         self.tokens = torch.from_numpy(tokens)
         self.seed = seed
@@ -216,7 +217,7 @@ class TrainingLoader:
             yield Batch(
                 None if features else views,
                 torch.from_numpy(features.take(rows, views)) if features else None,
-                self.tokens[captions],
+                self.tokens[captions].int(),
                 image_ids,
                 tuple(asked[asked != rows].tolist()),
                 torch.from_numpy(self.sentences.take(captions)) if self.sentences else None,

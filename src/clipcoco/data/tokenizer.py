@@ -221,7 +221,7 @@ class WordPiece(Tokenizer):
         return {self._vocab[UNKNOWN]}
 
 
-def distinct_by_length(tokens: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+def distinct_by_length(tokens: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]:
     """Each row of `tokens` once, the shorter captions first, and where each row went to: batches then pad little."""
     distinct, inverse = np.unique(tokens, axis=0, return_inverse=True)
     order = (distinct != PAD).sum(axis=1).argsort(kind="stable")
@@ -229,14 +229,14 @@ def distinct_by_length(tokens: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.in
 
 
 def new_rows(
-    tokens: npt.NDArray[np.int32] | None, known: npt.NDArray[np.int32]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    tokens: npt.NDArray[np.integer] | None, known: npt.NDArray[np.integer]
+) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]:
     """The rows of `tokens` that are not in `known`, each once, the shorter first; and of each row of `tokens` the place
-    among the known and the new ones."""
+    among the known and the new ones. Both are of one vocabulary."""
     if tokens is None or not len(tokens):
         return known[:0], np.empty(0, dtype=np.int64)
     seen = {row.tobytes(): place for place, row in enumerate(known)}
-    distinct, inverse = distinct_by_length(tokens)
+    distinct, inverse = distinct_by_length(tokens.astype(known.dtype))
     places = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in distinct], dtype=np.int64)
     return distinct[places >= len(known)], places[inverse]
 

@@ -55,7 +55,7 @@ class _Words:
     """The most frequent tokens of captions, each weighing log(captions / captions that hold it)."""
 
     def __init__(self, tokens: np.ndarray) -> None:
-        """`tokens` int32 (M,context)."""
+        """`tokens` int16 or int32 (M,context)."""
         size = int(tokens.max()) + 1
         holding = np.zeros(size, np.int64)
         for some in np.array_split(tokens, 1 + len(tokens) // _CAPTIONS):

@@ -31,7 +31,7 @@ class Inputs:
 
     config: DataConfig
     table: CaptionTable
-    tokens: np.ndarray  # int32 (M,context)
+    tokens: np.ndarray  # int16 or int32 (M,context)
     workers: int
     features: Features | None = None  # of a frozen backbone: then no image is read
     sentences: Sentences | None = None  # of a frozen text encoder, which then makes nothing of the tokens

@@ -129,13 +129,13 @@ def cache_sentences(
     stop: Callable[[], str | None],
     group: Group = ALONE,
 ) -> list[Sentences] | None:
-    """What a frozen text encoder, of the SHA-256 `weights`, makes of the captions of each split, int32 (M,context);
-    kept as `cache_features` keeps its rows, in one file. Equal captions pass it once.
+    """What a frozen text encoder, of the SHA-256 `weights`, makes of the captions of each split, int16 or int32
+    (M,context); kept as `cache_features` keeps its rows, in one file. Equal captions pass it once.
     """
     key = {"weights": weights, "precision": device.precision, "device": device.kind}
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     distinct, places = distinct_by_length(np.concatenate(tokens))
-    names = [hashlib.sha256(row[row != PAD].tobytes()).hexdigest()[:32] for row in distinct]
+    names = [hashlib.sha256(row[row != PAD].astype(np.int32).tobytes()).hexdigest()[:32] for row in distinct]
 
     def made(rows: list[int]) -> Blocks:
         """Always the same captions side by side, the shorter ones first: a kill leaves no trace."""

@@ -46,7 +46,7 @@ class Parts:
     val_table: CaptionTable
     source: Source
     tokenizer: Tokenizer
-    tokens: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]  # of the captions of train and val
+    tokens: tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]  # of the captions of train and val
     words: Sequence[str]  # of the training captions
     false: FalseCaptions | None  # of drawn validation scenes, where to encode them is cheap
     false_tokens: npt.NDArray[np.int32] | None
