@@ -265,10 +265,10 @@ def test_paths_are_as_they_are_for_a_program_and_escaped_for_a_person(clipcoco, 
 
 
 def test_a_terminal_gets_links_and_captions_cut_to_its_width(clipcoco, work, scenes):
-    terminal = Terminal(clipcoco, "search", "a red square", cwd=work)
+    terminal = Terminal(clipcoco, "search", "a red square", "-k", "99", cwd=work)
     assert terminal.wait() == 0
     hits = [line for line in terminal.text().splitlines() if ".jpg  " in line]
-    assert len(hits) == 5
+    assert len(hits) > 24  # all that there are: which come first is not the same on every processor
     assert any(line.endswith("…") for line in hits)
     assert all(len(line) <= 80 for line in hits)
     for hit in hits:

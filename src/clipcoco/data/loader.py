@@ -186,9 +186,8 @@ class TrainingLoader:
         false: FalseTexts | None = None,
         captions: int = 1,
     ) -> None:
-        """`tokens`: int16 or int32 (M,context), one row a caption of `table`, as are the rows of `sentences`.
-        `stop` is asked while a worker is waited for. `share`: which rows of each batch are this process's; `captions`:
-        of an image."""
+        """`tokens`, int16 or int32 (M,context), and `sentences` have one row a caption of `table`. `stop` is asked
+        while a worker is waited for. `share`: which rows of each batch are this process's; `captions`: of an image."""
         self.table, self.stop, self.sentences, self.false = table, stop, sentences, false
         self.tokens = torch.from_numpy(tokens)
         self.seed = seed
