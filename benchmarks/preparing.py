@@ -28,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from clipcoco.config.load import load_config
 from clipcoco.config.schema import DataConfig
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.images import read, training_view
@@ -55,9 +56,9 @@ def one_by_one(root: Path, files: list[str], target: Path) -> None:
         picture.resize(size, Image.Resampling.BICUBIC).save(target / file, quality=QUALITY, subsampling=SUBSAMPLING)
 
 
-def ours(root: Path, files: list[str]) -> None:
+def ours(root: Path, files: list[str], scale: tuple[float, float] = SCALE, flip: bool = False) -> None:
     for number, file in enumerate(files):
-        training_view(read(root / file), VIEW, SCALE, False, random.Random(number))
+        training_view(read(root / file), VIEW, scale, flip, random.Random(number))
 
 
 class Theirs(Dataset[Tensor]):
@@ -169,6 +170,11 @@ def feeding(root: Path, files: list[str], rounds: int) -> None:
         print("open_clip is not installed")
     alone["clipcoco, originals"] = (lambda: ours(root, few), len(few))
     alone["clipcoco, copies"] = (lambda: ours(copies, files), len(files))
+    shipped = load_config("small").config.data
+    alone["clipcoco, copies, crop and flip as shipped"] = (
+        lambda: ours(copies, files, shipped.crop_scale, shipped.flip),
+        len(files),
+    )
     loaders["TrainingLoader, originals"] = (our_loader(root, some, workers), len(some))
     loaders["TrainingLoader, copies"] = (our_loader(copies, whole, workers), len(whole))
     print(f"Decode, crop, resize to {VIEW} px, one process, one thread:")
