@@ -7,8 +7,9 @@ over the rounds, of the clock and of processor seconds, which are what counts wh
 starts as many loops beside them. Needs open_clip_torch and transformers; a way whose package is missing is left out.
 
 Weights are random. Ours is `base` from scratch with all of the backbone trained, as `clipcoco train` runs it: its heap
-is kept, its threads wait for microseconds. The peers have bfloat16, channels-last and fused AdamW, which are their best
-settings here; open_clip pads to 77 tokens, Hugging Face's run_clip to 128. Work is counted by torch's FlopCounterMode.
+is kept, its threads wait for microseconds. The peers have the precision that clipcoco chooses here, channels-last and
+fused AdamW, which are their best settings; open_clip pads to 77 tokens, Hugging Face's run_clip to 128. Work is counted
+by torch's FlopCounterMode.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from clipcoco.config.load import load_config
 from clipcoco.data.loader import Batch
-from clipcoco.engine.device import choose_device, encoding_in_memory, make_deterministic
+from clipcoco.engine.device import DTYPES, choose_device, encoding_in_memory, make_deterministic
 from clipcoco.engine.loss import LOSSES
 from clipcoco.engine.model import build
 from clipcoco.engine.optim import build_optimizer
@@ -37,6 +38,7 @@ from clipcoco.engine.step import Schedule, Training, start_epoch, train_step
 
 Step = Callable[[], object]
 HEAP = "the same, heap not kept"
+DEVICE = choose_device("cpu", "auto")
 WAYS = ("open_clip RN50", "HF, 128 tokens", "HF, 24 tokens", HEAP, "clipcoco")
 
 
@@ -51,16 +53,15 @@ def captions(batch: int, length: int) -> Tensor:
 
 def ours(size: int, batch: int) -> Step:
     config = load_config("base", overrides=["model.vision.weights=none", f"train.batch_size={batch}"]).config
-    device = choose_device("cpu", "auto")
-    make_deterministic(0, device.device)
-    model = device.place(build(config.model, 10_000))
+    make_deterministic(0, DEVICE.device)
+    model = DEVICE.place(build(config.model, 10_000))
     start_epoch(model, 0, 0)
     run = Training(
         model=model,
         loss=LOSSES["infonce"],
         optimizer=build_optimizer(model, 1e-4, 0.01, 1.0),
-        scaler=device.scaler(),
-        device=device,
+        scaler=DEVICE.scaler(),
+        device=DEVICE,
         schedule=Schedule(config.train, 0, 1000, 0, 0, 1000),
         state=TrainState(),
         loader=SimpleNamespace(steps_per_epoch=100),  # type: ignore[arg-type]
@@ -74,13 +75,13 @@ def ours(size: int, batch: int) -> Step:
 
 
 def theirs(towers: torch.nn.Module, embeddings: Callable[[], tuple[Tensor, Tensor]]) -> Step:
-    """A symmetric step of bfloat16 autocast, channels-last and fused AdamW."""
+    """A symmetric step in the same precision, channels-last, with fused AdamW."""
     towers.to(memory_format=torch.channels_last).train()
     scale = torch.nn.Parameter(torch.tensor(2.66))
     optimizer = torch.optim.AdamW([*towers.parameters(), scale], lr=1e-4, fused=True)
 
     def step() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with DEVICE.autocast():
             images, texts = (F.normalize(one, dim=1) for one in embeddings())
             logits = scale.exp() * images @ texts.T
             own = torch.arange(len(logits))
@@ -137,7 +138,7 @@ def serve(way: str, size: int, batch: int) -> None:
         step()
     step()
     print(json.dumps(counter.get_total_flops() / batch / 1e9), flush=True)
-    kept = encoding_in_memory("a step", choose_device("cpu", "auto"))
+    kept = encoding_in_memory("a step", DEVICE)
     if way == "clipcoco":
         kept.__enter__()
         step()
@@ -148,10 +149,11 @@ def serve(way: str, size: int, batch: int) -> None:
 
 
 def peak() -> tuple[float, float]:
-    """GFLOP/s of bfloat16: a product of 2,048 cubed, and ResNet's 3x3 convolution at 28 px, channels-last; the best."""
-    a, b = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
-    x = torch.randn(32, 128, 28, 28, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
-    w = torch.randn(128, 128, 3, 3, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    """GFLOP/s of that precision: a product of 2,048 cubed, and ResNet's 3x3 convolution at 28 px; the best of each."""
+    dtype = DTYPES[DEVICE.precision]
+    a, b = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
+    x = torch.randn(32, 128, 28, 28, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    w = torch.randn(128, 128, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
     found = []
     with torch.inference_mode():
         for work, flops in ((lambda: a @ b, 2 * 2048**3), (lambda: F.conv2d(x, w, padding=1), 18 * 32 * 784 * 128**2)):
@@ -211,8 +213,8 @@ def main() -> None:
             print(f"{package} is not installed")
     product, convolution = peak()
     load = f"load {os.getloadavg()[0]:.1f}, {given.busy} busy loops"
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {given.size} px, batch {given.batch}, {load}")
-    print(f"bfloat16 at its best: product {product:.0f}, 3x3 convolution {convolution:.0f} GFLOP/s\n")
+    print(f"torch {torch.__version__}, {DEVICE.description}, {given.size} px, batch {given.batch}, {load}")
+    print(f"{DEVICE.precision} at its best: product {product:.0f}, 3x3 convolution {convolution:.0f} GFLOP/s\n")
     found = measured(there, given)
     reference = found[there[0]][1]
     print("| way | GFLOP an image | images/s | x the first | CPU s an image | x the first | share of the peak |")
