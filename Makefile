@@ -45,7 +45,9 @@ lint: setup ## format, style, types, import layers, generated docs
 	$(BIN)/python docs/pictures.py --check
 
 bench: setup ## the quick measurements behind benchmarks/RESULTS.md, ten minutes; each script says what else it can
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
 	$(BIN)/python benchmarks/steps.py --size 64 --rounds 5
+	$(BIN)/python benchmarks/captions.py
 	$(BIN)/python benchmarks/recall.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/downloads.py
