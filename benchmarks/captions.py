@@ -2,9 +2,10 @@
 
     python benchmarks/captions.py [captions_val2017.json] [--rounds N]
 
-The file is made as large as train2017's: val2017's captions 24 times, with ids of their own, for 118,287 images; without
-it a tenth of them, 24 times those of 500 drawn scenes. What is kept of them, of the tokenizer and of the tokens is made first, which is told, as is what open_clip's tokenizer takes
-for the same captions where it is installed. Where other processes share the cores, compare ratios alone.
+The file is made as large as train2017's: val2017's captions 24 times, with ids of their own, for 118,287 images;
+without it a tenth of them, those of 500 drawn scenes 24 times. What is kept of them, of the tokenizer and of the tokens
+is made first, which is told, as is what open_clip's tokenizer takes for the same captions where it is installed. Where
+other processes share the cores, compare ratios alone.
 """
 
 import argparse
