@@ -46,7 +46,7 @@ lint: setup ## format, style, types, import layers, generated docs
 
 bench: setup ## the quick measurements behind benchmarks/RESULTS.md, ten minutes; each script says what else it can
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
-	$(BIN)/python benchmarks/steps.py --size 64 --rounds 5
+	$(BIN)/python benchmarks/steps.py --size 64 --rounds 3
 	$(BIN)/python benchmarks/captions.py
 	$(BIN)/python benchmarks/recall.py
 	$(BIN)/python benchmarks/search.py
