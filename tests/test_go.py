@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 import shutil
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,6 +160,33 @@ def test_a_damaged_validation_image_is_told_before_the_first_step(scenes, tmp_pa
         assert not (tmp_path / "run").exists()
     with pytest.raises(DataError, match=words):
         rehearsal(root, tmp_path, f"train.frozen_epochs={frozen}")
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_resume_reads_validation_images_again_only_where_something_is_another(scenes, tmp_path, frozen):
+    root, begun, victims = shutil.copytree(scenes, tmp_path / "data"), [], sorted(scenes.glob("val2017/*"))
+
+    def stop():
+        return "enough" if sum(isinstance(event, StepDone) for event in begun) == 3 else None
+
+    run = start(root, tmp_path, f"train.frozen_epochs={frozen}", events=begun, stop=stop)
+    assert run.status().state == "stopped"
+
+    def read_before_the_first_step() -> int:
+        events = []
+        with suppress(DataError), open_saved(Found(run, None), []) as saved:
+            plan_resume(saved, runs_dir=tmp_path, device_name="cpu", report=events.append)
+        return sum(isinstance(event, Progress) and event.phase == "check" for event in events)
+
+    assert read_before_the_first_step() == 0
+    victim = root / "val2017" / victims[3].name
+    shutil.copy(victims[5], victim)  # another one, whole
+    assert read_before_the_first_step() == 24
+    victim.write_bytes(victim.read_bytes()[:99])
+    with pytest.raises(
+        DataError, match=rf"{victim.name} can't be read \(a damaged image: .*\), and recall over the rest"
+    ):
+        resume(run)
 
 
 def rehearsal(root: Path, folder: Path, *changes: str) -> dict[str, str]:

@@ -138,11 +138,11 @@ def plan_resume(saved: Saved, *, runs_dir: Path, device_name: str | None, report
         words=known_words(content) if "words" in content or "init" in content["data"] else set(),
     )
     _check_data(plan, content["data"], saved.name)
-    if state.evaluated_epochs >= parts.derived.frozen_epochs:
-        check_readable(parts.val_table, report)
     # ---- what keeps it from the bits of a run without a stop
     plan = plan.looked_at(report)
     other = changed_since(content, plan)
+    if other and state.evaluated_epochs >= parts.derived.frozen_epochs:  # else they are decoded as when it began
+        check_readable(parts.val_table, report)
     if parts.device.precision != state.precision:
         lacking = f"({parts.device.device} has no {state.precision})"
         other.insert(0, f"{state.precision} -> {parts.device.precision} {lacking}")
