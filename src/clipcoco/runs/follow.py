@@ -129,8 +129,8 @@ def _check_alike(parts: Parts, asked: Asked) -> None:
     """Raise ConfigError where a process has another version, other data, or was asked for something else."""
     mine = {
         "version": __version__,
-        "training images": parts.train_table.fingerprint(),
-        "validation images": parts.val_table.fingerprint(),
+        "training images": parts.fingerprint["train"],
+        "validation images": parts.fingerprint["val"],
         "copies": parts.source.sha256,
         "precision": parts.device.precision,
         **asked,

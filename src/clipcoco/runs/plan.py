@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,19 @@ class Parts:
     def loss(self) -> Loss:
         return LOSSES[self.config.train.loss]
 
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Of the data."""
+        copies = {"copies": self.source.sha256} if self.source.name != ORIGINALS else {}
+        return {
+            "source": self.source.name,
+            **copies,
+            "train": self.train_table.fingerprint(),
+            "val": self.val_table.fingerprint(),
+            "train_images": len(self.train_table.files),
+            "val_images": len(self.val_table.files),
+        }
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -82,17 +95,7 @@ class Plan:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Of the data and the first weights, as a checkpoint keeps it."""
-        parts = self.parts
-        copies = {"copies": parts.source.sha256} if parts.source.name != ORIGINALS else {}
-        return {
-            "source": parts.source.name,
-            **copies,
-            "train": parts.train_table.fingerprint(),
-            "val": parts.val_table.fingerprint(),
-            "train_images": len(parts.train_table.files),
-            "val_images": len(parts.val_table.files),
-            **self.began,
-        }
+        return {**self.parts.fingerprint, **self.began}
 
     def looked_at(self, report: Report) -> "Plan":
         """With the contents of all pictures, each read once and remembered in `data.root`/.clipcoco."""
