@@ -12,7 +12,8 @@ import pytest
 from clipcoco.data import kept
 from clipcoco.data.annotations import PREPARE
 from clipcoco.data.captions import CaptionTable, read_captions
-from clipcoco.data.kept import encode_captions, learn_tokenizer, open_captions
+from clipcoco.data.kept import encode_captions, learn_tokenizer, open_captions, open_copies
+from clipcoco.data.manifest import Entry, Manifest, copies_manifest, read_manifest
 from clipcoco.data.tokenizer import Tokenizer, words_in
 from clipcoco.disk.arrays import keep_arrays, read_arrays
 from clipcoco.errors import DataError
@@ -140,6 +141,53 @@ def test_tokens_and_a_tokenizer_of_a_stranger_are_made_anew(data, what, change):
         assert encoded.words == list(words_in(captions))
         (path,) = (data / ".clipcoco").glob(f"{what}-*.arrays")
         from_a_stranger(data, path, **change)
+
+
+def made(data: Path) -> tuple[object, dict[str, tuple[str, str]]]:
+    """Of a manifest with an entry of an older version, which knew no originals, what is read of its lines."""
+    with Manifest(copies_manifest(data, 40), {"size": 40}) as manifest:
+        for number in range(24):
+            manifest.add(Entry(f"val2017/{number}.jpg", 9, f"{number:064x}", f"{number + 7:064x}" if number else ""))
+    settings, entries = read_manifest(copies_manifest(data, 40))
+    return settings, {file: (entry.sha256, entry.source) for file, entry in entries.items()}
+
+
+def the_copies(data: Path) -> Path:
+    return next((data / ".clipcoco").glob("copies-*.arrays"))
+
+
+LINES = {
+    "nothing": lambda data: None,
+    "cut": lambda data: os.truncate(the_copies(data), the_copies(data).stat().st_size - 64),
+    **{f"a bit at {at}": lambda data, at=at: flip_a_bit(the_copies(data), at) for at in (0, 0.02, 0.3, 0.6, 0.9)},
+    "no sums": lambda data: from_a_stranger(data, the_copies(data), sha256=bytes_of(b"\n".join([b"x" * 64] * 24))),
+    "short sums": lambda data: from_a_stranger(data, the_copies(data), source=bytes_of(b"\n".join([b"0"] * 24))),
+    "fewer sums": lambda data: from_a_stranger(data, the_copies(data), source=bytes_of(b"0" * 64)),
+    "no text": lambda data: from_a_stranger(data, the_copies(data), file=bytes_of(b"\xff\n" * 23)),
+}
+
+
+@pytest.mark.parametrize("damage", LINES.values(), ids=LINES)
+def test_what_is_kept_of_a_manifest_is_what_its_lines_say(data, damage):
+    lines = made(data)
+    assert len(lines[1]) == 24
+    for _ in range(2):
+        assert open_copies(copies_manifest(data, 40), data) == lines
+        damage(data)
+
+
+def test_a_manifest_is_read_by_its_lines_where_it_is_another_one_and_only_there(data):
+    path, (settings, copies) = copies_manifest(data, 40), made(data)
+    assert open_copies(path, data) == (settings, copies)
+    from_a_stranger(data, the_copies(data), file=bytes_of("\n".join(reversed(copies)).encode()))
+    assert list(open_copies(path, data)[1]) == list(reversed(copies))  # which no line says
+    path.write_bytes(path.read_bytes()[:-9])  # what a kill leaves of the last line
+    assert list(open_copies(path, data)[1]) == list(copies)[:-1]
+    path.unlink()
+    assert open_copies(path, data)[0] == {}
+    before = tree(data)
+    assert made(data) == open_copies(path, data, keep=False)
+    assert tree(data).keys() - before.keys() == {"prepared-40/manifest.jsonl"}
 
 
 def test_captions_that_are_fewer_than_was_said_are_one_line(data):

@@ -1,7 +1,8 @@
-"""What files of captions and a tokenizer come to, kept as arrays in data.root/.clipcoco: read and encoded once.
+"""What captions, a tokenizer and a manifest come to, kept as arrays in data.root/.clipcoco: read and encoded once.
 
 Which file it was is known by its size and its times, and where these differ by its SHA-256. Tokens and tokenizers go by
-the captions themselves. What is damaged, of another version or not to be written is worked out again.
+the captions themselves, a manifest by its content. What is damaged, of another version or not to be written is worked
+out again.
 Letters: N images, M captions, L tokens.
 """
 
@@ -11,6 +12,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ import tokenizers
 
 from clipcoco.data.annotations import PREPARE, annotation_file, name_of, opened
 from clipcoco.data.captions import CaptionTable, read_captions
+from clipcoco.data.manifest import content_of, parsed
 from clipcoco.data.texts import Texts, joined, sha256_of
 from clipcoco.data.tokenizer import Tokenizer, words_in
 from clipcoco.disk.arrays import Arrays, keep_arrays, read_arrays
@@ -27,9 +30,10 @@ from clipcoco.disk.sums import sums_of
 from clipcoco.errors import CheckpointError
 
 FORMAT = 2
-LEAST = 2**19  # bytes of captions: fewer are read within a tenth of a second
+LEAST = 2**19  # bytes of captions, or of a manifest: fewer are read within a tenth of a second
 Result = TypeVar("Result")
 _NAME = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-\n"  # what names of files are made of
+_SUMS = b"0123456789abcdef\n"
 
 
 def open_captions(root: Path, split: str, *, get_them: str = PREPARE, keep: bool = True) -> CaptionTable:
@@ -90,6 +94,25 @@ def _table(kept: Arrays, root: Path, split: str) -> CaptionTable | None:
         name=name_of(root, split, adopted),
         coco=coco,
     )
+
+
+def open_copies(path: Path, root: Path, keep: bool = True) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
+    """Of the manifest at `path` its settings, and by file the SHA-256 of a copy and of its original, "" if unknown."""
+    content = content_of(path)
+
+    def make() -> Arrays:
+        entries = parsed(content)[1].values()
+        return {name: _bytes(joined(getattr(one, name) for one in entries)) for name in ("file", "sha256", "source")}
+
+    def read(made: Arrays) -> dict[str, tuple[str, str]]:
+        contents = [made[name].tobytes() for name in ("file", "sha256", "source")]
+        files, *both = (content.decode().split("\n") for content in contents)
+        if {*map(len, chain(*both))} - {0, 64} or any(content.translate(None, _SUMS) for content in contents[1:]):
+            raise ValueError("no sums")
+        return dict(zip(files, zip(*both, strict=True), strict=True))
+
+    of_files = _kept(root, "copies", [], Texts(_bytes(content), 1), make, read, keep)
+    return parsed(content[: content.find(b"\n") + 1])[0], of_files
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,14 +37,24 @@ def copies_manifest(root: Path, size: int) -> Path:
 
 
 def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
-    """The settings, and the entries by file; both empty without a file.
+    """The settings, and the entries by file; both empty without a file."""
+    return parsed(content_of(path))
+
+
+def content_of(path: Path) -> bytes:
+    """Of a manifest; nothing without a file."""
+    try:
+        return read_own(path, most=2**30)
+    except FileNotFoundError:
+        return b""
+
+
+def parsed(content: bytes) -> tuple[dict[str, Any], dict[str, Entry]]:
+    """`read_manifest` of a manifest's content.
 
     A line that a kill cut short, or whose sum is wrong, is left out: its file will be made again.
     """
-    try:
-        lines = read_own(path, most=2**30).splitlines(keepends=True)
-    except FileNotFoundError:
-        return {}, {}
+    lines = content.splitlines(keepends=True)
     settings: dict[str, Any] = {}
     entries: dict[str, Entry] = {}
     for number, line in enumerate(lines):

@@ -13,8 +13,8 @@ from clipcoco.config.schema import DataConfig
 from clipcoco.data.annotations import FOLDERS, KARPATHY_TEST, PREPARE, SPLITS, annotation_file
 from clipcoco.data.captions import CaptionTable
 from clipcoco.data.karpathy import coco_ids
-from clipcoco.data.kept import open_captions
-from clipcoco.data.manifest import copies_folder, copies_manifest, read_manifest
+from clipcoco.data.kept import open_captions, open_copies
+from clipcoco.data.manifest import copies_folder, copies_manifest
 from clipcoco.data.viewer import VIEW
 from clipcoco.disk.links import check_link, may_lead
 from clipcoco.errors import DataError, EnvironmentProblem
@@ -74,7 +74,7 @@ def open_splits(
             table = table.subset(min(1, most / len(table.files)), data.subset_seed)
         wholes.append(whole)
         tables.append(table)
-    source, tables = choose_source(data, tables, like)
+    source, tables = choose_source(data, tables, like, keep)
     for table in tables:
         check_files(table, get_them=get_them)
     return [Split(whole, table, source) for whole, table in zip(wholes, tables, strict=True)]
@@ -123,7 +123,7 @@ def _karpathy_test(root: Path, get_them: str, keep: bool) -> CaptionTable:
 
 
 def choose_source(
-    data: DataConfig, tables: Sequence[CaptionTable], like: str | None = None
+    data: DataConfig, tables: Sequence[CaptionTable], like: str | None = None, keep: bool = True
 ) -> tuple[Source, list[CaptionTable]]:
     """The source, and the tables with their folder in it.
 
@@ -132,8 +132,8 @@ def choose_source(
     """
     size, name = data.prepared_size, f"prepared-{data.prepared_size}"
     folder, files = tables[0].folder, [file for table in tables for file in table.files]
-    settings, entries = read_manifest(copies_manifest(folder, size)) if size else ({}, {})
-    lacking = sum(file not in entries for file in files)
+    settings, sums = open_copies(copies_manifest(folder, size), folder, keep) if size else ({}, {})
+    lacking = sum(file not in sums for file in files)
     if like not in (None, name):
         why = "as the run began"
     elif lacking == len(files) or settings.get("size") != size:
@@ -145,9 +145,9 @@ def choose_source(
     elif lacking:
         why = f"{name} lacks {lacking:,} of {len(files):,} images"
     else:
-        copies = {file: entries[file].sha256 for file in sorted(files)}
+        copies = {file: sums[file][0] for file in sorted(files)}
         digest = hashlib.sha256("\n".join(f"{file} {sha256}" for file, sha256 in copies.items()).encode())
-        originals = {file: entries[file].source for file in copies}
+        originals = {file: sums[file][1] for file in copies}
         source = Source(name, digest.hexdigest(), "smaller copies", copies, originals)
         return source, [replace(table, folder=copies_folder(folder, size)) for table in tables]
     return Source(ORIGINALS, "", why), list(tables)
