@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from clipcoco.data.features import FeatureFile, FeatureKey
+from clipcoco.disk.arrays import Sum
 from clipcoco.disk.rows import RowFile, locked
 from clipcoco.disk.seal import read_sealed, write_sealed
 
@@ -65,6 +66,34 @@ def test_damage_is_seen(path, part, damage):
         damaged.write_bytes({"flipped": content, "cut": content[:-1], "empty": b"", "garbage": b"x" * 999}[damage])
     file = open_rows(path)
     assert (len(file.rows), file.places, file.about.words, file.note) == (0, {}, {}, "x.f16 is damaged")
+
+
+class Wide(RowFile[About]):
+    summed = ("sum", Sum)
+
+
+def test_a_sum_at_the_speed_of_memory_is_of_all_bytes_however_they_were_added(tmp_path):
+    block, rng = 2**20, np.random.default_rng(0)
+    content = rng.standard_normal((7000, 256)).astype(np.float16)  # 3.4 blocks
+    for name, steps in (("whole", [7000]), ("parts", [1, 2047, 2500, 2000, 452])):
+        file = Wide(tmp_path / f"{name}.f16", {}, (256,), About)
+        for stop, step in zip(np.cumsum(steps).tolist(), steps, strict=True):
+            file.append(range(stop - step, stop), content[stop - step : stop])
+            file.save()
+            file = Wide(file.path, {}, (256,), About) if step % 2 else file
+        assert not Wide(file.path, {}, (256,), About).note
+    whole, parts = (tmp_path / name for name in ("whole.f16", "parts.f16"))
+    assert whole.with_suffix(".json").read_bytes() == parts.with_suffix(".json").read_bytes()
+    good = whole.read_bytes()
+    changes = [
+        (at, 1, good[at : at + 1].translate(bytes(i ^ 8 for i in range(256)))) for at in (0, block, 3 * block + 9)
+    ]
+    changes += [(at, 512, bytes(512)) for at in (0, 2 * block - 256)]
+    changes += [(0, 1024, good[512:1024] + good[:512]), (0, 2 * block, good[block : 2 * block] + good[:block])]
+    changes += [(0, 2**14, good[2**13 : 2**14] + good[: 2**13])]  # in the same columns
+    for start, length, instead in changes:
+        whole.write_bytes(good[:start] + instead + good[start + length :])
+        assert Wide(whole, {}, (256,), About).note == "whole.f16 is damaged", (start, length)
 
 
 def test_what_a_kill_left_behind_the_last_whole_row_is_no_row(path):

@@ -1,5 +1,6 @@
 """The parts of `search`: the exact product, the index while it grows, the page, the names of pages."""
 
+import hashlib
 import json
 import mmap
 import os
@@ -19,7 +20,8 @@ from clipcoco.disk.locks import lock
 from clipcoco.disk.seal import write_sealed
 from clipcoco.errors import CheckpointError, EnvironmentProblem
 from clipcoco.search import index as indexes
-from clipcoco.search.index import DAMAGED, OTHER, Encoding, Index, Item, refresh
+from clipcoco.search.entries import DAMAGED, OTHER
+from clipcoco.search.index import Encoding, Index, Item, refresh
 from clipcoco.search.models import open_folder
 from clipcoco.search.page import slug, write_page
 from clipcoco.search.query import Answer, Hit, Query, nearest
@@ -153,11 +155,11 @@ class TestIndex:
         assert found(update(file, names, Source())) == {"i1": 1}
         again = open_index(file)
         assert [item.name for item in again.stale(items_of(names))] == ["unread"]
-        assert (again.failures(DAMAGED), again.failures(OTHER)) == (["damaged"], ["other"])
+        assert [list(again.failures(why)) for why in (DAMAGED, OTHER)] == [["damaged"], ["other"]]
 
     def test_a_name_need_not_be_a_text(self, file):
         update(file, ["other\udcff"], Source())
-        assert open_index(file).failures(OTHER) == ["other\udcff"]
+        assert list(open_index(file).failures(OTHER)) == ["other\udcff"]
 
     def test_what_kills_and_earlier_versions_left_is_cleared(self, file):
         file.parent.mkdir()
@@ -238,7 +240,7 @@ class TestIndex:
         assert isinstance(update(file, names, Source()).gallery()[1].base, mmap.mmap)
         assert file.with_suffix(".arrays").read_bytes().count(b"i7") == 1
         found, rows = update(file, names[::-1], Source()).gallery()
-        assert (found, rows[:, 0].tolist()) == (names[::-1], [8, 7, 6, 5, 4, 3, 2, 1, 0])
+        assert (list(found), rows[:, 0].tolist()) == (names[::-1], [8, 7, 6, 5, 4, 3, 2, 1, 0])
 
     def test_an_index_that_can_not_be_written_is_not_kept(self, file):
         index, told = open_index(file), []
@@ -248,16 +250,25 @@ class TestIndex:
         assert found(index) == {"i1": 1}
         assert [path.name for path in file.parent.iterdir()] == ["i.lock"]
 
-    def test_what_an_earlier_version_kept_is_used_and_written_anew(self, file):
-        source = Source()
+    @pytest.mark.parametrize("suffix", [".json", ".arrays"])
+    def test_what_an_earlier_version_kept_is_used_and_written_anew(self, file, suffix):
+        source, rows = Source(), np.array([[1, 1], [2, 1]], np.float16)
         update(file, ["damaged", "i1", "i2"], source)
         head, kept = load_arrays(file.with_suffix(".arrays"))
+        head = {"key": head["key"], "sha256": hashlib.sha256(rows.data).hexdigest()}
         digits = kept["contents"].tobytes().hex()
         items = {"damaged": ["1 1", DAMAGED], "i1": ["1 1", digits[:32]], "i2": ["1 1", digits[32:]]}
-        write_sealed(file.with_suffix(".json"), head | {"names": [digits[:32], digits[32:]], "items": items})
         file.with_suffix(".arrays").unlink()
-        assert not open_index(file).stale(items_of(["damaged", "i1", "i2"]))
+        if suffix == ".json":
+            write_sealed(file.with_suffix(".json"), head | {"names": [digits[:32], digits[32:]], "items": items})
+        else:
+            write_arrays(file.with_suffix(".arrays"), head, kept)
+        file.write_bytes(rows[::-1].tobytes())
+        assert open_index(file).file.note == "i.f16 is damaged"
+        file.write_bytes(rows.tobytes())
+        assert open_index(file).is_of(items_of(["damaged", "i1", "i2"]))
         assert found(update(file, ["damaged", "i1", "i2", "i3"], source)) == {"i1": 1, "i2": 2, "i3": 3}
+        assert found(open_index(file)) == {"i1": 1, "i2": 2, "i3": 3}
         assert source.encoded == [2, 1]
         assert {path.name for path in file.parent.iterdir()} == {"i.f16", "i.arrays", "i.lock"}
 
@@ -290,6 +301,27 @@ class TestIndex:
         more = items_of(["i3", "i1"])
         assert refresh(index, more, source.encoding(), lambda event: None, pytest.fail) == 1
         assert found(index) == {"i3": 3, "i1": 1}
+
+    @pytest.mark.parametrize(
+        "items",
+        [
+            [],
+            [("i1", "1 1")],
+            [("i2", "1 1"), ("i1", "1 1"), ("other", "1 1")],
+            [("i1", "1 1"), ("i2", "1 2"), ("other", "1 1")],
+            [("i1", "1 1"), ("i", "1 1"), ("2other", "1 1")],
+            [("i1", "1 1"), ("i2", "1 1"), ("other", "1 1"), ("", "")],
+            [("i1", "1 1"), ("i2", "1 1"), ("other", "1 1"), ("i3", "1 1")],
+        ],
+        ids=str,
+    )
+    def test_an_index_is_of_its_own_items_alone(self, file, items):
+        update(file, ["i1", "i2", "other"], Source())
+        index = open_index(file)
+        assert not index.is_of([Item(*item) for item in items])
+        assert index.is_of(items_of(["i1", "i2", "other"]))
+        update(file, ["i1", "unread"], Source())
+        assert not open_index(file).is_of(items_of(["i1", "unread"]))
 
     def test_a_file_system_without_locks_is_told_and_nothing_of_others_is_touched(self, file, monkeypatch):
         update(file, ["i1"], Source())
@@ -336,7 +368,7 @@ class TestIndex:
             {"places": np.array([0, 7], np.int32)},
             {"places": np.array([0.5, 1.5])},
             {"file": "../i.f16"},
-            {"sha256": 7},
+            {"sum": 7},
             {"names": None},
         ],
         ids=str,
@@ -347,7 +379,7 @@ class TestIndex:
         if not change:
             file.write_bytes(file.read_bytes()[::-1])
         head, kept = load_arrays(file.with_suffix(".arrays"))
-        head |= {key: value for key, value in change.items() if key in ("file", "sha256")}
+        head |= {key: value for key, value in change.items() if key in ("file", "sum")}
         kept = {key: change.get(key, value) for key, value in kept.items() if change.get(key, value) is not None}
         write_arrays(file.with_suffix(".arrays"), head, kept)
         index = open_index(file)

@@ -5,6 +5,7 @@ rename: what was mapped stays as it was. Who can't write does without.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import mmap
@@ -36,7 +37,7 @@ def load_arrays(path: Path) -> tuple[Any, Arrays]:
         head = unsealed(json.loads(line))
         whole = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
     content = whole[len(line) :]
-    if len(line) % _ALIGNED or len(content) != head["size"] or _sum(content) != head["sum"]:
+    if len(line) % _ALIGNED or len(content) != head["size"] or Sum(content).hexdigest() != head["sum"]:
         raise ValueError("not as it was written")
     return head["key"], {name: _array(content, *where) for name, where in head["arrays"].items()}
 
@@ -59,7 +60,7 @@ def write_arrays(path: Path, key: Any, arrays: Arrays) -> None:
         blocks += [np.ascontiguousarray(array).reshape(-1).view(np.uint8), np.zeros(gap, np.uint8)]
         size += array.nbytes + gap
     content = np.concatenate([np.empty(0, np.uint8), *blocks])
-    head = json.dumps(seal({"key": key, "arrays": places, "size": size, "sum": _sum(content)})).encode()
+    head = json.dumps(seal({"key": key, "arrays": places, "size": size, "sum": Sum(content).hexdigest()})).encode()
     head += b" " * (-(len(head) + 1) % _ALIGNED) + b"\n"
     assert len(head) <= _HEAD, "a key is short"
     take_name(write_temporary(path, lambda file: file.writelines((head, content.data))), path)
@@ -83,16 +84,34 @@ def _array(content: Array, kind: str, shape: list[int], start: int) -> Array:
     return np.frombuffer(content.data, dtype, count, start).reshape(shape)
 
 
-def _sum(content: Array) -> str:
+class Sum:
     """At the speed of memory: the rows and the columns of each megabyte are added up, and these sums are hashed.
 
-    A bit that flips, a stretch that is lost or stands elsewhere shows in them; a forger is not kept out.
+    A bit that flips, a stretch that is lost or stands elsewhere shows in them; a forger is not kept out. To be used as
+    what `hashlib` has: how the content is cut does not matter.
     """
-    digest, block = hashlib.sha256(), 8 * _BLOCK[0] * _BLOCK[1]
-    whole = len(content) // block * block
-    for start in range(0, whole, block):
-        words = np.frombuffer(content.data, np.uint64, block // 8, start).reshape(_BLOCK)
-        digest.update(words.sum(axis=0).data)
-        digest.update(words.sum(axis=1).data)
-    digest.update(content[whole:].data)
-    return digest.hexdigest()
+
+    def __init__(self, content: Any = b"") -> None:
+        self._digest, self._rest = hashlib.sha256(), np.empty(0, np.uint8)
+        self.update(content)
+
+    def update(self, content: Any) -> None:
+        data, block = np.frombuffer(content, np.uint8), 8 * _BLOCK[0] * _BLOCK[1]
+        if len(self._rest):
+            data = np.concatenate([self._rest, data])
+        whole = len(data) // block * block
+        for start in range(0, whole, block):
+            words = data[start : start + block].view(np.uint64).reshape(_BLOCK)
+            self._digest.update(words.sum(axis=0).data)
+            self._digest.update(words.sum(axis=1).data)
+        self._rest = data[whole:].copy()
+
+    def hexdigest(self) -> str:
+        digest = self._digest.copy()
+        digest.update(self._rest.data)
+        return digest.hexdigest()
+
+    def copy(self) -> "Sum":
+        other = copy.copy(self)
+        other._digest = self._digest.copy()
+        return other

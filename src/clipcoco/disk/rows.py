@@ -1,6 +1,6 @@
 """float16 rows of one size in a file, each with a name, and a sealed JSON index beside it.
 
-The index says which rows are whole, what their SHA-256 is and what made them; it is replaced only after they are on
+The index says which rows are whole, what their sum is and what made them; it is replaced only after they are on
 the disk. Rows that replace others are a new file, which the index names. So a kill costs the rows since then, and what
 is read is what was written. Letters: R rows, ... a row's shape.
 """
@@ -26,7 +26,7 @@ from clipcoco.disk.seal import read_sealed, write_sealed
 
 Rows = npt.NDArray[np.float16]
 About = TypeVar("About", bound=BaseModel)
-_CHUNK = 2**22
+_CHUNK = 2**20
 
 
 class RowFile(Generic[About]):
@@ -37,6 +37,7 @@ class RowFile(Generic[About]):
     names as rows.
     """
 
+    summed: tuple[str, Any] = ("sha256", hashlib.sha256)  # what the index calls the sum of the rows, and what makes it
     shared = False  # True where the file system has no locks: then no file is written or removed that others may use
 
     def __init__(
@@ -65,9 +66,12 @@ class RowFile(Generic[About]):
         index: dict[str, Any] = read_sealed(self._index)
         return index
 
-    def checked(self, index: dict[str, Any]) -> About:
-        """What else it keeps, of the right kinds. Raises ValueError."""
-        return self._about.model_validate(index)
+    def take(self, names: Any, index: dict[str, Any]) -> None:
+        """The rows' names, and what else it keeps, of the right kinds. Raises ValueError and the like."""
+        self.places = {name: row for row, name in enumerate(names)}
+        if len(self.places) != len(names):
+            raise ValueError("a name is there twice")
+        self.about = self._about.model_validate(index)
 
     def save_index(self, index: dict[str, Any]) -> None:
         """Replace it in one step. Raises OSError."""
@@ -77,7 +81,7 @@ class RowFile(Generic[About]):
         """Forget all rows; on the disk they stay until `save`. `note` is why what was there is of no use."""
         self.note, self.about, whole = note, self._about(), np.empty((0, *self.shape), np.float16)
         # Names and rows in one assignment: no interrupt comes between its parts.
-        self.places, self._new, self._whole, self._digest, self._status = {}, {}, whole, hashlib.sha256(), None
+        self.places, self._new, self._whole, self._digest, self._status = {}, {}, whole, self.summed[1](), None
 
     @property
     def rows(self) -> Rows:
@@ -125,7 +129,8 @@ class RowFile(Generic[About]):
         try:
             with open(file, "rb") as saved:
                 whole, status = self._mapped(saved, len(self.places))
-            index = {"key": self.key, "sha256": digest.hexdigest()} | ({} if file == self.path else {"file": file.name})
+            index = {"key": self.key, self.summed[0]: digest.hexdigest()}
+            index |= {} if file == self.path else {"file": file.name}
             self.save_index(index | {self._names: list(self.places)} | dict(self.about))
         except OSError:
             if file != self._file:
@@ -147,17 +152,20 @@ class RowFile(Generic[About]):
 
     def _read(self, index: dict[str, Any]) -> None:
         """All bytes once: a flipped bit would be used unseen. Raises OSError, ValueError and the like."""
-        names, sha256 = index.pop(self._names), index.pop("sha256")
-        self.places = {name: row for row, name in enumerate(names)}
+        names, (sum_, make) = index.pop(self._names), self.summed
+        anew = sum_ not in index  # of earlier versions
+        digest, expected = (hashlib.sha256(), index.pop("sha256")) if anew else (make(), index.pop(sum_))
         left, file = len(names) * self.row_bytes, self.path.with_name(index.pop("file", self.path.name))
+        room = memoryview(bytearray(_CHUNK))
         with open(file, "rb") as content:
-            while left and (chunk := content.read(min(left, _CHUNK))):
-                self._digest.update(chunk)
-                left -= len(chunk)
-            if left or self._digest.hexdigest() != sha256 or len(self.places) != len(names):
+            while left and (read := content.readinto(room[:left])):
+                digest.update(room[:read])
+                left -= read
+            if left or digest.hexdigest() != expected:
                 raise ValueError("not as it was written")
             self._whole, self._status = self._mapped(content, len(names))
-        self.about, self._file = self.checked(index), file
+        self.take(names, index)
+        self._digest, self._file = make(self._whole.data) if anew else digest, file
 
     def _mapped(self, file: BinaryIO, count: int) -> tuple[Rows, os.stat_result]:
         shape = (count, *self.shape)

@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def read_picture(path: Path) -> bytes | None:
         return head + file.read()
 
 
-def count_words(names: list[str], what: str) -> str:
+def count_words(names: Sequence[str], what: str) -> str:
     """`3 files are ...`, with the first of them."""
     first = f"first {names[0]}" if len(names) > 1 else names[0]
     return f"{len(names):,} {'files' if len(names) > 1 else 'file'} {what}: {first}"

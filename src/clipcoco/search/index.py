@@ -7,32 +7,29 @@ Letters: N names with a row, B a batch, D dimensions.
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 
 from clipcoco.data.viewer import UnreadableImage
-from clipcoco.disk.arrays import Array, load_arrays, write_arrays
-from clipcoco.disk.rows import RowFile, Rows, locked
+from clipcoco.disk.arrays import Array
+from clipcoco.disk.rows import Rows, locked
 from clipcoco.events import Progress, Report
+from clipcoco.search.entries import DAMAGED, DIGEST, OTHER, STATES, UNREAD, About, EntryFile, Names, ended
 
 FORMAT = 3
 BATCH = 64
 # Items: minutes of work on a CPU, at most, are lost to a kill. Once that is less than an eighth of what is there, such
 # an eighth: the index is written whole each time, and all its versions together then have no more bytes than the rows.
 SAVE_EVERY = 2048
-OTHER, DAMAGED, UNREAD = "other", "damaged", "unread"  # in the place of a digest; UNREAD is tried again each time
-_NO_ROW = (OTHER, DAMAGED, UNREAD)
-DIGEST = 32  # hexadecimal digits of a content's SHA-256
 
 Tell = Callable[[str], None]
 
@@ -41,13 +38,6 @@ Tell = Callable[[str], None]
 class Item:
     name: str  # a path relative to the gallery's folder, or a caption
     stamp: str = ""  # of a file the size and the time of its last change
-
-
-class _About(BaseModel):
-    """By the items' names, which need not be texts."""
-
-    # Its stamp; and the first half of the content's SHA-256, which names the row, or why there is no row.
-    items: dict[Any, tuple[str, str]] = {}
 
 
 @dataclass(frozen=True)
@@ -60,55 +50,17 @@ class Encoding:
     threads: int
 
 
-class _Rows(RowFile[_About]):
-    """Its index is arrays: of a million pictures it is there in a second."""
-
-    def load_index(self) -> dict[str, Any]:
-        try:
-            head, kept = load_arrays(self.path.with_suffix(".arrays"))
-        except FileNotFoundError:
-            index = super().load_index()  # of earlier versions
-            return {**index, "items": super().checked(index).items}
-        digits = kept["contents"].tobytes().hex()
-        contents = [digits[at : at + DIGEST] for at in range(0, len(digits), DIGEST)]
-        names, stamps = (
-            str(kept[what].data, "utf-8", "surrogatepass").split("\0")[:-1] for what in ("names", "stamps")
-        )
-        states = map([*contents, *_NO_ROW].__getitem__, kept["places"].tolist())
-        return {**head, "names": contents, "items": dict(zip(names, zip(stamps, states, strict=True), strict=True))}
-
-    def checked(self, index: dict[str, Any]) -> _About:
-        return _About.model_construct(items=index["items"])  # texts, as they were decoded
-
-    def save_index(self, index: dict[str, Any]) -> None:
-        contents, items = index.pop("names"), index.pop("items")
-        places = {state: at - len(_NO_ROW) for at, state in enumerate(_NO_ROW)} | self.places
-        arrays = {
-            "contents": np.frombuffer(bytes.fromhex("".join(contents)), np.uint8),
-            "names": _ended(items),
-            "stamps": _ended(stamp for stamp, _ in items.values()),
-            "places": np.array([places.get(content, places[UNREAD]) for _, content in items.values()], np.int32),
-        }
-        write_arrays(self.path.with_suffix(".arrays"), index, arrays)
-        self.path.with_suffix(".json").unlink(missing_ok=True)  # of earlier versions
-
-
-def _ended(texts: Iterable[str]) -> Array:
-    """The bytes of texts, a zero behind each: in no name of a file there is one."""
-    return np.frombuffer("".join(f"{text}\0" for text in texts).encode("utf-8", "surrogatepass"), np.uint8)
-
-
 class Index:
     """What is known of a gallery, in the order of the items when last brought up to date."""
 
     def __init__(self, path: Path, model: str, width: int) -> None:
         """`model` names the weights and the view that rows of `width` D are made with."""
         self.path, self.kept = path, True  # False once it could not be written
-        self._open = partial(_Rows, path, {"format": FORMAT, "model": model}, (width,), _About)
+        self._open = partial(EntryFile, path, {"format": FORMAT, "model": model}, (width,), About)
         self.file = self._open()
         # From question to question: items of which all is known, and what `gallery` gave.
         self._fresh: Sequence[Item] | None = None
-        self._gallery: tuple[list[str], Rows] | None = None
+        self._gallery: tuple[Sequence[str], Rows] | None = None
 
     def stale(self, items: Sequence[Item]) -> list[Item]:
         """Items that must be read: new ones, and those whose file may have changed."""
@@ -126,28 +78,35 @@ class Index:
         """Whether all is known of just these items, in their order; it is asked once for the same list."""
         if self._fresh is not items:
             self._gallery = None
-            known = not self.stale(items) and list(self.file.about.items) == [item.name for item in items]
+            kept = self.file.columns()
+            known = (
+                not (kept["places"] == STATES[UNREAD]).any()
+                and np.array_equal(kept["names"], ended([item.name for item in items]))
+                and np.array_equal(kept["stamps"], ended([item.stamp for item in items]))
+            )
             self._fresh = items if known else None
         return self._fresh is items
 
-    def gallery(self) -> tuple[list[str], Rows]:
+    def gallery(self) -> tuple[Sequence[str], Rows]:
         """The names of what could be encoded, and their rows (N,D), in the order of the items."""
         if self._gallery is None:
-            places, rows = self.file.places, self.file.rows
-            found = [
-                (name, places[content]) for name, (_, content) in self.file.about.items.items() if content in places
-            ]
-            order = np.array([place for _, place in found], np.int64)
+            kept, rows = self.file.columns(), self.file.rows
+            chosen = np.flatnonzero(kept["places"] >= 0)
+            order = kept["places"][chosen]
             in_order = np.array_equal(order, np.arange(len(rows)))
-            self._gallery = [name for name, _ in found], rows if in_order else rows[order]
+            self._gallery = Names(kept["names"], chosen), rows if in_order else rows[order]
         return self._gallery
 
-    def content(self, name: str) -> str:
-        """The digest of what a file held, or why it has none."""
-        return self.file.about.items[name][1]
+    def firsts(self, but: str) -> Array:
+        """The first place of each content of the gallery, ascending; none of the content with the digest `but`."""
+        kept = self.file.columns()
+        rows, firsts = np.unique(kept["places"][kept["places"] >= 0], return_index=True)
+        same = kept["contents"].reshape(-1, DIGEST // 2)[rows] == np.frombuffer(bytes.fromhex(but), np.uint8)
+        return np.sort(firsts[~same.all(axis=1)])
 
-    def failures(self, why: str) -> list[str]:
-        return [name for name, (_, content) in self.file.about.items.items() if content == why]
+    def failures(self, why: str) -> Sequence[str]:
+        kept = self.file.columns()
+        return Names(kept["names"], np.flatnonzero(kept["places"] == STATES[why]))
 
     @contextmanager
     def alone(self, tell: Tell) -> Iterator[None]:
@@ -165,7 +124,7 @@ class Index:
 
     def forget_all_but(self, names: list[str]) -> None:
         """Names that are gone drop out; their rows, once they are the most."""
-        about, places = self.file.about, self.file.places
+        about, places, self.file.arrays = self.file.about, self.file.places, None
         about.items = {name: about.items[name] for name in names}
         used = {content for _, content in about.items.values() if content in places}
         if 2 * len(used) < len(places):
@@ -258,8 +217,9 @@ def _ahead(items: Sequence[Item], encoding: Encoding, known: Container[str]) -> 
 def _encode(index: Index, batch: list[_Read], encoding: Encoding) -> None:
     new = {read.content: read.prepared for read in batch if read.prepared is not None}
     new = {content: prepared for content, prepared in new.items() if content not in index.file.places}
+    items, index.file.arrays = index.file.about.items, None
     if new:
         rows = encoding.encode(torch.stack(list(new.values())))
         index.file.append(new, rows.to(torch.float16).numpy())
     for item, content, _ in batch:
-        index.file.about.items[item.name] = item.stamp, content
+        items[item.name] = item.stamp, content

@@ -6,7 +6,7 @@ Letters: N rows of the gallery, D dimensions, k hits.
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from clipcoco.data.viewer import UnreadableImage
 from clipcoco.errors import DataError
 from clipcoco.events import Report
 from clipcoco.search import check_picture, check_words
+from clipcoco.search.entries import DAMAGED, OTHER, UNREAD
 from clipcoco.search.galleries import Gallery, count_words, read_picture
-from clipcoco.search.index import DAMAGED, OTHER, UNREAD, Encoding, Index, Tell, digest_of, refresh
+from clipcoco.search.index import Encoding, Index, Tell, digest_of, refresh
 from clipcoco.search.models import Model, Towers
 
 CHUNK = 4096  # rows that are float32 at a time: they stay in the processor's cache
@@ -134,7 +135,7 @@ def answer(
         told.tell(note)
     if picture:
         others = _others(picture, names, index, gallery)
-        names, rows = [names[place] for place in others], rows[others]
+        names, rows = list(others.values()), rows[list(others)]
     if not names:
         other = "other " if picture else ""
         raise DataError(f"there is no {other}picture in {gallery.words} (--images). Give a folder of JPEG or PNG files")
@@ -174,16 +175,14 @@ def _picture(path: Path) -> _Picture:
         raise DataError(f"{path} can't be read: {error} (--image). Give a whole JPEG or PNG file") from error
 
 
-def _others(picture: _Picture, names: list[str], index: Index, gallery: Gallery) -> list[int]:
-    """The rows of other pictures than the query, each content once: it may lie there twice, or as a smaller copy."""
-    seen, others, itself = {picture.content}, [], os.path.realpath(picture.path)
-    for place, name in enumerate(names):
-        content = index.content(name)
-        own = os.path.basename(name) == picture.path.name and os.path.realpath(gallery.shown(name)) == itself
-        if content not in seen and not own:
-            others.append(place)
-        seen.add(content)
-    return others
+def _others(picture: _Picture, names: Sequence[str], index: Index, gallery: Gallery) -> dict[int, str]:
+    """Rows and names of other pictures than the query, each content once: it may lie there twice, or smaller."""
+    itself = os.path.realpath(picture.path)
+
+    def own(name: str) -> bool:
+        return name.rpartition("/")[2] == picture.path.name and os.path.realpath(gallery.shown(name)) == itself
+
+    return {place: name for place in index.firsts(picture.content).tolist() if not own(name := names[place])}
 
 
 def _tokens(words: str, model: Model, tell: Tell) -> Tensor:
@@ -222,4 +221,4 @@ def rows_of(model: Model, gallery: Gallery, indexes: Path, device: str | None, t
     names, rows = index.gallery()
     if not names:
         raise DataError(f"there is no picture in {gallery.words} (--images). Give a folder of JPEG or PNG files")
-    return names, F.normalize(torch.from_numpy(np.array(rows)).float(), dim=1)
+    return list(names), F.normalize(torch.from_numpy(np.array(rows)).float(), dim=1)
