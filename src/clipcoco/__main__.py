@@ -12,6 +12,7 @@ def main() -> None:
             # During the imports, which turn what is raised in them into errors; then the command line decides.
             signal.signal(number, lambda *_: os._exit(143))
     _open_streams()
+    gc.set_threshold(10_000)  # what imports and tables make stays: by default Python looks through all of it six times
     if "WORLD_SIZE" in os.environ:  # what torch's libraries say of a process that is gone, clipcoco says in one line
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
