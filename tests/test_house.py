@@ -43,7 +43,7 @@ def test_the_evening_path_is_an_evening():
 
 # Lines of Python. A change raises one of them by what it adds less what it deletes, in a commit that says both.
 WINGS = {
-    "core": (("engine", "data", "config", "disk", "runs", ""), 12_446),
+    "core": (("engine", "data", "config", "disk", "runs", ""), 12_447),
     "prepare": (("prepare",), 4_155),
     "faces": (("cli", "console"), 3_884),
     "uses": (("report", "search", "share", "export", "api"), 4_539),
