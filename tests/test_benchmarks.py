@@ -18,7 +18,7 @@ def run(name, *words):
 
 
 def test_what_a_gpu_is_to_show_runs_on_a_cpu(scenes, tmp_path):
-    done = run("gpu.py", tmp_path / "work", scenes, "--cpu", "machine", "faster", "whole")
+    done = run("gpu.py", tmp_path / "out", scenes, "--cpu", "machine", "faster", "whole")
     assert done.returncode == 0, done.stdout + done.stderr
     machine, faster, whole = re.split(r"===== \w+\n", done.stdout)[1:]
     assert "torch" in machine
@@ -28,13 +28,13 @@ def test_what_a_gpu_is_to_show_runs_on_a_cpu(scenes, tmp_path):
     off = [float(one) for one in re.findall(r"gradient off by (\S+)", faster)]
     assert len(off) == 12
     assert max(off) < 1e-5  # each is the same step
-    assert f"48 images are read from {tmp_path}/work/prepared-256" in whole
+    assert f"48 images are read from {tmp_path}/out/prepared-256" in whole
     for what in ("step: ", "loader, ", "full loop, ", "evaluation: ", "saving: ", "saved by a thread: "):
         assert f"] {what}" in whole
 
 
 def test_a_section_that_failed_is_named_and_ends_in_an_error(tmp_path):
-    done = run("gpu.py", tmp_path / "work", tmp_path / "nothing", "--cpu", "loading", "machine", "float32")
+    done = run("gpu.py", tmp_path / "out", tmp_path / "nothing", "--cpu", "loading", "machine", "float32")
     assert (done.returncode, done.stdout.splitlines()[-1].split("] ")[1]) == (1, "failed: machine loading")
     assert "differs from the CPU by 0.0e+00" in done.stdout
 
