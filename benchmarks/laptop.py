@@ -29,7 +29,7 @@ from clipcoco.data.false_captions import FOLDER, read_sugar_crepe
 from clipcoco.data.split import choose_source
 from clipcoco.engine.checkpoint import weights_sha256
 from clipcoco.engine.composition import judge
-from clipcoco.engine.device import make_deterministic
+from clipcoco.engine.device import encoding_in_memory, make_deterministic, training_in_memory
 from clipcoco.engine.evaluate import Inputs, embed
 from clipcoco.engine.features import Encode, cache_features, feature_key
 from clipcoco.engine.model import DualEncoder, build, seen_by
@@ -148,9 +148,10 @@ def prepared(root: str, changes: Sequence[str], say: Callable[..., None] = print
     found = []
     for table, training in ((parts.train_table, True), (parts.val_table, False)):
         key = replace(feature_key(config, weights, parts.device, parts.source, training), backbone=NAME)
-        features = cache_features(
-            encode, key, table, Path(root), parts.source, parts.workers, parts.device, count, lambda: None
-        )
+        with encoding_in_memory("the backbone's features", parts.device):
+            features = cache_features(
+                encode, key, table, Path(root), parts.source, parts.workers, parts.device, count, lambda: None
+            )
         assert features is not None
         found.append(features)
     seconds = time.monotonic() - began
@@ -181,7 +182,8 @@ def main() -> None:
     report_closed_form(laptop.parts, laptop.cached, show, lambda: None, laptop.model)
     print(f"closed form: {time.process_time() - cpu:.1f} CPU s", flush=True)
     training, began, cpu = training_of(laptop, show), time.monotonic(), time.process_time()
-    ended = train(training, show, lambda: None)
+    with training_in_memory(laptop.parts.config.train.batch_size, laptop.parts.device):
+        ended = train(training, show, lambda: None)
     steps = ended.step * laptop.parts.config.train.batch_size / ended.seconds
     cpu = time.process_time() - cpu
     print(f"training: {ended.seconds:.0f} s, {cpu:.0f} CPU s, {steps:.0f} images/s with its evaluations")
